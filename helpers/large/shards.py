@@ -96,8 +96,9 @@ class Checkpoint:
                 f"{path} has changed since this run began to read it: restore it and run again"
             )
         with reading(path) as file:
-            shape = file.get_slice(name).get_shape()
-            first = file.get_slice(name)[:1] if shape else file.get_tensor(name)
+            stored = file.get_slice(name)
+            shape = stored.get_shape()
+            first = stored[:1] if shape else file.get_tensor(name)
         kind = dtype if first.is_floating_point() else first.dtype
         tensor = torch.empty(shape, dtype=kind, device=device)
         if not shape:
