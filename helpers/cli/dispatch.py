@@ -52,7 +52,7 @@ def dispatch(options: argparse.Namespace) -> int:
     if verb in PLAN_FUNCTIONS:
         # end on SIGTERM as on Ctrl-C, so that kernels are stopped too
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        # its arguments are called as the options of the verb
+        # each takes the options of its verb by their names
         return getattr(runner, PLAN_FUNCTIONS[verb])(**arguments) or 0
     if verb == "doctor":
         return machine.examine()

@@ -228,7 +228,7 @@ class WeightReader:
 
 def _slots(
     model: nn.Module, blocks: nn.ModuleList, checkpoint: Checkpoint
-) -> dict[Any, list[Slot]]:
+) -> defaultdict[Any, list[Slot]]:
     """The slots of each block and, under None, of all that lies outside.
 
     Raises BadParameter if the checkpoint lacks a tensor or has one of another shape;

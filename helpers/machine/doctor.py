@@ -100,8 +100,9 @@ def check_packages() -> Finding:
     # only a note: it may be about packages that the project does not use, and `check_device` finds
     # out whether ours load
     text = "; ".join(lines[:3]) or f"pip does not work: {failure}"
-    advice = "remove .venv/.installed and run: make setup"
-    return Finding("packages", text, "note", advice)
+    return Finding(
+        "packages", text, "note", "remove .venv/.installed and run: make setup"
+    )
 
 
 def check_device() -> Finding:

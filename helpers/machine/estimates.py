@@ -18,7 +18,7 @@ Parameters = Mapping[str, Any]  # of a notebook, by their names
 
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 FLOAT = 4  # bytes of a number of what a solver works in
-# copies of a layer's weight that a method holds at once; else 4.5
+# copies of a layer's weight that a method holds at once; admm-grad holds 4.5, and others no more
 COPIES = {"wanda": 2.5, "sparsegpt": 2.5}
 LONGEST = {"boolq": 1291, "sciq": 600}  # tokens of a task's longest item; else 300
 CHOICE = 150  # tokens of a text whose logits are computed: its choice, and what it is padded to
