@@ -56,7 +56,7 @@ def test_a_folder_has_the_shape_of_its_model(tmp_path, one_line_error):
         with one_line_error(UnsupportedModel, str(tmp_path), "embedded"):
             Shape(tmp_path)
     with one_line_error(BadParameter, "dtype 'int8'"):
-        memory_needed(parameters(dtype="int8"), gpu=True)
+        memory_needed(parameters(dtype="int8"))
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
@@ -66,7 +66,7 @@ def test_memory_is_that_of_the_committed_records(plan):
         notebook = record["notebook"]
         given = record["parameters"]
         if "method" in given:
-            estimated, _ = notebook_memory(notebook, given, gpu=False)
+            _, estimated = notebook_memory(notebook, given, gpu=False)
             most = 1.6 if notebook[:2] in ("05", "08") else 1.1
             assert 0.9 < estimated / record["peak_memory_bytes"] < most, record["name"]
 
@@ -80,7 +80,5 @@ def test_memory_from_file_to_file_is_what_was_measured(
 ):
     """On LLaMA-2-7B's shapes, by what a process grew under a limit of its address space."""
     text = dict(method=method, sequences=sequences, length=length, window=0)
-    estimated, _ = memory_needed(
-        parameters(**text, dtype="float32", streamed=True), gpu=False
-    )
+    estimated, _ = memory_needed(parameters(**text, dtype="float32", streamed=True))
     assert 0.85 < measured / estimated < 1.15

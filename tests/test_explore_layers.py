@@ -17,7 +17,7 @@ from helpers.explore import (
     mask_schedule_explorer,
 )
 from helpers.explore.calibration import table_html, text_html
-from helpers.explore.problem import LayerProblem
+from helpers.explore.layer import LayerProblem
 from helpers.gram import relative_error
 from helpers.models import find_blocks
 from helpers.studies import stream_norms
@@ -114,8 +114,8 @@ def test_the_list_has_the_layers_of_a_block(tiny):
 
 def test_of_a_large_layer_the_first_outputs_are_solved_alone(monkeypatch, problem):
     weight, gram = problem
-    monkeypatch.setattr("helpers.explore.problem.LEAST_OUTPUTS", 4)
-    monkeypatch.setattr("helpers.explore.problem.MOST_MULTIPLICATIONS", 5 * 16**2)
+    monkeypatch.setattr("helpers.explore.layer.LEAST_OUTPUTS", 4)
+    monkeypatch.setattr("helpers.explore.layer.MOST_MULTIPLICATIONS", 5 * 16**2)
     part = LayerProblem("layer", weight, gram)
     assert torch.equal(part.weight, weight[:5])
     assert "first 5 of 24" in part.title
@@ -135,7 +135,7 @@ def test_scrubbing_shows_each_iterations_mask_and_solves_nothing(problem, monkey
 
     METHODS["admm-grad"](weight, gram, sparsity=0.6, trace=trace)
     one_shot = METHODS["admm1"](weight, gram, sparsity=0.6).keep
-    monkeypatch.setattr("helpers.explore.problem.METHODS", None)
+    monkeypatch.setattr("helpers.explore.layer.METHODS", None)
     for iteration in (20, 1, 8):
         change(explorer, iteration=iteration)
         colours = 2 * masks[iteration - 1].int() + one_shot.int()

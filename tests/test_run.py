@@ -41,7 +41,7 @@ def test_failures_reruns_and_records(project):
     named = [record[key] for key in ("notebook", "name", "plan")]
     assert named == ["01_work", "good", "p"]
     assert record["parameters"]["steps"] == 3  # defaults are part of the record
-    threads = max(1, len(schedule.cpus()) // 3)
+    threads = max(1, schedule.cpus() // 3)
     assert record["data"] == {
         "cwd": str(root()),
         "python": sys.executable,

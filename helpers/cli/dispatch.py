@@ -13,17 +13,25 @@ import sys
 from collections.abc import Sequence
 
 from helpers import machine, runner  # their names are loaded on use
-from helpers.cli.parser import PLAN_VERBS, make_parser
+from helpers.cli.parser import make_parser
 from helpers.errors import HelpersError, first_line
 from helpers.options import check_choice
+
+# the functions of `helpers.runner` by their verbs
+PLAN_FUNCTIONS = {
+    "reproduce": "reproduce",
+    "run": "run_plan",
+    "tables": "tables",
+    "accept": "accept",
+    "list": "list_runs",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. Wrong arguments and --help raise SystemExit."""
-    options = make_parser().parse_args(arguments)
     code = 1
     try:
-        return dispatch(options)
+        return dispatch(make_parser().parse_args(arguments))
     except ModuleNotFoundError as error:
         line = f"{first_line(error)}: run make setup"
     except (HelpersError, OSError) as error:
@@ -39,33 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def dispatch(options: argparse.Namespace) -> int:
     """Call the function of the verb and return the exit code."""
-    if options.verb in PLAN_VERBS:
+    arguments = vars(options)
+    verb = arguments.pop("verb")
+    if verb in PLAN_FUNCTIONS:
         # end on SIGTERM as on Ctrl-C, so that kernels are stopped too
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if options.verb == "prune":
-        from helpers.cli.prune import prune  # here, since it loads torch
-
-        prune(options)
-    elif options.verb == "evaluate":
-        from helpers.cli.prune import evaluate
-
-        evaluate(options)
-    elif options.verb == "run":
-        runner.run_plan(options.plan, options.only, options.jobs, options.scheduler)
-    elif options.verb == "reproduce":
-        return runner.reproduce(
-            options.plan, options.only, options.jobs, options.scheduler
-        )
-    elif options.verb == "tables":
-        runner.tables(options.plan)
-    elif options.verb == "accept":
-        runner.accept(options.plan, options.only, options.stale)
-    elif options.verb == "list":
-        runner.list_runs(options.plan, options.only)
-    elif options.verb == "doctor":
+        # each takes the options of its verb by their names
+        return getattr(runner, PLAN_FUNCTIONS[verb])(**arguments) or 0
+    if verb == "doctor":
         return machine.examine()
-    else:
+    if verb == "assets":
         fetch_assets(options.names)
+        return 0
+    from helpers.cli import prune  # here, since it loads torch
+
+    if verb == "prune":
+        prune.prune(options)
+    else:
+        prune.evaluate(options)
     return 0
 
 

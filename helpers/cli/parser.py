@@ -90,7 +90,6 @@ def add_pruning(verb: argparse.ArgumentParser) -> None:
     option(
         "--sparsity",
         type=float,
-        metavar="FRACTION",
         help="fraction of weights set to zero, such as 0.6; an N:M pattern implies it",
     )
     option(
@@ -100,7 +99,6 @@ def add_pruning(verb: argparse.ArgumentParser) -> None:
     )
     option(
         "--effort",
-        metavar="PRESET",
         help="fast: allocate sparsity from gradients; balanced and long: also distil the dense "
         "model into the kept weights",
     )
@@ -136,7 +134,6 @@ def add_calibration(verb: argparse.ArgumentParser) -> None:
     option(
         "--calibration",
         default="embedded",
-        metavar="TEXT",
         help="embedded, c4, wikitext2 or a text file (default: %(default)s)",
     )
     option(
@@ -172,7 +169,6 @@ def add_model(verb: argparse.ArgumentParser) -> None:
     )
     option(
         "--revision",
-        metavar="COMMIT",
         help="commit hash of a Hugging Face model, or main for the newest",
     )
     option(
@@ -193,7 +189,6 @@ def add_model(verb: argparse.ArgumentParser) -> None:
     option(
         "--evaluation",
         default="embedded",
-        metavar="TEXT",
         help="embedded, wikitext2 or a text file (default: %(default)s)",
     )
     option(
@@ -217,7 +212,12 @@ def add_plan(verb: argparse.ArgumentParser, name: str) -> None:
     option = verb.add_argument
     option("--plan", default="laptop", help="folder in runs/ (default: %(default)s)")
     if name != "tables":
-        option("--only", metavar="GLOB", help="runs whose notebook or name matches")
+        option(
+            "--only",
+            default="*",
+            metavar="GLOB",
+            help="runs whose notebook or name matches (default: all)",
+        )
     if name == "accept":
         option(
             "--stale",
@@ -233,6 +233,5 @@ def add_plan(verb: argparse.ArgumentParser, name: str) -> None:
         )
         option(
             "--scheduler",
-            metavar="ADDRESS",
             help="address or file of a Dask scheduler, to run on its cluster",
         )

@@ -106,8 +106,9 @@ def evaluate(options: argparse.Namespace) -> None:
             model, tokenizer, tasks=options.tasks, limit=options.limit
         )
         for name, score in scores.items():
-            line = f"{name}: accuracy {score.accuracy:.4f}, stderr {score.stderr:.4f}"
-            write_line(line)
+            write_line(
+                f"{name}: accuracy {score.accuracy:.4f}, stderr {score.stderr:.4f}"
+            )
 
 
 def load(options: argparse.Namespace, name: str) -> tuple[Any, Any]:

@@ -13,7 +13,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "calibration": ("calibration_explorer",),
         "controls": ("Explorer", "View", "Worker", "progress_bar", "twin"),
         "generate": ("TryIt",),
-        "layer": ("layer_solve_explorer",),
-        "mask": ("mask_schedule_explorer",),
+        "layer": ("layer_solve_explorer", "mask_schedule_explorer"),
     },
 )

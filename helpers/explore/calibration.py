@@ -1,11 +1,9 @@
 """Explorer of the calibration text: which tokens carry the massive activations?"""
 
-from __future__ import annotations
-
 import html
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -63,8 +61,7 @@ def calibration_explorer(
         norms, texts = read(worker, sequence)
         here = norms[block]
         ratios = (here / here.median().clamp(min=1e-30)).tolist()
-        order = here.argsort(descending=True, stable=True)
-        largest = order[:TABLE_ROWS].tolist()
+        largest = here.argsort(descending=True, stable=True)[:TABLE_ROWS].tolist()
         first = largest[0]
         caption = (
             f"Sequence {sequence}, {block_name(block, len(norms))}: the token with the largest "
@@ -72,10 +69,10 @@ def calibration_explorer(
             f"{_number(ratios[first])} times the median norm. More than {FULL_COLOUR} times the "
             f"median: {sum(r > FULL_COLOUR for r in ratios)} of {len(ratios)} tokens."
         )
-        text = text_html(texts, ratios, largest)
-        table = table_html(texts, here.tolist(), ratios, largest)
+        markup = text_html(texts, ratios, largest)
+        markup += table_html(texts, here.tolist(), ratios, largest)
         figure = hidden_states_figure(norms.numpy(), block, largest, sequence=sequence)
-        return View(figure, caption, text + table)
+        return View(figure, caption, markup)
 
     return Explorer(controls, draw, hint=HINT)
 
@@ -85,12 +82,7 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
     Decoded alone, a token may lose the space it begins with.
     """
-
-    def decode(groups: list[list[int]]) -> list[str]:
-        return tokenizer.batch_decode(
-            groups, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
+    decode = partial(tokenizer.batch_decode, clean_up_tokenization_spaces=False)
     alone = decode([[number] for number in ids])
     pairs = decode([list(pair) for pair in pairwise(ids)])
     texts = alone[:1]
@@ -112,7 +104,7 @@ def text_html(texts: Sequence[str], ratios: Sequence[float], top: Sequence[int])
         if not text.strip() or "\n" in text:
             visible = text.translate(VISIBLE)
         label = html.escape(visible) or "∅"
-        depth = math.log(max(ratio, 1)) / math.log(FULL_COLOUR)
+        depth = math.log(max(ratio, 1), FULL_COLOUR)
         style = f"background: rgba(230,120,0,{0.55 * min(1, depth):.2f})"
         if position in ranks:
             style += "; font-weight: bold; text-decoration: underline 2px"

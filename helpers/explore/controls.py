@@ -5,8 +5,6 @@ no matplotlib backend for widgets is needed. To write an explorer of your own: m
 write a function that turns their values into a `View`, and give both to `Explorer`.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import logging
@@ -14,21 +12,19 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ipywidgets
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
-from helpers.errors import HelpersError, Stopped
+from helpers.errors import HelpersError, Stopped, first_line
 from helpers.progress import ProgressBar
 from helpers.report import to_png
 
 STOPPED = "stopped: nothing is lost, start again whenever you like"
-BAR_INTERVAL = (
-    0.05  # seconds between two updates of the bar: the browser has to draw each
-)
+# seconds between two updates of the bar: the browser has to draw each
+BAR_INTERVAL = 0.05
 PATIENCE = 1.0  # seconds that work may go on although a newer request waits
 DPI = 90
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -49,17 +45,17 @@ class Worker(ipywidgets.HBox):
     """
 
     def __init__(self) -> None:
-        self.bar = ipywidgets.IntProgress(min=0, max=1, layout={"width": "240px"})
+        self.bar = ipywidgets.IntProgress(layout={"width": "240px"})
         self.button = ipywidgets.Button(description="Stop", icon="stop")
-        self.busy = ipywidgets.HBox([self.bar, self.button])
         # hidden, it keeps its space, so that nothing below moves
-        self.busy.layout.visibility = "hidden"
+        hidden = {"visibility": "hidden"}
+        self.busy = ipywidgets.HBox([self.bar, self.button], layout=hidden)
         self.message = ipywidgets.HTML()
-        self.error: Exception | None = None  # that ended the last work
+        self.error = None  # that ended the last work
         self._lock = threading.RLock()
         self._idle = threading.Event()
         self._idle.set()
-        self._waiting: Callable[[], None] | None = None
+        self._waiting = None
         self._stopping = False
         self._began = 0.0
         self._bar_updated = 0.0
@@ -105,14 +101,14 @@ class Worker(ipywidgets.HBox):
             return
         with self._lock:
             self._bar_updated = now
-            self.busy.layout.visibility = "visible"
             self.bar.max = max(1, total)
             self.bar.value = done
+            self.busy.layout.visibility = "visible"
             self.message.value = html.escape(f"{done} of {total}: {name}")
 
     def _run(self) -> None:
         """The thread: one request after another, until none waits."""
-        error: Exception | None = None
+        error = None
         while True:
             with self._lock:
                 work = self._waiting
@@ -140,12 +136,11 @@ def error_line(error: Exception) -> str:
     """An error as one line of HTML: red unless the user pressed Stop, read by screen readers."""
     if isinstance(error, Stopped):
         return STOPPED
-    text = html.escape(str(error) or type(error).__name__)
+    text = html.escape(first_line(error))
     return f'<span role="alert" style="{RED}">{text}</span>'
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """The output of an explorer for one setting of its controls.
 
     caption: the picture in words, plain text, which is also its alternative text.
@@ -184,8 +179,7 @@ class Explorer(ipywidgets.VBox):
         self.worker = Worker()
         self.picture = ipywidgets.HTML()
         self.below = ipywidgets.HTML()
-        self.png = b""  # the picture's bytes
-        self._view: View | None = None
+        self._view = None
         rows = rows or [row(*controls.values())]
         hint_line = ipywidgets.HTML(paragraph(hint))
         super().__init__([hint_line, *rows, self.worker, self.picture, self.below])
@@ -223,7 +217,6 @@ class Explorer(ipywidgets.VBox):
         with _DRAWING:
             png = to_png(view.figure, dpi=DPI)
         self._view = view
-        self.png = png
         # not an Image, which has no words for those who cannot see it; its size is given and it is
         # decoded at once, so that nothing jumps when it is replaced
         width, height = DPI * view.figure.get_size_inches()
@@ -260,27 +253,31 @@ def slider(
         kind = ipywidgets.FloatLogSlider
         low = math.log10(low)
         high = math.log10(high)
-    label = labelled(description, "290px")
-    return kind(value=value, min=low, max=high, step=step, **label)
+    return kind(
+        value=value, min=low, max=high, step=step, **labelled(description, "290px")
+    )
 
 
 def choice(options: Iterable[Any], value: Any, description: str) -> ipywidgets.Widget:
     """A drop-down list; an option is a value or a pair of label and value."""
-    label = labelled(description, "max-content")
-    return ipywidgets.Dropdown(options=list(options), value=value, **label)
+    return ipywidgets.Dropdown(
+        options=list(options), value=value, **labelled(description, "max-content")
+    )
 
 
 def labelled(description: str, width: str) -> dict[str, Any]:
     """Arguments of a widget whose label is as wide as its text."""
-    layout = {"width": width, "max_width": "98%", "margin": "2px 12px 2px 2px"}
-    style = {"description_width": "initial"}
-    return {"description": description, "style": style, "layout": layout}
+    return {
+        "description": description,
+        "style": {"description_width": "initial"},
+        "layout": {"width": width, "max_width": "98%", "margin": "2px 12px 2px 2px"},
+    }
 
 
 def row(*widgets: ipywidgets.Widget) -> ipywidgets.Box:
     """Widgets side by side, on several lines where the page is narrow."""
-    layout = {"display": "flex", "flex_flow": "row wrap", "align_items": "center"}
-    return ipywidgets.Box(list(widgets), layout=layout)
+    layout = {"flex_flow": "row wrap", "align_items": "center"}
+    return ipywidgets.Box(widgets, layout=layout)
 
 
 def progress_bar(title: str, unit: str = "layer") -> ProgressBar:
@@ -295,12 +292,10 @@ def twin(explorer: ipywidgets.Widget, figure: Figure | HTML) -> None:
     A notebook keeps an output in several formats. JupyterLab and Colab, which have a kernel, show
     the widget; the book and GitHub, which have none, show the figure.
     """
-    widget = {"version_major": 2, "version_minor": 0, "model_id": explorer.model_id}
-    formats: dict[str, Any] = {WIDGET: widget}
+    formats = {WIDGET: explorer.get_view_spec()}
     if isinstance(figure, HTML):
         formats["text/html"] = figure.data
     else:
-        png = to_png(figure, dpi=DPI)
-        formats["image/png"] = base64.b64encode(png).decode()
+        formats["image/png"] = base64.b64encode(to_png(figure, dpi=DPI)).decode()
     # at once: an output that is updated is drawn again, and the Play button of a second view stops
     display(formats, raw=True)

@@ -3,11 +3,8 @@
 The models write one after another, in a thread that can be stopped, by their own `generate`.
 """
 
-from __future__ import annotations
-
 import copy
 import html
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +24,7 @@ from helpers.prune import prune_model
 
 MOST_TOKENS = 400  # the slider's end
 # by label: sparsity and pattern
-TARGETS: dict[str, tuple[float | None, str]] = {
+TARGETS = {
     f"{percent} %": (percent / 100, "unstructured") for percent in range(20, 95, 10)
 }
 TARGETS |= {"2:4": (None, "2:4"), "4:8": (None, "4:8")}
@@ -39,15 +36,17 @@ class Answer(ipywidgets.HTML):
     """One model's column: its label, the prompt that it continues, and what it has written."""
 
     def __init__(self, label: str, model: nn.Module) -> None:
-        layout = {"flex": "1 1 280px", "min_width": "0", "margin": "6px 12px 0 0"}
-        super().__init__(layout=layout)
+        super().__init__(
+            layout={"flex": "1 1 280px", "min_width": "0", "margin": "6px 12px 0 0"}
+        )
         self.label = label
         self.model = model
-        self.show("", "")
+        self.prompt = ""
+        self.show("")
 
-    def show(self, prompt: str, text: str) -> None:
+    def show(self, text: str) -> None:
         """Show a text; the prompt that it begins with, if it does, is grey."""
-        grey = prompt if text.startswith(prompt) else ""
+        grey = self.prompt if text.startswith(self.prompt) else ""
         written = text.removeprefix(grey)
         self.value = (
             f'<div style="{COLUMN}"><b>{html.escape(self.label)}</b><div style="{TEXT}">'
@@ -66,7 +65,6 @@ class ColumnStreamer(TextStreamer):
         self,
         tokenizer: Any,
         answer: Answer,
-        prompt: str,
         chat: bool,
         *,
         progress: Progress,
@@ -77,7 +75,6 @@ class ColumnStreamer(TextStreamer):
         # first space
         super().__init__(tokenizer, skip_prompt=chat, skip_special_tokens=True)
         self.answer = answer
-        self.prompt = prompt
         self.text = ""
         self.progress = progress
         self.done = done
@@ -93,7 +90,7 @@ class ColumnStreamer(TextStreamer):
         """Called by `put` and `end` with the text that is new."""
         self.text += text
         # a model that has nothing more to say may fill a screen with empty lines
-        self.answer.show(self.prompt, self.text.rstrip())
+        self.answer.show(self.text.rstrip())
 
 
 class RefuseNaN(LogitsProcessor):
@@ -104,7 +101,7 @@ class RefuseNaN(LogitsProcessor):
 
     def __call__(self, _ids: Tensor, logits: Tensor) -> Tensor:
         """The logits (1, vocabulary) as they are."""
-        if not math.isfinite(logits.max()):  # NaN is the largest of any
+        if not logits.max().isfinite():  # NaN is the largest of any
             raise NonFinite(
                 "a model gives NaN or infinity instead of logits: load it as float32, or prune it "
                 "less"
@@ -149,7 +146,7 @@ class TryIt(ipywidgets.VBox):
         chat = ipywidgets.Checkbox(
             description="as a chat message",
             indent=False,
-            disabled=not getattr(tokenizer, "chat_template", None),
+            disabled=not tokenizer.chat_template,
             layout={"width": "auto", "margin": "2px 12px"},
         )
         sliders = {
@@ -173,8 +170,9 @@ class TryIt(ipywidgets.VBox):
             description="Prune a copy", icon="scissors"
         )
         self.prune_button.on_click(lambda _button: self.prune())
-        controls = row(self.method, self.target, self.prune_button, self.pruning)
-        self.children += (controls,)
+        self.children += (
+            row(self.method, self.target, self.prune_button, self.pruning),
+        )
 
     def generate(self) -> None:
         """Let the models answer in a thread, as the button does."""
@@ -192,7 +190,7 @@ class TryIt(ipywidgets.VBox):
         first = next(iter(self.answers.values())).model
 
         def work() -> None:
-            size = sum(parameter.nbytes for parameter in first.parameters())
+            size = first.get_memory_footprint()
             free, _ = ram()
             if device_of(first).type == "cpu" and free < 2 * size:
                 raise OutOfMemory(
@@ -232,25 +230,30 @@ class TryIt(ipywidgets.VBox):
             raise BadParameter(
                 "the prompt is empty: type some words to be continued or answered"
             )
-        text = self._chat_text(prompt) if chat else prompt
+        text = prompt
+        if chat:
+            message = {"role": "user", "content": prompt}
+            text = self.tokenizer.apply_chat_template(
+                [message], tokenize=False, add_generation_prompt=True
+            )
         # a template brings its special tokens
-        encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=not chat)
-        ids = encoded["input_ids"]
+        ids = self.tokenizer.encode(
+            text, return_tensors="pt", add_special_tokens=not chat
+        )
         answers = list(self.answers.values())
         for answer in answers:
             check_length(answer.model, ids.shape[1] + new_tokens)
-            answer.show(prompt, "" if chat else prompt)
-        sampling: dict[str, Any] = {"do_sample": False}
+            answer.prompt = prompt
+            answer.show("" if chat else prompt)
+        sampling = {"do_sample": temperature > 0}
         if temperature > 0:
             # from all tokens, even if the model's own settings say otherwise
-            sampling = {"do_sample": True, "temperature": temperature}
-            sampling |= {"top_k": 0, "top_p": 1.0}
+            sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
         for number, answer in enumerate(answers):
             inputs = ids.to(device_of(answer.model))
             streamer = ColumnStreamer(
                 self.tokenizer,
                 answer,
-                prompt,
                 chat,
                 progress=self.worker.progress,  # Stop: no other model begins
                 done=number * new_tokens,
@@ -268,10 +271,3 @@ class TryIt(ipywidgets.VBox):
                     pad_token_id=self.tokenizer.eos_token_id,
                     **sampling,
                 )
-
-    def _chat_text(self, prompt: str) -> str:
-        """The prompt as a message in the tokenizer's template."""
-        message = {"role": "user", "content": prompt}
-        return self.tokenizer.apply_chat_template(
-            [message], tokenize=False, add_generation_prompt=True
-        )

@@ -7,30 +7,24 @@ uninterrupted call (unless memory ran out in one of them and the batch was halve
 rounding). The index, without which no program takes the shards for a model, is written last.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import inspect
 import json
-import os
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from helpers.code_hashes import code_hash, core_code, wing_code
+from helpers.code_hashes import code_hash, core_code, hash_of, wing_code
 from helpers.errors import BadParameter, FileError
 from helpers.large.shards import (
     COMPANIONS,
     INDEX,
-    delete_unfinished,
     reading,
     write_index,
     write_shard,
@@ -41,7 +35,7 @@ from helpers.loop import LayerReport, Loop, PruneReport, Request, Store, Team
 from helpers.masks import Pattern
 from helpers.methods import get_method
 from helpers.model_state import set_state, state_of
-from helpers.models import find_layers, model_identity, weights_in_memory
+from helpers.models import find_layers, model_identity
 from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_request, check_zeros, ignored_layers
@@ -51,7 +45,7 @@ from helpers.target import Sparsity, Target
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 
-@dataclass
+@dataclasses.dataclass
 class CheckpointReport(PruneReport):
     """A `PruneReport` of the whole model; `seconds`, `parity` and `batch` are of the last call.
 
@@ -73,8 +67,8 @@ class CheckpointReport(PruneReport):
 
 
 def prune_checkpoint(
-    source: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
+    source: str | Path,
+    destination: str | Path,
     tokens: Tensor | None = None,
     *,
     method: str,
@@ -118,7 +112,7 @@ def prune_checkpoint(
     team = team or Team()
     check_plain(options)
     model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
-    reader: WeightReader = state_of(model).reader
+    reader = state_of(model).reader
     request = Request(
         tokens=tokens,
         target=Target(method, sparsity, Pattern.parse(pattern), options),
@@ -131,21 +125,16 @@ def prune_checkpoint(
     check_request(model, request)
     if not allow_pruned:
         # one block says it, and the others are on disk
-        with weights_in_memory(model, 0):
+        with reader.weights_in_memory(0):
             weights = [layer.weight for layer in find_layers(reader.blocks[0]).values()]
             advice = "give the dense model, or allow_pruned=True to prune it further"
             check_zeros(f"the weights of the first block of {source}", weights, advice)
-    identity = ""
-    # hashing reads the whole source, for which one process is enough
-    if team.rank == 0:
-        identity = request_hash(reader, request, team.size)
     folder = Path(destination).expanduser().absolute()
-    store = ShardStore(folder, reader, identity, team)
-    resumed = sum(result is not None for result in store.results[:-1])
+    store = ShardStore(folder, reader, request, team)
     if None in store.results:
         report = Loop(model, request, store=store, team=team).run()
         store.save_outside(report)
-    if team.rank == 0 and not (store.folder / INDEX).is_file():
+    if team.rank == 0 and not (folder / INDEX).is_file():
         store.complete()
     team.gather(None)  # no process goes on to a model that is not complete
     *blocks, outside = store.results
@@ -155,9 +144,9 @@ def prune_checkpoint(
         layers=[layer_report(row) for result in blocks for row in result["layers"]],
         **outside,
         precision=precision,
-        ignored=list(request.ignored),
-        folder=str(store.folder),
-        resumed=resumed,
+        ignored=request.ignored,
+        folder=str(folder),
+        resumed=store.resumed,
     )
 
 
@@ -174,7 +163,7 @@ def check_plain(options: Mapping[str, Any]) -> None:
 
 
 def prune_on_disk(
-    source: str | os.PathLike[str],
+    source: str | Path,
     name: str,
     tokens: Tensor | None = None,
     *,
@@ -202,15 +191,11 @@ def prune_on_disk(
 
 
 def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
-    """sha256 of all that decides the bits of the result: only shards that carry it are kept."""
-    target = request.target
-    tokens = request.tokens
-    solve = get_method(target.method)
+    """Hash of all that decides the bits of the result: only shards that carry it are kept."""
+    solve = get_method(request.target.method)
     calibration = method_code = None
     if solve.needs_calibration:  # else the tokens are never read
-        digest = hashlib.sha256(str(tuple(tokens.shape)).encode())
-        digest.update(tokens.cpu().contiguous().numpy().tobytes())
-        calibration = digest.hexdigest()
+        calibration = hash_of(request.tokens.tolist())
     # a method of the caller's may have no file
     with contextlib.suppress(OSError, TypeError):
         method_code = code_hash(inspect.getsource(inspect.unwrap(solve)))
@@ -218,11 +203,8 @@ def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
         "source": {path.name: sha256_file(path) for path in reader.checkpoint.paths},
         "configuration": sha256_file(reader.checkpoint.folder / "config.json"),
         "calibration": calibration,
-        "method": target.method,
+        "target": dataclasses.asdict(request.target),
         "method_code": method_code,
-        "sparsity": target.sparsity,
-        "pattern": str(target.pattern),
-        "options": target.options,
         "passes": request.passes,
         "precision": request.precision,
         "batch": request.batch,
@@ -233,22 +215,21 @@ def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "code": core_code() | wing_code("large"),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hash_of(parts)
 
 
 class ShardStore(Store):
     """Saves pruned blocks as shards of a checkpoint. Process 0 writes; all know what is written.
 
-    request: the `request_hash` that every shard carries. results: of each block's shard, and at
+    Every shard carries the `request_hash` of the request. results: of each block's shard, and at
     the end of the shard with all that lies outside the blocks; None where there is no shard yet.
     """
 
     def __init__(
-        self, folder: Path, reader: WeightReader, request: str, team: Team
+        self, folder: Path, reader: WeightReader, request: Request, team: Team
     ) -> None:
         self.folder = folder
         self.reader = reader
-        self.request = request
         self.team = team
         self.parts = [*range(len(reader.blocks)), None]  # as the reader calls them
         count = len(self.parts)
@@ -256,16 +237,24 @@ class ShardStore(Store):
             f"model-{number:05d}-of-{count:05d}.safetensors"
             for number in range(1, count + 1)
         ]
+        results = None
         if team.rank == 0:
+            # hashing reads the whole source, for which one process is enough
+            self.hash = request_hash(reader, request, team.size)
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 sync_folder(folder.parent)
-                delete_unfinished(folder)
-        self.results = team.gather(self._read() if team.rank == 0 else None)[0]
-        self.halved: list[str] = []  # where earlier calls had to halve the batch
+                # what a killed writer has left: our temporary files, and those of safetensors
+                for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
+                    path.unlink(missing_ok=True)
+            results = self._read()
+        self.results = team.gather(results)[0]
+        self.resumed = 0  # blocks that earlier calls have pruned
+        self.halved = []  # where they had to halve the batch
         for index, result in enumerate(self.results[:-1]):
             if result is not None:
                 reader.redirect(index, folder / self.names[index])
+                self.resumed += 1
                 self.halved = result["halved"]
 
     def _read(self) -> list[dict[str, Any] | None]:
@@ -278,7 +267,7 @@ class ShardStore(Store):
             # one that is damaged is written again
             with contextlib.suppress(FileError), reading(path) as file:
                 metadata[path.name] = file.metadata() or {}
-        others = any(each.get("request") != self.request for each in metadata.values())
+        others = any(each.get("request") != self.hash for each in metadata.values())
         if others or (not metadata and any(self.folder.glob("[!.]*"))):
             raise FileError(
                 f"{self.folder} was written by a different run (method, options, text, source, "
@@ -318,24 +307,24 @@ class ShardStore(Store):
         if self.team.rank == 0:
             self._read()  # another call may have begun here meanwhile
             tensors = self.reader.tensors(self.parts[number])
-            metadata = {"request": self.request, "result": json.dumps(result)}
+            metadata = {"request": self.hash, "result": json.dumps(result)}
             write_shard(self.folder / self.names[number], tensors, metadata)
 
     def complete(self) -> None:
         """Add what makes the shards a model: tokenizer, configuration and, last, the index."""
-        reader, source = self.reader, self.reader.checkpoint.folder
-        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        source = self.reader.checkpoint.folder
+        config = json.loads((source / "config.json").read_bytes())
         config.pop("torch_dtype", None)  # its older name
-        config["dtype"] = str(reader.dtype).removeprefix("torch.")
+        config["dtype"] = str(self.reader.dtype).removeprefix("torch.")
         with writing(self.folder):
             for pattern in COMPANIONS:
                 for path in source.glob(pattern):
                     replace_file(self.folder / path.name, path.read_bytes())
-            text = json.dumps(config, indent=2) + "\n"
-            replace_file(self.folder / "config.json", text)
+            text = json.dumps(config, indent=2)
+            replace_file(self.folder / "config.json", f"{text}\n")
             write_index(self.folder)
 
 
 def layer_report(row: dict[str, Any]) -> LayerReport:
     """A layer's report from its JSON."""
-    return LayerReport(**{**row, "shape": tuple(row["shape"])})
+    return LayerReport(**row | {"shape": tuple(row["shape"])})

@@ -4,8 +4,6 @@ Reading opens a file only briefly, so that a checkpoint may be much larger than 
 whole or not at all: a temporary file, synced to disk, then renamed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -57,7 +55,16 @@ class Checkpoint:
             with reading(single) as file:
                 self.files = dict.fromkeys(file.keys(), single)
         elif index.is_file():
-            self.files = self._read_index(index)
+            try:
+                files = json.loads(index.read_bytes())["weight_map"]
+                # only the name: a folder in it could lead out of the model's
+                self.files = {
+                    name: self.folder / Path(file).name for name, file in files.items()
+                }
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise FileError(
+                    f"{index} has no valid weight_map: save the model again"
+                ) from error
         else:
             raise FileError(
                 f"folder {self.folder} holds neither {SINGLE} nor {INDEX}: give a folder that "
@@ -65,16 +72,6 @@ class Checkpoint:
             )
         self.paths = sorted(set(self.files.values()))
         self._stamps = {path: _stamp(path) for path in self.paths}
-
-    def _read_index(self, index: Path) -> dict[str, Path]:
-        try:
-            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            # only the name: a folder in it could lead out of the model's
-            return {name: self.folder / Path(file).name for name, file in files.items()}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise FileError(
-                f"{index} has no valid weight_map: save the model again"
-            ) from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the head of its file."""
@@ -86,7 +83,7 @@ class Checkpoint:
         with reading(self.files[name]) as file:
             return file.get_tensor(name)
 
-    def read(self, name: str, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    def read(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """One tensor in memory of its own; a floating-point one in `dtype`.
 
         The file is opened again for every few rows: its mapped pages count as this process's
@@ -99,8 +96,9 @@ class Checkpoint:
                 f"{path} has changed since this run began to read it: restore it and run again"
             )
         with reading(path) as file:
-            shape = file.get_slice(name).get_shape()
-            first = file.get_slice(name)[:1] if shape else file.get_tensor(name)
+            stored = file.get_slice(name)
+            shape = stored.get_shape()
+            first = stored[:1] if shape else file.get_tensor(name)
         kind = dtype if first.is_floating_point() else first.dtype
         tensor = torch.empty(shape, dtype=kind, device=device)
         if not shape:
@@ -133,7 +131,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
     if not path.exists():
         return ()
     status = path.stat()
-    return (status.st_size, status.st_mtime_ns, status.st_ino)
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 @contextlib.contextmanager
@@ -159,9 +157,7 @@ def write_shard(
     """
     # a name of this process's own, in case a second one writes the same shard
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    on_cpu = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
-    }
+    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with writing(path):
             save_file(on_cpu, temporary, metadata={"format": "pt", **metadata})
@@ -172,12 +168,6 @@ def write_shard(
             sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)  # also after Ctrl-C
-
-
-def delete_unfinished(folder: Path) -> None:
-    """Delete what a killed writer has left: our temporary files, and those of safetensors."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
-        path.unlink(missing_ok=True)
 
 
 def write_index(folder: Path) -> None:
@@ -192,8 +182,6 @@ def write_index(folder: Path) -> None:
             for name in file.keys():  # noqa: SIM118
                 files[name] = path.name
                 total += file.get_tensor(name).nbytes  # mapped, and not read
-    index = {
-        "metadata": {"total_size": total},
-        "weight_map": dict(sorted(files.items())),
-    }
-    replace_file(folder / INDEX, json.dumps(index, indent=1) + "\n")
+    index = {"metadata": {"total_size": total}, "weight_map": files}
+    text = json.dumps(index, indent=1, sort_keys=True)
+    replace_file(folder / INDEX, f"{text}\n")

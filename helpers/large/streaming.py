@@ -6,23 +6,19 @@ any other. A loop that works block by block keeps a block in memory for as long 
 (`models.weights_in_memory`), and so reads each only once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
-import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HTTPError,
-)  # of the HTTP library the hub's client uses
+from huggingface_hub.errors import HTTPError  # that of the client's HTTP library
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -41,12 +37,11 @@ from helpers.tensors import all_finite
 
 # "model*", because some repositories hold the same weights a second time under another name
 WEIGHTS = "model*.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 def load_streamed(
-    name: str | os.PathLike[str],
+    name: str | Path,
     *,
     revision: str | None = None,
     device: str = "auto",
@@ -83,7 +78,7 @@ def load_streamed(
             config._name_or_path = str(name)
             config._commit_hash = path.name if revision else None
         tokenizer = None
-        if any((path / file).is_file() for file in TOKENIZER_FILES):
+        if any(path.glob("tokenizer*.json")):
             tokenizer = AutoTokenizer.from_pretrained(path, **LOCAL)
         with init_empty_weights(include_buffers=False):  # buffers are computed
             model = AutoModelForCausalLM.from_config(
@@ -96,7 +91,7 @@ def load_streamed(
     model.tie_weights()
     for module in model.modules():
         # again, because under the model's dtype some have been rounded on the way
-        if any(name in module._buffers for name in module._non_persistent_buffers_set):
+        if module._non_persistent_buffers_set & module._buffers.keys():
             model._init_weights(module)
         for buffer_name, buffer in module._buffers.items():
             module._buffers[buffer_name] = None if buffer is None else buffer.to(where)
@@ -104,9 +99,7 @@ def load_streamed(
     return model.eval(), tokenizer
 
 
-def checkpoint_folder(
-    name: str | os.PathLike[str], revision: str | None = None
-) -> Path:
+def checkpoint_folder(name: str | Path, revision: str | None = None) -> Path:
     """The folder of safetensors that a model's name stands for.
 
     A hub model is downloaded once, at one commit, into the hub's own cache: weights as safetensors,
@@ -126,7 +119,7 @@ def checkpoint_folder(
         ) from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class Slot:
     """A tensor of the checkpoint and the modules that hold it.
 
@@ -199,9 +192,9 @@ class WeightReader:
 
         Raises FileError, and NonFinite, naming the tensor.
         """
-        read: list[Slot] = []
+        read = []
         try:
-            for slot in self.slots.get(part, []):  # a module may have no weights
+            for slot in self.slots[part]:  # none for a module without weights
                 if slot.tensor is slot.empty:  # else an outer call keeps it in memory
                     read.append(slot)  # first, so that Ctrl-C leaves no tensor behind
                     slot.put(self._read(slot))
@@ -224,24 +217,25 @@ class WeightReader:
 
     def redirect(self, index: int, path: Path) -> None:
         """Read a block, not in memory now, from another file by the model's names from now on."""
-        self.slots[index] = [replace(slot, key=slot.name) for slot in self.slots[index]]
         for slot in self.slots[index]:
-            self.checkpoint.files[slot.name] = path
+            slot.key = slot.name
+            self.checkpoint.files[slot.key] = path
 
     def tensors(self, index: int | None) -> dict[str, Tensor]:
         """The tensors of a part that is in memory, by the model's names."""
-        return {slot.name: slot.tensor.detach() for slot in self.slots[index]}
+        return {slot.name: slot.tensor for slot in self.slots[index]}
 
 
 def _slots(
     model: nn.Module, blocks: nn.ModuleList, checkpoint: Checkpoint
-) -> dict[Any, list[Slot]]:
+) -> defaultdict[Any, list[Slot]]:
     """The slots of each block and, under None, of all that lies outside.
 
     Raises BadParameter if the checkpoint lacks a tensor or has one of another shape;
     UnsupportedModel if a block shares a tensor with what lies outside it.
     """
     inside = next(name for name, module in model.named_modules() if module is blocks)
+    in_block = re.compile(rf"{re.escape(inside)}\.(\d+)\.")
     bare = f"{model.base_model_prefix}."
     # the head of every file is read here: one that is damaged or missing is found before the work
     shapes = {name: checkpoint.shape(name) for name in checkpoint.files}
@@ -259,7 +253,8 @@ def _slots(
         keys = [key for key in stored if key in shapes]
         if keys and shapes[keys[0]] == tensor.shape:
             check_copies(checkpoint, keys)
-            parts = {_block_of(name, f"{inside}.") for name in names}
+            # the numbers of their blocks, None outside the blocks
+            parts = {match and int(match[1]) for match in map(in_block.match, names)}
             if len(parts) > 1:  # reading one part would not fill the other
                 raise UnsupportedModel(
                     f"{' and '.join(names)} are one tensor, which does not belong to one block "
@@ -267,8 +262,7 @@ def _slots(
                 )
             paths = [name.rpartition(".") for name in names]
             holders = [(model.get_submodule(path), last) for path, _, last in paths]
-            slot = Slot(keys[0], stored[keys[0]], holders, tensor)
-            slots[parts.pop()].append(slot)
+            slots[parts.pop()].append(Slot(keys[0], stored[keys[0]], holders, tensor))
         # else a buffer, which the model computes
         elif keys or isinstance(tensor, nn.Parameter):
             absent.append(names[0])
@@ -292,10 +286,3 @@ def check_copies(checkpoint: Checkpoint, keys: list[str]) -> None:
                 f"{keys[0]} and {key} in {checkpoint.folder} differ, and config.json ties them: "
                 "set tie_word_embeddings to false there if the weights are right"
             )
-
-
-def _block_of(name: str, blocks: str) -> int | None:
-    """The number of the block that a tensor's name lies in; blocks: the prefix of them all."""
-    if not name.startswith(blocks):
-        return None
-    return int(name.removeprefix(blocks).partition(".")[0])

@@ -20,8 +20,6 @@ run code: use it only in a network where you trust every machine. What the proce
 tensors and JSON.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -71,7 +69,7 @@ class Processes(Team):
             texts = [torch.empty_like(own) for _ in range(self.size)]
             dist.all_gather(texts, own)
             # in this block: on a GPU the work is only queued, and a failure shows when it is read
-            return [json.loads(each.cpu().numpy().tobytes()) for each in texts]
+            return [json.loads(bytes(each.tolist())) for each in texts]
 
     def part(self, tokens: Tensor) -> Tensor:
         """Every `size`-th sequence. Raises BadParameter if some process would have none."""
@@ -90,11 +88,11 @@ class Processes(Team):
         first = {id(gram): name for name, gram in sorted(grams.items(), reverse=True)}
         local = {name: [first[id(gram)], gram.tokens] for name, gram in grams.items()}
         everywhere = self.gather(local)
-        groups: dict[tuple[str, ...], list[str]] = {}
+        groups = {}
         for name in sorted(grams):
             sharing = tuple(each[name][0] for each in everywhere)
             groups.setdefault(sharing, []).append(name)
-        taken: set[int] = set()
+        taken = set()
         for names in groups.values():
             gram = grams[names[0]]
             if id(gram) in taken:  # shared here and not elsewhere
@@ -110,22 +108,17 @@ class Processes(Team):
         self, layers: dict[str, nn.Module], prune: Callable[[str], LayerReport]
     ) -> Iterator[LayerReport]:
         """Each process prunes every `size`-th layer, then all have every layer, in order."""
-        owners = {name: number % self.size for number, name in enumerate(layers)}
-        own = {}
-        for name, owner in owners.items():
-            if owner == self.rank:
-                own[name] = asdict(prune(name))
-        rows = {}
-        for reports in self.gather(own):
-            rows |= reports
-        for name, layer in layers.items():
+        own = [*layers][self.rank :: self.size]
+        rows = self.gather([asdict(prune(name)) for name in own])
+        for number, layer in enumerate(layers.values()):
+            owner = number % self.size
             # a copy where the layer stores it transposed
             weight = read_weight(layer).contiguous()
             with communicating():
                 # as bytes, because not every backend and version knows every dtype
-                dist.broadcast(weight.view(torch.uint8), src=owners[name])
+                dist.broadcast(weight.view(torch.uint8), src=owner)
             write_weight(layer, weight)
-            yield layer_report(rows[name])
+            yield layer_report(rows[owner][number // self.size])
 
 
 @contextlib.contextmanager

@@ -1,7 +1,5 @@
 """What a kernel needs on Google Colab; docs/colab.md is the page for users."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import sys
 

@@ -21,13 +21,21 @@ from helpers.paths import cache_dir, results_dir, root
 
 OLDEST_PYTHON = (3, 11)
 PACKAGES = (
-    *("numpy", "pandas", "psutil", "safetensors", "torch", "transformers"),
-    *("matplotlib", "ipywidgets", "papermill"),
+    "numpy",
+    "pandas",
+    "psutil",
+    "safetensors",
+    "torch",
+    "transformers",
+    "matplotlib",
+    "ipywidgets",
+    "papermill",
 )
-GB = 1e9
 # measured: downloads and the model made from them 0.8 GB, .venv with torch for CPUs 2.2 GB
-CACHE_BYTES, RESULTS_BYTES, SETUP_BYTES = 1 * GB, 0.3 * GB, 2.5 * GB
-RUN_BYTES = 2 * GB  # of RAM, of one run with the embedded model, whose records say 1.9
+CACHE_BYTES = 1e9
+RESULTS_BYTES = 0.3e9
+SETUP_BYTES = 2.5e9
+RUN_BYTES = 2e9  # of RAM, of one run with the embedded model, whose records say 1.9
 PROBE = """
 import importlib, sys
 for name in sys.argv[1:]:
@@ -41,9 +49,9 @@ print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
 class Finding(NamedTuple):
     """What a check has found, and what to do unless it is good."""
 
-    state: str  # "ok", "note" or "fix"
     subject: str
     text: str
+    state: str = "ok"  # or "note" or "fix"
     advice: str = ""
 
 
@@ -73,24 +81,28 @@ def check_python() -> Finding:
     """Whether the version is new enough."""
     version = platform.python_version()
     if sys.version_info[:2] >= OLDEST_PYTHON:
-        return Finding("ok", "python", version)
-    advice = "install one and name it: make setup PYTHON=python3.12"
-    return Finding("fix", "python", f"{version}, and 3.11 or newer is needed", advice)
+        return Finding("python", version)
+    text = f"{version}, and 3.11 or newer is needed"
+    return Finding(
+        "python", text, "fix", "install one and name it: make setup PYTHON=python3.12"
+    )
 
 
 def check_packages() -> Finding:
     """Whether the packages are there, and what `pip check` says of them."""
     if missing := missing_packages():
-        text = f"without {', '.join(missing)}"
-        return Finding("fix", "packages", text, "run: make setup")
+        return Finding(
+            "packages", f"without {', '.join(missing)}", "fix", "run: make setup"
+        )
     lines, failure = run(sys.executable, "-m", "pip", "check")
     if not failure:
-        return Finding("ok", "packages", "pip finds no conflict")
+        return Finding("packages", "pip finds no conflict")
     # only a note: it may be about packages that the project does not use, and `check_device` finds
     # out whether ours load
     text = "; ".join(lines[:3]) or f"pip does not work: {failure}"
-    advice = "remove .venv/.installed and run: make setup"
-    return Finding("note", "packages", text, advice)
+    return Finding(
+        "packages", text, "note", "remove .venv/.installed and run: make setup"
+    )
 
 
 def check_device() -> Finding:
@@ -102,24 +114,24 @@ def check_device() -> Finding:
         advice = (
             "remove the folder .venv and run: make setup (under load, first try again)"
         )
-        return Finding("fix", "device", text, advice)
+        return Finding("device", text, "fix", advice)
     if gpu := lines[-1]:
-        return Finding("ok", "device", gpu)
+        return Finding("device", gpu)
     if not shutil.which("nvidia-smi"):
-        return Finding("ok", "device", "no GPU: fine, everything runs on the CPU")
+        return Finding("device", "no GPU: fine, everything runs on the CPU")
     text = "nvidia-smi is here, and torch can use no GPU"
     advice = "install a torch for its driver, or update the driver; the CPU is used meanwhile"
-    return Finding("note", "device", text, advice)
+    return Finding("device", text, "note", advice)
 
 
 def check_memory() -> Finding:
     """RAM that is free, of the machine or its container."""
     free, total = ram()
-    text = f"{free / GB:.1f} of {total / GB:.1f} GB free"
+    text = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     if free >= RUN_BYTES:
-        return Finding("ok", "memory", text)
+        return Finding("memory", text)
     advice = "close other programs, or try PLAN=smoke, which takes less"
-    return Finding("fix", "memory", f"{text}: a run takes about 2 GB", advice)
+    return Finding("memory", f"{text}: a run takes about 2 GB", "fix", advice)
 
 
 def check_disk() -> Iterator[Finding]:
@@ -132,19 +144,16 @@ def check_disk() -> Iterator[Finding]:
     ):
         there = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(there).free
-        text = f"{free / GB:.1f} GB free in {folder}"
+        text = f"{free / 1e9:.1f} GB free in {folder}"
         elsewhere = f"or {move} a folder on another disk"
         if not (there.is_dir() and os.access(there, os.W_OK)):
-            text, advice = (
-                f"{folder} cannot be written",
-                f"make it writable, {elsewhere}",
-            )
-            yield Finding("fix", "disk", text, advice)
+            text = f"{folder} cannot be written"
+            yield Finding("disk", text, "fix", f"make it writable, {elsewhere}")
         elif free < need:
-            text += f", {need / GB:.1f} GB are needed"
-            yield Finding("fix", "disk", text, f"make space, {elsewhere}")
+            text += f", {need / 1e9:.1f} GB are needed"
+            yield Finding("disk", text, "fix", f"make space, {elsewhere}")
         else:
-            yield Finding("ok", "disk", text)
+            yield Finding("disk", text)
 
 
 def check_downloads() -> Finding:
@@ -154,14 +163,14 @@ def check_downloads() -> Finding:
     missing = []
     for asset in ASSETS.values():
         folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
-        paths = [path for path, _ in asset.members.values()]
-        missing += [path for path in paths if not (folder / path).is_file()]
+        for path, _ in asset.members.values():
+            if not (folder / path).is_file():
+                missing.append(path)
     if not missing:
-        text = "all files there (make assets compares hashes)"
-        return Finding("ok", "downloads", text)
+        return Finding("downloads", "all files there (make assets compares hashes)")
     text = f"not there yet: {', '.join(missing)}"
     advice = "run once with a network: make assets (make reproduce does it too)"
-    return Finding("note", "downloads", text, advice)
+    return Finding("downloads", text, "note", advice)
 
 
 def run(*command: str, seconds: float = 30) -> tuple[list[str], str]:

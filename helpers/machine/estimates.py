@@ -3,10 +3,7 @@
 It is counted from the shapes of the model's layers, phase by phase; the largest phase is the peak.
 """
 
-from __future__ import annotations
-
 import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +14,12 @@ from helpers.beyond.recipe import windows_of
 from helpers.errors import UnsupportedModel
 from helpers.options import check_choice
 
+Parameters = Mapping[str, Any]  # of a notebook, by their names
+
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 FLOAT = 4  # bytes of a number of what a solver works in
-# copies of a layer's weight that a method holds at once; the last is that of all other methods
-COPIES = {"wanda": 2.5, "sparsegpt": 2.5, "admm-grad": 4.5}
+# copies of a layer's weight that a method holds at once; admm-grad holds 4.5, and others no more
+COPIES = {"wanda": 2.5, "sparsegpt": 2.5}
 LONGEST = {"boolq": 1291, "sciq": 600}  # tokens of a task's longest item; else 300
 CHOICE = 150  # tokens of a text whose logits are computed: its choice, and what it is padded to
 ALL_TOKENS = 400_000  # of the longest evaluation text
@@ -36,13 +35,12 @@ class Shape:
     Raises UnsupportedModel for any other model.
     """
 
-    def __init__(self, model: str | os.PathLike[str]) -> None:
+    def __init__(self, model: str | Path) -> None:
         from transformers import AutoConfig, LlamaConfig  # here: it takes seconds
 
-        name = os.fspath(model)
+        name = str(model)
         folder = Path(name).expanduser()
-        shapes = Path(__file__).with_name("shapes.yaml").read_text(encoding="utf-8")
-        known = yaml.safe_load(shapes)
+        known = yaml.safe_load(Path(__file__).with_name("shapes.yaml").read_bytes())
         config = None
         if name in known:
             config = LlamaConfig(**known[name])
@@ -81,8 +79,8 @@ class Shape:
         return tokens * (3 * self.ff + 6 * self.width)
 
 
-def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int]:
-    """(bytes on the device, bytes of RAM) of a run's model and work; the same without a GPU.
+def memory_needed(parameters: Parameters) -> tuple[int, int]:
+    """(bytes of a run's model and work on its device, bytes of what it loads through RAM).
 
     What a process takes before it has a model is not counted. A method that is not known here, such
     as one of the user's own, counts as admm-grad, which takes the most.
@@ -114,12 +112,10 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
         # a mask, a gradient, Adam's two moments and the best values; a window's logits
         peak += 17 * shape.blocks * shape.block_weights
         peak += 12 * parameters["length"] * shape.vocab
-    if gpu:
-        return peak, model
-    return peak, peak
+    return peak, model
 
 
-def scoring_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
+def scoring_work(shape: Shape, size: int, parameters: Parameters) -> int:
     """Bytes to measure perplexity or to score tasks, without the model."""
     streamed = parameters.get("streamed")
     window = max(parameters.get("window", 0), parameters.get("second_window", 0))
@@ -149,7 +145,7 @@ def scoring_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
     return waiting + logits + contexts + shape.activations(window) * size
 
 
-def block_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
+def block_work(shape: Shape, size: int, parameters: Parameters) -> int:
     """Bytes to measure a block's Gram matrices and to solve its layers, the larger of the two."""
     method = parameters.get("method", "admm-grad")
     length = parameters["length"]
@@ -164,7 +160,7 @@ def block_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
     peak = max(held) + shape.activations(length) * size
     for index, (d_in, outputs) in enumerate(shape.inputs):
         layer = FLOAT * max(outputs) * d_in
-        work = COPIES.get(method, COPIES["admm-grad"]) * layer
+        work = COPIES.get(method, 4.5) * layer
         if method != "wanda":  # one more copy of the gram to solve, four to factor it
             work = max(work + grams[index], 4 * grams[index])
         if size != FLOAT:

@@ -4,16 +4,12 @@ A notebook's defaults run the embedded model on a CPU; a preset replaces them wh
 one. What a notebook takes is estimated (`helpers.machine.estimates`).
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from helpers.errors import BadParameter, OutOfMemory, UnsupportedModel
-from helpers.machine.estimates import Shape, gigabytes, memory_needed
+from helpers.machine.estimates import Parameters, Shape, gigabytes, memory_needed
 from helpers.machine.memory import Memory, free_memory
 from helpers.options import check_choice
 
@@ -32,11 +28,11 @@ RAM_SLACK = 1.5
 EXTRA_BYTES = {"00_start_here": 4, "09_use_it": 4 + 17}
 
 
-def read_preset(preset: str) -> dict[str, dict[str, Any]]:
+def read_preset(preset: str) -> dict[str, Parameters]:
     """notebook → parameters of a preset. Raises BadParameter for an unknown name."""
     check_choice("preset", preset, ["auto", *PRESETS])
     path = Path(__file__).parent / "presets" / f"{preset}.yaml"
-    rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+    rows = yaml.safe_load(path.read_bytes())
     return {name: row for name, row in rows.items() if not name.startswith(".")}
 
 
@@ -55,23 +51,22 @@ def preset_that_fits(memory: Memory) -> str:
 
 
 def notebook_memory(
-    notebook: str, parameters: Mapping[str, Any], *, gpu: bool
+    notebook: str, parameters: Parameters, *, gpu: bool
 ) -> tuple[int, int]:
-    """(bytes on the device, bytes of RAM) that a notebook takes; the same without a GPU.
+    """(bytes on the GPU, 0 without one, and bytes of RAM) that a notebook takes.
 
     Raises what `memory_needed` raises.
     """
-    on_device, in_ram = memory_needed(parameters, gpu=gpu)
+    on_device, in_ram = memory_needed(parameters)
     on_device += EXTRA_BYTES.get(notebook, 0) * Shape(parameters["model"]).parameters
     if gpu:
         return on_device + CUDA_CONTEXT_BYTES, in_ram + CUDA_PROCESS_BYTES
-    in_ram = on_device + PROCESS_BYTES
-    return in_ram, in_ram
+    return 0, on_device + PROCESS_BYTES
 
 
 def choose(
-    preset: str, notebook: str, given: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> dict[str, Any]:
+    preset: str, notebook: str, given: Parameters, defaults: Parameters
+) -> Parameters:
     """What a preset ("" for none, "auto" for what fits the GPU) changes of a notebook's parameters.
 
     A value in `given` that is not the default is the user's own, and stays.
@@ -92,7 +87,7 @@ def choose(
     return {name: value for name, value in row.items() if given[name] == defaults[name]}
 
 
-def check_memory(notebook: str, parameters: Mapping[str, Any]) -> dict[str, str]:
+def check_memory(notebook: str, parameters: Parameters) -> dict[str, str]:
     """What a notebook will take and what is free, in words; call it before a model is loaded.
 
     For a model whose shape is not known the words say so. Raises BadParameter for an unknown dtype
@@ -102,8 +97,9 @@ def check_memory(notebook: str, parameters: Mapping[str, Any]) -> dict[str, str]
     free = free_memory()
     words = {"free RAM": f"{gigabytes(free.ram_free)} of {gigabytes(free.ram_total)}"}
     if free.gpu is not None:
-        total = gigabytes(free.gpu_total)
-        words[f"free on {free.gpu}"] = f"{gigabytes(free.gpu_free)} of {total}"
+        words[f"free on {free.gpu}"] = (
+            f"{gigabytes(free.gpu_free)} of {gigabytes(free.gpu_total)}"
+        )
     on_gpu = free.gpu is not None and parameters["device"] != "cpu"
     try:
         on_device, in_ram = notebook_memory(notebook, parameters, gpu=on_gpu)

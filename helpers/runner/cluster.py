@@ -60,7 +60,7 @@ def connect(scheduler: str) -> Any:
 
 def wants_gpu(run: Run) -> bool:
     """Whether a run needs a GPU: it says so, or leaves it open in a plan that is for GPUs."""
-    device = str(run.effective.get("device", ""))
+    device = run.effective.get("device", "")
     if device == "auto":
         return run.plan in ("paper", "t4")
     return device.startswith("cuda")

@@ -27,7 +27,7 @@ Records = dict[str, dict[str, Any]]  # by `Run.id`
 # --- verbs ------------------------------------------------------------------------------------
 
 
-def reproduce(plan: str, only: str | None, jobs: str, scheduler: str | None) -> int:
+def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     """Run a plan, write its tables and figures, and compare; 1 if a result is not reproduced."""
     run_plan(plan, only, jobs, scheduler)
     tables(plan)
@@ -55,7 +55,7 @@ def tables(plan: str) -> None:
     )
 
 
-def write_verdict(plan: str, only: str | None = None) -> Any:
+def write_verdict(plan: str, only: str = "*") -> Any:
     """Compare the current records on this machine with the committed ones of the same runs.
 
     Prints the verdict and what differs, writes every comparison to results/<plan>/verdict.txt, and
@@ -72,8 +72,8 @@ def write_verdict(plan: str, only: str | None = None) -> Any:
         for item in verdict.comparisons
         if not item.within and item.what != "record"
     ]
-    if differing:
-        write_line("\n".join(report.comparison_lines(differing[:12])))
+    for line in report.comparison_lines(differing[:12]):
+        write_line(line)
     summary = report.verdict_line(verdict)
     lines = [summary, "", *report.comparison_lines(verdict.comparisons), ""]
     path = replace_file(results_dir(plan) / "verdict.txt", "\n".join(lines))
@@ -81,7 +81,7 @@ def write_verdict(plan: str, only: str | None = None) -> Any:
     return verdict
 
 
-def accept(plan: str, only: str | None, stale: bool) -> None:
+def accept(plan: str, only: str, stale: bool) -> None:
     """Make the current records on this machine the committed reference of their runs.
 
     Other runs keep the record they have, so that a long plan can be accepted in parts; records of
@@ -126,7 +126,7 @@ def accept(plan: str, only: str | None, stale: bool) -> None:
             write_line(note_earlier_code(each, moved))
 
 
-def list_runs(plan: str, only: str | None) -> None:
+def list_runs(plan: str, only: str) -> None:
     """Print the runs of a plan: done, failed or to do, and how long the committed runs took.
 
     The last line counts the committed records that are of today's code.
@@ -147,8 +147,9 @@ def list_runs(plan: str, only: str | None) -> None:
             line += "  its committed record is of earlier code"
         write_line(line)
     if records:
-        today = len(records) - len(earlier)
-        write_line(f"{today} of {len(records)} committed records are of today's code")
+        write_line(
+            f"{len(records) - len(earlier)} of {len(records)} committed records are of today's code"
+        )
 
 
 # --- records ----------------------------------------------------------------------------------

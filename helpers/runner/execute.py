@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import papermill
@@ -71,12 +70,15 @@ def execute(
             return kernelspec.KernelSpecManager(kernel_dirs=[])
 
         async def start_kernel(self, **options: Any) -> None:
-            self.connection_file = str(Path(folder, "kernel.json"))
+            self.connection_file = f"{folder}/kernel.json"
             environment = os.environ | variables | {"IPYTHONDIR": folder}
-            options |= dict(cwd=str(root()), env=environment, stdout=log, stderr=log)
+            options |= dict(cwd=root(), env=environment, stdout=log, stderr=log)
             await super().start_kernel(**options)
-            watched = (self.provisioner.pid, wanted, ended)
-            threading.Thread(target=kill_unwanted, args=watched, daemon=True).start()
+            threading.Thread(
+                target=kill_unwanted,
+                args=(self.provisioner.pid, wanted, ended),
+                daemon=True,
+            ).start()
 
     # what it has to say is in the error
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
@@ -119,7 +121,7 @@ def execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) -> 
     for number, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
-        status = cell.metadata.get("papermill", {}).get("status")
+        status = cell.metadata["papermill"]["status"]
         if cell.execution_count is None or status != "completed":
             raise RunError(
                 f"cell {number} did not run to its end: was there enough memory?"
@@ -131,7 +133,7 @@ def execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) -> 
     record = read_record(run.record_path)
     recorded = record["parameters"]
     for key, value in run.effective.items():
-        if key not in recorded or recorded[key] != value:
+        if (key, value) not in recorded.items():
             raise RunError(
                 f"the notebook recorded {key} = {recorded.get(key)!r} instead of {value!r}: fix "
                 "the cell that writes its record"

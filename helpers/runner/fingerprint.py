@@ -75,11 +75,14 @@ def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
     parts = {"core": hash_of(core_code()), "notebook": notebook_hash(run.source_path)}
     if run.effective.get("streamed"):
         parts["large"] = hash_of(wing_code("large"))
-    method = own_method_file(str(run.effective.get("method", "")))
+    method = own_method_file(run.effective.get("method", ""))
     if method.is_file():
         parts["own"] = code_hash(method.read_text(encoding="utf-8"))
-    texts = [value for value in run.effective.values() if isinstance(value, str)]
-    files = [root() / text for text in texts if text.endswith((".txt", ".jsonl"))]
+    files = [
+        root() / value
+        for value in run.effective.values()
+        if isinstance(value, str) and value.endswith((".txt", ".jsonl"))
+    ]
     if run.notebook == TABLES_NOTEBOOK:
         records = (folder or run.record_path.parent).glob("*.json")
         files += sorted(p for p in records if not p.name.startswith(run.notebook))
@@ -101,7 +104,7 @@ def tree_hashes(project: Path) -> dict[str, str]:
 def notebook_hash(path: Path) -> str:
     """The hash of a notebook's computing cells, and of helpers/studies where they import it."""
     cells = [source for source, tags in code_cells(path) if not UNCOUNTED_TAGS & tags]
-    hashes: list[Any] = [code_hash(source) for source in cells]
+    hashes = [code_hash(source) for source in cells]
     if any("helpers.studies" in source for source in cells):
         hashes.append(wing_code("studies", path.parent.parent))
     return hash_of(hashes)
@@ -115,10 +118,10 @@ def equal_hashes(code: str) -> set[str]:
 
     Proofs chain: if A equals B and B equals C, then A equals C.
     """
-    pairs: list[set[str]] = []
+    pairs = []
     for proof in read_proofs():
         pairs += map(set, proof["equal"].values())
-    found: set[str] = set()
+    found = set()
     more = {code}
     while more != found:
         found = more
@@ -135,7 +138,7 @@ def read_proofs() -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        proofs = json.loads(path.read_text(encoding="utf-8"))
+        proofs = json.loads(path.read_bytes())
         for proof in proofs:
             proof["equal"].values()
         return proofs

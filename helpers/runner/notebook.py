@@ -10,7 +10,7 @@ A notebook names each parameter once, in its parameters cell:
 import ast
 import copy
 import time
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from helpers.options import check_choice
 from helpers.paths import notebooks_dir
 from helpers.report import check_type, make_record, write_record
 from helpers.runner.parameters import (
-    NOT_RECORDED,
+    Parameters,
     effective_parameters,
     read_parameters_cell,
 )
@@ -42,7 +42,7 @@ class NotebookRun:
         self,
         notebook: str,
         namespace: Mapping[str, Any],
-        names: Iterable[str],
+        parameters: Parameters,
         needs: pd.DataFrame | None,
     ) -> None:
         self._started = time.perf_counter()
@@ -50,11 +50,7 @@ class NotebookRun:
         self._record_path = namespace["record_path"]
         self.notebook = notebook
         self.needs = needs
-        self.parameters = {
-            name: copy.deepcopy(namespace[name])
-            for name in names
-            if name not in NOT_RECORDED
-        }
+        self.parameters = copy.deepcopy(parameters)
         self.device = pick_device(self.parameters.get("device", "cpu"))
         # the runner names a record <notebook>--<name>.json
         self.name = Path(self._record_path).stem.partition("--")[2]
@@ -132,13 +128,14 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
         check_type(name, namespace[name], types[name])
         if name in injected or namespace[name] != default:
             written[name] = namespace[name]
-    namespace.update(effective_parameters(defaults, written))
-    namespace.update(choose(namespace.get("preset", ""), notebook, namespace, defaults))
+    parameters = effective_parameters(defaults, written)
+    preset = namespace.get("preset", "")
+    parameters |= choose(preset, notebook, parameters, defaults)
+    namespace.update(parameters)
     needs = None
-    if "model" in defaults:
-        words = check_memory(notebook, {name: namespace[name] for name in defaults})
-        needs = pd.Series(words, name="this machine").to_frame()
-    return NotebookRun(notebook, namespace, defaults, needs)
+    if "model" in parameters:
+        needs = pd.DataFrame({"this machine": check_memory(notebook, parameters)})
+    return NotebookRun(notebook, namespace, parameters, needs)
 
 
 def injected_names(namespace: Mapping[str, Any]) -> set[str]:
@@ -148,14 +145,14 @@ def injected_names(namespace: Mapping[str, Any]) -> set[str]:
     sets into a cell that begins with a comment of its own, and IPython keeps the text of each cell
     that has run in `In`.
     """
-    cells = namespace.get("In", [])
-    injected = [text for text in cells if text.startswith("# Parameters\n")]
+    injected = [
+        text for text in namespace.get("In", []) if text.startswith("# Parameters\n")
+    ]
     if not injected:
         return set()
-    nodes = ast.walk(ast.parse(injected[-1]))  # the last, after a second try
     return {
         node.id
-        for node in nodes
+        for node in ast.walk(ast.parse(injected[-1]))  # the last, after a second try
         if isinstance(node, ast.Name)
         and isinstance(node.ctx, ast.Store)
         and not node.id.startswith("PAPERMILL_")  # of --inject-paths

@@ -8,12 +8,13 @@ cell before anything starts.
 import ast
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from helpers.errors import RunError
+
+Parameters = dict[str, Any]  # of a notebook, by their names
 
 # by the words of an annotation
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, dict, list)}
@@ -23,16 +24,14 @@ TYPES["None"] = NoneType
 NOT_RECORDED = ("record_path", "preset")
 
 
-def effective_parameters(
-    defaults: Mapping[str, Any], written: Mapping[str, Any]
-) -> dict[str, Any]:
+def effective_parameters(defaults: Parameters, written: Parameters) -> Parameters:
     """The parameters of a record: the values that were written, and the defaults of the others.
 
     An N:M pattern implies its sparsity. So a pattern that is written replaces a default sparsity,
     and a sparsity that is written replaces a default N:M pattern. Where both are written both stay:
     only they can contradict each other.
     """
-    values = {**defaults, **written}
+    values = defaults | written
     for name in NOT_RECORDED:
         values.pop(name, None)
     grouped = values.get("pattern", "unstructured") != "unstructured"
@@ -46,15 +45,14 @@ def effective_parameters(
 
 def code_cells(path: Path) -> list[tuple[str, set[str]]]:
     """Source and tags of each code cell of a notebook."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return [
         ("".join(cell["source"]), set(cell["metadata"].get("tags", [])))
-        for cell in cells
+        for cell in json.loads(path.read_bytes())["cells"]
         if cell["cell_type"] == "code"
     ]
 
 
-def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type]]]:
+def read_parameters_cell(path: Path) -> tuple[Parameters, dict[str, set[type]]]:
     """Defaults of a notebook's parameters, and the types that each accepts.
 
     Raises RunError unless there is exactly one `parameters` cell, of literals. A derived value
@@ -66,7 +64,8 @@ def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type
         raise RunError(
             f"notebook {path.name} has {len(cells)} parameters cells: it needs one"
         )
-    defaults, types = {}, {}
+    defaults = {}
+    types = {}
     for statement in ast.parse(cells[0]).body:
         try:
             name, value = read_literal(statement)

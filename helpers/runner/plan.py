@@ -27,7 +27,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -43,6 +42,7 @@ from helpers.paths import (
 from helpers.report import check_type
 from helpers.runner.parameters import (
     NOT_RECORDED,
+    Parameters,
     effective_parameters,
     read_parameters_cell,
 )
@@ -57,8 +57,8 @@ class Run:
     plan: str
     notebook: str
     name: str
-    parameters: dict[str, Any]  # from the run file, without record_path
-    defaults: dict[str, Any]  # of the notebook's parameters cell
+    parameters: Parameters  # from the run file, without record_path
+    defaults: Parameters  # of the notebook's parameters cell
     timed: bool = False  # alone among the runs of its plan, so that seconds compare
 
     @property
@@ -67,7 +67,7 @@ class Run:
         return f"{self.notebook}--{self.name}"
 
     @property
-    def effective(self) -> dict[str, Any]:
+    def effective(self) -> Parameters:
         """The parameters of its record: all that the notebook will see, but for NOT_RECORDED."""
         return effective_parameters(self.defaults, self.parameters)
 
@@ -89,10 +89,10 @@ class Run:
 
 def plan_names() -> list[str]:
     """The plans there are, which are the folders of `runs/`."""
-    return sorted(entry.name for entry in runs_dir("").glob("*") if entry.is_dir())
+    return sorted(folder.name for folder in runs_dir("").glob("*/"))
 
 
-def read_plan(plan: str, only: str | None = None) -> list[Run]:
+def read_plan(plan: str, only: str = "*") -> list[Run]:
     """The runs of a plan, ordered by notebook and name with the tables notebook last.
 
     `only` is a pattern such as "04*" or "*wanda*", matched with notebook, name and both.
@@ -101,7 +101,7 @@ def read_plan(plan: str, only: str | None = None) -> list[Run]:
     RunError or BadParameter for a run file that is wrong.
     """
     folder = runs_dir(check_choice("plan", plan, plan_names(), RunError))
-    runs: dict[str, Run] = {}
+    runs = {}
     for path in sorted(folder.rglob("[!.]*.*")):
         where = f"run file {plan}/{path.relative_to(folder).as_posix()}"
         for run in read_run_file(plan, path, where):
@@ -113,11 +113,11 @@ def read_plan(plan: str, only: str | None = None) -> list[Run]:
     chosen = []
     for run in runs.values():
         names = (run.notebook, run.name, run.id, f"{run.notebook}/{run.name}")
-        if only is None or fnmatch.filter(names, only):
+        if fnmatch.filter(names, only):
             chosen.append(run)
     if not chosen:
         raise RunError(
-            f"plan {plan} has no run {only or ''}: make plan PLAN={plan} lists them"
+            f"plan {plan} has no run {only}: make plan PLAN={plan} lists them"
         )
     return sorted(
         chosen,
@@ -137,12 +137,11 @@ def read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
     notebook = check_choice(f"{where}: notebook", parts[0], notebooks, RunError)
     defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
-        values = dict(values or {})
+        values = dict(yaml.load(path.read_bytes(), UniqueKeyLoader) or {})
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{where} is not 'parameter: value' a line: {reason}") from error
-    timed = bool(values.pop("timed", False))
+    timed = values.pop("timed", False)
     named = expand_grid(values, where) if "grid" in values else [(path.stem, values)]
     for name, parameters in named:
         if not RUN_NAME.fullmatch(name):  # it becomes part of file names
@@ -150,7 +149,7 @@ def read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
                 f"{where}: {name!r} is no name: use up to 100 letters, digits, . _ -"
             )
         for key, value in parameters.items():
-            allowed = types.keys() - set(NOT_RECORDED)
+            allowed = types.keys() - NOT_RECORDED
             check_choice(f"{where}, run {name}: parameter", key, allowed)
             check_type(f"{where}, run {name}: {key}", value, types[key])
         run = Run(plan, notebook, name, parameters, defaults, timed)
@@ -175,12 +174,10 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return node
 
 
-def expand_grid(
-    values: dict[str, Any], where: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def expand_grid(values: Parameters, where: str) -> Iterator[tuple[str, Parameters]]:
     """Name and parameters of each run of a grid. Raises RunError."""
     grid = values.pop("grid")
-    template = str(values.pop("name", ""))
+    template = values.pop("name", "")
     try:
         for labels in itertools.product(*grid.values()):
             point = dict(zip(grid, labels, strict=True))

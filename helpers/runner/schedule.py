@@ -30,7 +30,7 @@ USUAL_SECONDS = 60.0  # of a run without a committed record
 STOP_SECONDS = 15.0  # for runs to end after Ctrl-C
 
 
-def run_plan(plan: str, only: str | None, jobs: str, scheduler: str | None) -> None:
+def run_plan(plan: str, only: str, jobs: str, scheduler: str | None) -> None:
     """Execute the runs of a plan that are not done, the tables notebook last.
 
     Records without a run are moved to `results/<plan>/stale/`, or tables would count them.
@@ -48,13 +48,16 @@ def run_plan(plan: str, only: str | None, jobs: str, scheduler: str | None) -> N
             write_line(f"a record without a run file is now {path.replace(moved)}")
         todo = [run for run in runs if not is_done(run)]
         if todo:  # a new record changes what the tables notebook shows
-            tables = [run for run in runs if run.notebook == TABLES_NOTEBOOK]
-            todo += [run for run in tables if run not in todo]
+            todo += [
+                run
+                for run in runs
+                if run.notebook == TABLES_NOTEBOOK and run not in todo
+            ]
         pool = dask_pool(scheduler, marker) if scheduler else local_pool(number, marker)
         with pool as (submit, slots):
             failures = execute_runs(runs, todo, submit, slots, marker)
     for run, error in failures:
-        write_line(f"{run.id}: {error} [{run.failed_path}]", error=True)
+        sys.stderr.write(f"{run.id}: {error} [{run.failed_path}]\n")
     if failures:
         raise RunError(
             f"{len(failures)} failed: the same command repeats what is missing"
@@ -67,7 +70,7 @@ def number_of_jobs(jobs: str) -> int:
     Raises RunError for anything else.
     """
     if jobs == "auto":
-        large = len(cpus()) >= 2 and ram()[1] >= MEMORY_FOR_TWO
+        large = cpus() >= 2 and ram()[1] >= MEMORY_FOR_TWO
         return 2 if large and shutil.which("nvidia-smi") is None else 1
     if not jobs.isdecimal() or int(jobs) < 1:
         raise RunError(
@@ -106,7 +109,7 @@ def local_pool(jobs: int, marker: Path) -> Iterator[Any]:
     A thread waits for each kernel. Dask's LocalCluster would do the same in two more processes, and
     needs eight seconds before the first run starts.
     """
-    variables = run_variables(max(1, len(cpus()) // jobs))
+    variables = run_variables(max(1, cpus() // jobs))
 
     def submit(run: Run, code: dict) -> Future:
         return threads.submit(execute, run, code, variables, marker.is_file)
@@ -131,12 +134,12 @@ def execute_runs(
     titles = {run.id: f"[{n}/{len(runs)}] {run.id}" for n, run in enumerate(runs, 1)}
     # expected seconds of each run that has not ended; the sum of those that have, which here took
     # `taken` seconds
-    expected = {run.id: reference_seconds(run) or USUAL_SECONDS for run in todo}
+    expected = {run.id: reference_seconds(run) for run in todo}
     taken = ended = 0.0
     waiting = sorted(todo, key=place_in_order)
-    alone = {run.id for run in todo if any(place_in_order(run)[:2])}
-    active: dict[Future, tuple[Run, float]] = {}  # with time.monotonic() at its start
-    failures: list[tuple[Run, str]] = []
+    alone = {run.id for run in todo if run.timed or run.notebook == TABLES_NOTEBOOK}
+    active = {}  # future → (run, time.monotonic() at its start)
+    failures = []
 
     def limit(key: str) -> int:
         return 1 if key in alone else slots()
@@ -193,12 +196,12 @@ def error_of(future: Future) -> str | None:
     return future.result()
 
 
-def reference_seconds(run: Run) -> float | None:
-    """How long the committed run took, if there is one."""
+def reference_seconds(run: Run) -> float:
+    """How long the committed run took; `USUAL_SECONDS` if there is none."""
     if not run.reference_path.is_file():
-        return None
+        return USUAL_SECONDS
     record = read_record(run.reference_path)
-    return record.get("run_seconds", record.get("seconds"))
+    return record.get("run_seconds", record["seconds"])
 
 
 def format_seconds(seconds: float) -> str:
@@ -206,8 +209,7 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def write_line(text: str, *, error: bool = False) -> None:
-    """Write a line to standard output or error, at once."""
-    stream = sys.stderr if error else sys.stdout
-    stream.write(text + "\n")
-    stream.flush()
+def write_line(text: str) -> None:
+    """Write a line to standard output at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

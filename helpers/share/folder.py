@@ -8,10 +8,7 @@ Hugging Face Hub shows it. There is no file of masks: a weight that is zero was 
 There always is an index of the tensors' files, which some programs take for a list of what to read.
 """
 
-from __future__ import annotations
-
 import json
-import os
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -45,7 +42,7 @@ CARD_METRICS = (
 def save_pruned(
     model: nn.Module,
     tokenizer: Any,
-    folder: str | os.PathLike[str],
+    folder: str | Path,
     *,
     record: Mapping[str, Any] | None = None,
     pattern: str = "unstructured",
@@ -79,8 +76,9 @@ def save_pruned(
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # in the same parent, because a rename works within one file system only
-        scratch = tempfile.TemporaryDirectory(prefix=".saving-", dir=folder.parent)
-        with scratch as parent:
+        with tempfile.TemporaryDirectory(
+            prefix=".saving-", dir=folder.parent
+        ) as parent:
             unfinished = Path(parent, folder.name)
             with no_progress_bars():
                 model.save_pretrained(unfinished)
@@ -90,14 +88,14 @@ def save_pruned(
             if record is not None:
                 write_record(unfinished / RECORD, record)
             check_same(model, unfinished)
-            os.replace(unfinished, folder)
+            unfinished.replace(folder)
     return folder
 
 
-def check_new_folder(folder: str | os.PathLike[str]) -> Path:
+def check_new_folder(folder: str | Path) -> Path:
     """The absolute path of a folder that is new or empty. Raises BadParameter if it is neither."""
     folder = Path(folder).expanduser().resolve()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.is_file() or any(folder.glob("*")):
         raise BadParameter(
             f"{folder} is in use already: give a new folder, or empty this one"
         )
@@ -106,9 +104,8 @@ def check_new_folder(folder: str | os.PathLike[str]) -> Path:
 
 def check_same(model: nn.Module, folder: Path) -> None:
     """Load a saved model with transformers; raise UnsupportedModel unless every bit is there."""
-    dtype = next(model.parameters()).dtype
     with no_progress_bars():
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
     tensors = loaded.state_dict()
     for name, tensor in model.state_dict().items():
         if name not in tensors or not torch.equal(tensors[name], tensor.cpu()):
@@ -145,17 +142,18 @@ def _card(
     if "method" in facts:
         data.tags.append(facts["method"])
     numbers = {}
-    command: list[str] = []
+    command = []
     if record is not None:
         metrics = record["metrics"]
-        names = [name for name in CARD_METRICS if name in metrics]
-        numbers = {name: metrics[name]["value"] for name in names}
+        numbers = {
+            name: metrics[name]["value"] for name in CARD_METRICS if name in metrics
+        }
         notebook = f"notebooks/{record['notebook']}.ipynb"
-        parameters = json.dumps(record["parameters"])
-        command = ["papermill", notebook, "again.ipynb", "-y", parameters]
+        command = ["papermill", notebook, "again.ipynb", "-y"]
+        command.append(json.dumps(record["parameters"]))
     card = ModelCard.from_template(
         data,
-        template_path=str(Path(__file__).parent / "card.md"),
+        template_path=Path(__file__).with_name("card.md"),
         name=name,
         model=dense,
         record=record,

@@ -1,7 +1,5 @@
 """The bytes of a pruned model on disk, in formats that use its zeros and formats that do not."""
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 
@@ -23,8 +21,7 @@ def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     The nearest multiples of the scale, which makes the largest of a row 127; zeros stay zeros.
     """
     weight = weight.float()
-    largest = weight.abs().amax(1, keepdim=True)
-    scale = largest.clamp(min=torch.finfo().tiny) / LEVELS
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo().tiny) / LEVELS
     return (weight / scale).round().to(torch.int8), scale
 
 
@@ -46,20 +43,19 @@ def storage_report(model: nn.Module) -> pd.DataFrame:
     stored. int8 has a float32 scale for each output.
     """
     check_model(model)
-    layers = {}
-    for layer in model_layers(model).values():
-        layers[layer.weight] = read_weight(layer)
-    sizes: Counter[str] = Counter()
+    layers = {
+        layer.weight: read_weight(layer) for layer in model_layers(model).values()
+    }
+    sizes = Counter()
     # each parameter once, though a head may be the embedding
     for parameter in model.parameters():
+        half = layers.get(parameter, parameter).detach().half().cpu()
+        parts = dict.fromkeys(FORMATS, [half])
         if parameter in layers:
-            parts = _formats(layers[parameter].detach().half().cpu())
-        else:
-            parts = dict.fromkeys(FORMATS, [parameter.detach().half().cpu()])
+            parts = _formats(half)
         for kind, tensors in parts.items():
             for tensor in tensors:
-                flat = tensor.contiguous().view(-1)
-                raw = flat.view(torch.uint8).numpy().tobytes()
+                raw = tensor.numpy().tobytes()
                 compressed = pyarrow.compress(raw, codec="zstd", asbytes=True)
                 sizes[kind] += len(raw)
                 sizes[f"{kind}, zstd"] += len(compressed)
