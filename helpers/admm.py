@@ -173,12 +173,9 @@ def admm_grad(
             f"mask_steps {mask_steps!r} is more than the {iterations} iterations: "
             f"give mask_steps from 0 to {iterations}, or more iterations"
         )
-    # all that the factored matrix depends on. The mask is not part of it: ADMM inverts one matrix
-    # for all masks, where exact least squares needs one for each output
-    key = ("admm", rho, damping, precondition)
-    system = gram.derived(
-        key, lambda matrix: _factor(matrix, rho, damping, precondition)
-    )
+    # The mask is no part of it: ADMM inverts one matrix for all masks, where exact least squares
+    # needs one for each output
+    system = gram.derived(_factor, rho, damping, precondition)
     shortcut = schedule == "released" and not pattern.grouped and budget == "matrix"
 
     def choose(iteration: int, T: Tensor, scratch: Tensor, out: Tensor) -> None:

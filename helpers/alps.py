@@ -73,7 +73,7 @@ def alps(
     """
     start = None
     if keep is None:
-        G = gram.derived(("alps", damping), lambda matrix: eigen(matrix, damping))
+        G = gram.derived(eigen, damping)
 
         def choose(T: Tensor) -> Tensor:
             # inputs of unit norm: |T| is Wanda's score, and a dead input's weights are pruned first
@@ -84,12 +84,7 @@ def alps(
         )
         start /= G.norms
     return conjugate_gradients(
-        weight,
-        gram.matrix,
-        keep,
-        iterations=CG_STEPS,
-        damping=damping,
-        start=start,
+        weight, gram.matrix, keep, iterations=CG_STEPS, damping=damping, start=start
     )
 
 
@@ -107,9 +102,8 @@ def mask_search(
     divided by ρ, which would have to be rescaled each time ρ rises.
     """
     fit = (W0 @ G.vectors) * G.values  # W₀ G, in the eigenvectors' coordinates
-    before = choose(W0)
-    keep = before
-    Z = W0 * before
+    keep = before = choose(W0)
+    Z = W0 * keep
     V = torch.zeros_like(W0)
     for iteration in range(1, iterations + 1):
         # W step: W (G + ρI) = W₀ G + ρ Z − V

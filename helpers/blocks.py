@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +36,13 @@ class Call:
     Llama q, k and v, then o, then gate and up, then down.
     """
 
-    args: tuple[Any, ...]
+    args: tuple
     kwargs: dict[str, Any]
-    rest: tuple[Any, ...] | None = None
+    rest: tuple | None = None
     inputs: tuple[tuple[str, ...], ...] = ()
 
-    def groups(self, layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    def groups(self, layers: Collection[str]) -> dict[str, tuple[str, ...]]:
         """For each of these layers, all of them that read the same input, itself included."""
-        layers = list(layers)
         # an expert that the recorded batch has not reached is a group of its own
         groups = {layer: (layer,) for layer in layers}
         for group in self.inputs:
@@ -62,12 +62,11 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
     The arguments hold for every batch of that shape without padding. The run ends after the last
     block.
     """
-    calls: list[Call] = []
-    # inputs of the layers of the running block
-    read: list[tuple[str, Tensor]] = []
+    calls = []
+    read = []  # (layer, input) of the running block
 
     # every block, because families may alternate masks (full and sliding window) or positions
-    def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(block: nn.Module, args: tuple, kwargs: dict) -> None:
         calls.append(split_stream(block, args, kwargs)[1])
         read.clear()
 
@@ -104,7 +103,7 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
 
 def _shared(read: Sequence[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:
     """Group layer names by the tensor that they read, in the order of each first name."""
-    groups: dict[int, list[str]] = {}
+    groups = {}
     for name, tensor in read:
         # The very same tensor, in any family's names. Its address says so, since all
         # of them are still in memory
@@ -112,12 +111,10 @@ def _shared(read: Sequence[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:
     return tuple(map(tuple, groups.values()))
 
 
-def split_stream(
-    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, Call]:
+def split_stream(block: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Call]:
     """Separate the stream (a block's first argument, positional or not) from the rest."""
     if args:
-        return args[0], Call(tuple(args[1:]), dict(kwargs))
+        return args[0], Call(args[1:], kwargs)
     # called by keyword: the name of the stream differs by family, its position does not
     first = next(iter(inspect.signature(block.forward).parameters))
     rest = {name: value for name, value in kwargs.items() if name != first}
@@ -148,9 +145,9 @@ def forward(model: nn.Module, tokens: Tensor) -> Tensor:
 
 def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
     """The stream (batch, length, width) entering block 0; no block is run."""
-    streams: list[Tensor] = []
+    streams = []
 
-    def stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def stop(block: nn.Module, args: tuple, kwargs: dict) -> None:
         streams.append(split_stream(block, args, kwargs)[0])
         raise Captured
 
@@ -177,8 +174,7 @@ def embed(model: nn.Module, tokens: Tensor, batch: int) -> Tensor:
             # only now are width and dtype known; one tensor for all rows, since a list of batches
             # and their concatenation would hold the stream twice
             if stream is None:
-                shape = (len(tokens), *rows.shape[1:])
-                stream = rows.new_empty(shape)
+                stream = rows.new_empty(len(tokens), *rows.shape[1:])
             stream[start : start + batch] = rows
     return stream
 
@@ -250,22 +246,20 @@ def _forward_and_replay(
     stream, replaying = first_stream(model, tokens), False
     check_finite("activations entering block 0", stream)
 
-    def follow(index: int) -> Any:
-        def replay(block: nn.Module, _args: Any, _output: Any) -> None:
-            nonlocal stream, replaying
-            # run_block calls the block, and so this hook a second time
-            if replaying:
-                return
-            replaying = True
-            stream = run_block(block, stream, calls[index])
-            replaying = False
-            check_finite(f"activations after block {index}", stream)
-
-        return replay
+    def replay(index: int, block: nn.Module, _args: Any, _output: Any) -> None:
+        nonlocal stream, replaying
+        # run_block calls the block, and so this hook a second time
+        if replaying:
+            return
+        replaying = True
+        stream = run_block(block, stream, calls[index])
+        replaying = False
+        check_finite(f"activations after block {index}", stream)
 
     with contextlib.ExitStack() as stack:
         for index, block in enumerate(find_blocks(model)):
-            stack.enter_context(block.register_forward_hook(follow(index)))
+            hook = functools.partial(replay, index)
+            stack.enter_context(block.register_forward_hook(hook))
         logits = forward(model, tokens)
     return logits, stream
 

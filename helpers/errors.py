@@ -62,7 +62,4 @@ def described(value: object) -> str:
 
 def join_names(names: Iterable[object]) -> str:
     """Join names in sorted order, for a message."""
-    return ", ".join(sorted(str(name) for name in names))
-
-
-# --- options whose annotation says what they may be -------------------------------------------
+    return ", ".join(sorted(map(str, names)))

@@ -219,4 +219,4 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
     """above / below, and 0 for an output that has converged, where both are 0."""
-    return torch.where(below > 0, above / below, torch.zeros_like(above))
+    return torch.where(below > 0, above / below, 0)

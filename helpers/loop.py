@@ -38,7 +38,7 @@ from helpers.models import (
     weights_in_memory,
     write_weight,
 )
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 from helpers.target import Target
 
 
@@ -72,7 +72,7 @@ class Request:
     passes: int = 2
     precision: str = "float32"
     batch: int | None = None
-    progress: Progress | None = None
+    progress: Progress = as_progress(False)
     importance: Mapping[str, Tensor] | None = None
     ignored: Sequence[str] = ()
 
@@ -122,7 +122,7 @@ class PruneReport:
         """Run details for a record that are not parameters, and what a recipe did."""
         details = {
             "batch": self.batch,
-            "halved": list(self.halved),
+            "halved": self.halved,
             "precision": self.precision,
         }
         special = {"repair": self.repair, "ignored": self.ignored}
@@ -306,9 +306,8 @@ class Loop:
     def add(self, layer_report: LayerReport) -> None:
         """Report a layer, and say how far the run is."""
         self.report.layers.append(layer_report)
-        if self.request.progress:
-            name = f"block {layer_report.block} {layer_report.name}"
-            self.request.progress(len(self.report.layers), self.total, name)
+        name = f"block {layer_report.block} {layer_report.name}"
+        self.request.progress(len(self.report.layers), self.total, name)
 
     def prune_layer(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,23 +111,23 @@ def _load(
     source: str | Path, revision: str | None, dtype: torch.dtype
 ) -> tuple[nn.Module, Any]:
     """Load from a folder or the hub, refusing pickles and remote code."""
+    local = isinstance(source, Path)
     # a folder that lacks a file must fail here, and not become a request to the hub
-    where = (
-        {"local_files_only": True}
-        if isinstance(source, Path)
-        else {"revision": revision}
-    )
-    common = {**where, "trust_remote_code": False}
+    common = {"local_files_only": True} if local else {"revision": revision}
+    common["trust_remote_code"] = False
     try:
         # first, because for a family that transformers does not know the config's error says so,
         # and the tokenizer's does not
         AutoConfig.from_pretrained(source, **common)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         # use_safetensors: a pickle (.bin) can run code when it is loaded
-        options = {"use_safetensors": True, "output_loading_info": True, **common}
         with no_progress_bars():
             model, loading = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, **options
+                source,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **common,
             )
     # HTTPError is the HTTP library's own, which transformers lets through
     except (
@@ -138,7 +139,7 @@ def _load(
         HTTPError,
     ) as error:
         advice = "check the name, the revision, the network and your access, and run it again"
-        if isinstance(source, Path):
+        if local:
             advice = (
                 "give the folder of a complete saved model, with safetensors weights"
             )
@@ -153,15 +154,12 @@ def _load(
             "its checkpoint is incomplete, fetch or save it again"
         )
     if not getattr(model.config, "quantization_config", None):
-        folder = source
-        if not isinstance(source, Path):
-            # in the hub's cache, at the commit that was loaded: "main" may have moved on
-            commit = getattr(model.config, "_commit_hash", None) or revision
-            cached = cached_file(
-                source, "config.json", revision=commit, local_files_only=True
-            )
-            folder = Path(cached).parent
-        check_stored_weights(folder)
+        # of the hub in its cache, at the commit that was loaded: "main" may have moved on
+        commit = getattr(model.config, "_commit_hash", None) or revision
+        config = cached_file(
+            source, "config.json", revision=commit, local_files_only=True
+        )
+        check_stored_weights(Path(config).parent)
     return model, tokenizer
 
 
@@ -223,7 +221,7 @@ def _tiny_model() -> tuple[nn.Module, Any]:
 def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
     """What `model_identity` returns for a model of that name."""
     folder = Path(name).expanduser()
-    identity: dict[str, Any] = {"name": str(name)}
+    identity = {"name": str(name)}
     if str(name) in MODELS:
         identity["sha256"] = MODELS[str(name)].sha256
     elif str(name) != "tiny" and folder.is_dir():
@@ -233,11 +231,12 @@ def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
         hashes = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
         sha256 = hashlib.sha256(hashes.encode()).hexdigest()
         identity = {"name": folder.resolve().name, "sha256": sha256}
-    identity["revision"] = getattr(model.config, "_commit_hash", None)
-    identity["architecture"] = type(model).__name__
-    identity["parameters"] = sum(p.numel() for p in model.parameters())
-    identity["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return identity
+    return identity | {
+        "revision": getattr(model.config, "_commit_hash", None),
+        "architecture": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+    }
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
@@ -305,15 +304,12 @@ def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
 
 def check_length(model: nn.Module, length: int) -> None:
     """Raise BadParameter if the model cannot take a sequence of that length."""
-    # a model of text and images has a config within its config; and the limit's name differs by
-    # family
+    # a model of text and images has a config within its config
     config = model.config.get_text_config(decoder=True)
-    limits = (
-        getattr(config, name, None)
-        for name in ("max_position_embeddings", "max_seq_len")
-    )
-    longest = next((limit for limit in limits if limit is not None), None)
-    if longest is not None and length > longest:
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is None:
+        longest = getattr(config, "max_seq_len", math.inf)  # MPT's name for it
+    if length > longest:
         raise BadParameter(
             f"length {length} is more than the {longest} tokens this model can take: lower it"
         )
@@ -476,9 +472,8 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
     """
     names = {module: name for name, module in model.named_modules()}
     masks = {}
-    for index, block in enumerate(find_blocks(model)):
-        for layer in find_layers(block, f"block {index}").values():
-            name = f"{names[layer]}.weight"
-            check_weights(name, layer)
-            masks[name] = layer.weight.detach() != 0
+    for layer in model_layers(model).values():
+        name = f"{names[layer]}.weight"
+        check_weights(name, layer)
+        masks[name] = layer.weight.detach() != 0
     return masks

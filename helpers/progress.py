@@ -22,12 +22,13 @@ class ProgressBar(tqdm):
         self.update(done - self.n)
 
 
-def as_progress(progress: Progress | bool) -> Progress | None:
-    """Resolve the argument `progress`: True → a bar, False → None, a function → itself.
+def as_progress(progress: Progress | bool) -> Progress:
+    """Resolve the argument `progress`: a bar for True, a function that does nothing for False.
 
-    The bar is drawn in a notebook, and in a terminal that shows what is written to stderr.
+    The bar is drawn in a notebook, and in a terminal that shows what is written to stderr. A
+    function is returned as it is.
     """
     if progress is True:
         # disable=None is tqdm's word for that; delay, so that what is refused at once leaves none
         return ProgressBar(disable=None, delay=0.001).show
-    return progress or None
+    return progress or (lambda *_step: None)

@@ -12,13 +12,14 @@ inputs, so that a method cannot misreport them. The package's own methods are in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import re
 import runpy
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,10 @@ def register(
             # float() does not copy a float32 weight: what is written there is in the model
             dense = weight.detach().float()
             matrix = None if gram is None else layer.gram.matrix
-            # sums over the bits find a change at a fraction of the cost of two copies
-            before = _bit_sums(dense, matrix)
-            with float32_products(weight.device):
+            with (
+                float32_products(weight.device),
+                _unchanged(name, weight=dense, gram=matrix),
+            ):
                 result = function(
                     dense,
                     # q, k and v read one input: with the Gram itself they share one factorisation
@@ -104,7 +106,6 @@ def register(
                     keep=keep,
                     **options,
                 )
-            _check_untouched(name, before, _bit_sums(dense, matrix))
             _check_answer(name, layer, result, options.get("budget", counted))
             # rounded to the model's type first: the error is that of the weight the model will hold
             new = result.weight.to(weight.dtype)
@@ -178,20 +179,18 @@ def check_method_options(name: str, options: dict[str, Any]) -> None:
     check_options(function, options)
 
 
-def _bit_sums(weight: Tensor, gram: Tensor | None) -> dict[str, int]:
-    """Checksums of a method's arguments, which show whether it has written into them."""
-    return {"weight": bit_sum(weight)} | (
-        {} if gram is None else {"gram": bit_sum(gram)}
-    )
-
-
-def _check_untouched(name: str, before: dict[str, int], after: dict[str, int]) -> None:
-    """Raise BadParameter if a method has changed its arguments.
+@contextlib.contextmanager
+def _unchanged(name: str, **arguments: Tensor | None) -> Iterator[None]:
+    """Raise BadParameter if a method has changed one of these arguments in the `with` block.
 
     Its error would be measured against the changed weight, and be 0; and the layers that share
     the gram would get another one.
     """
-    changed = [what for what in before if before[what] != after[what]]
+    tensors = {what: one for what, one in arguments.items() if one is not None}
+    # sums over the bits find a change at a fraction of the cost of two copies
+    before = {what: bit_sum(tensor) for what, tensor in tensors.items()}
+    yield
+    changed = [what for what in tensors if bit_sum(tensors[what]) != before[what]]
     if changed:
         raise BadParameter(
             f"method {name!r} changed {' and '.join(changed)} in place: let it work on a copy, "
@@ -262,7 +261,8 @@ def get_method(name: str) -> Method:
 
 def _load_own(name: str, path: Path) -> None:
     """Run a user's file, which registers its method; a file that fails registers nothing."""
-    before, line = dict(METHODS), 1
+    before = dict(METHODS)
+    line = 1
     try:
         # run, not imported: an import would not read the file again after it was corrected
         runpy.run_path(str(path))

@@ -32,7 +32,9 @@ class Batch(greenlet):
 
     def __init__(self, block: nn.Module, rows: Tensor, call: Call) -> None:
         super().__init__()
-        self.block, self.rows, self.call = block, rows, call
+        self.block = block
+        self.rows = rows
+        self.call = call
         self.layer: str | None = None  # where it waits
         # the inputs of layers where it waited, by group; weakly, so that they can be freed
         self.inputs: dict[tuple[str, ...], weakref.ref[Tensor]] = {}
@@ -47,7 +49,8 @@ class Batch(greenlet):
 
     def wait(self, layer: str, group: tuple[str, ...], inputs: Tensor) -> None:
         """Leave the block, and come back when the layer is pruned."""
-        self.layer, self.inputs[group] = layer, weakref.ref(inputs)
+        self.layer = layer
+        self.inputs[group] = weakref.ref(inputs)
         self.parent.switch()
 
 
@@ -72,19 +75,18 @@ def one_pass(
     """
     layers = find_layers(block, name)
     groups = call.groups(layers)
-    dense, grams = set(layers), {}
+    dense = set(layers)
+    grams = {}
 
     def arrive(layer: str, inputs: Tensor) -> None:
-        here, group = getcurrent(), groups[layer]
+        here = getcurrent()
+        group = groups[layer]
         if not isinstance(here, Batch):  # not called from a batch of this pass
             return
         if layer in dense:
             if group not in grams:
-                width, device = (
-                    read_weight(layers[layer]).shape[1],
-                    layers[layer].weight.device,
-                )
-                grams[group] = Gram(width, device)
+                weight = read_weight(layers[layer])
+                grams[group] = Gram(weight.shape[1], weight.device)
             grams[group].add(inputs)
             here.wait(layer, group, inputs)
         # a layer whose rows are not in its gram would have been fitted to other text than it gets
@@ -107,7 +109,7 @@ def one_pass(
                 for one in batches:
                     if not one.dead and one.layer not in dense:
                         one.switch()
-            waiting = {one.layer for one in batches if not one.dead}
+            waiting = {one.layer for one in batches}
             # in the order of definition: experts run in it, and a batch may skip some of them
             first = next((layer for layer in layers if layer in waiting), None)
             if first is None:

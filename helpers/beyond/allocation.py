@@ -30,7 +30,8 @@ from transformers.pytorch_utils import Conv1D
 from helpers.beyond.training import gradients_of
 from helpers.block_grams import best_batch, explain_out_of_memory
 from helpers.blocks import eval_mode, record_calls
-from helpers.errors import BadParameter, NonFinite, UnsupportedModel
+from helpers.errors import BadParameter, NonFinite
+from helpers.gram import check_measured
 from helpers.masks import check_sparsity
 from helpers.models import (
     check_model,
@@ -43,7 +44,6 @@ from helpers.models import (
 from helpers.options import check_real
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense, ignored_layers
-from helpers.tensors import all_finite
 
 # t ↦ the sparsity that each layer would have: float64 (layers,), never decreasing in t
 Curve = Callable[[float], Tensor]
@@ -201,16 +201,17 @@ def surveyed(
     check_dense(model, allow_pruned=False)
     check_tokens(model, tokens)
     layers = model_layers(model, ignored_layers(model, ignore))
-    blocks: dict[str, list[str]] = {}
+    blocks = {}
     for key, layer in layers.items():
         index, _, name = key.partition(".")
         check_weights(f"block {index} {name}", layer)
         blocks.setdefault(index, []).append(key)
-    progress = as_progress(progress) or (lambda *_step: None)
-    doing = "allocating sparsity"
-    advice = "give shorter sequences"
+    progress = as_progress(progress)
     # dropout off: its random zeros would enter the norms
-    with eval_mode(model), explain_out_of_memory(doing, advice):
+    with (
+        eval_mode(model),
+        explain_out_of_memory("allocating sparsity", "give shorter sequences"),
+    ):
         norms = input_norms(model, tokens, layers, progress)
         yield Survey(model, tokens, layers, list(blocks.values()), norms, {}, progress)
 
@@ -219,14 +220,14 @@ def input_norms(
     model: nn.Module, tokens: Tensor, layers: dict[str, nn.Module], progress: Progress
 ) -> dict[str, Tensor]:
     """‖x_j‖ of each layer's inputs over the text, float32 (d_in,), by `layer_key`."""
-    squares: dict[str, Tensor] = {}
+    squares = {}
 
     def add(key: str, inputs: Tensor) -> None:
         if not inputs.numel():  # an expert that no token of this batch has reached
             return
         # float32 first: in float16 the square of 256 is infinite already
         added = inputs.detach().flatten(0, -2).float().square().sum(0)
-        squares[key] = squares[key] + added if key in squares else added
+        squares[key] = squares.get(key, 0) + added
 
     batches = tokens.split(best_batch(device_of(model), tokens.shape[1]))
     with contextlib.ExitStack() as stack:
@@ -237,16 +238,7 @@ def input_norms(
             record_calls(model, rows)  # ends after the last block: no logits are needed
             progress(done, len(batches), "calibration text")
     for key in layers:
-        if key not in squares:
-            raise UnsupportedModel(
-                f"layer {key} saw no calibration tokens: if it is an expert, give more calibration "
-                "text; otherwise choose another model"
-            )
-        if not all_finite(squares[key]):
-            raise NonFinite(
-                f"the inputs of layer {key} hold NaN or infinity: check the weights of the layers "
-                "before it, or use dtype float32"
-            )
+        check_measured(squares.get(key), "layer", key)
     return {key: squares[key].sqrt() for key in layers}
 
 
@@ -406,4 +398,4 @@ def share_out(
     order = (wanted - counts).argsort(descending=True, stable=True)
     order = order[(counts < sizes - 1)[order]]
     counts[order[: total - int(counts.sum())]] += 1
-    return [int(count) for count in counts]
+    return counts.long().tolist()

@@ -118,7 +118,8 @@ def distil(
     check_pair(model, dense, tokens, held_out)
     progress = as_progress(progress)
     started = time.perf_counter()
-    text, unseen = tokens[:-held_out].to(device_of(model)), tokens[-held_out:]
+    text = tokens[:-held_out].to(device_of(model))
+    unseen = tokens[-held_out:]
     advice = 'the pruned model is unchanged; give shorter windows, or parts="norms"'
     # dropout off: the teacher's own answers, and those that the pruned model is used for
     with (
@@ -143,13 +144,15 @@ def distil(
             for step, window in enumerate(text.split(1), 1):
                 losses.append(descend(model, dense, window, optimiser, precision))
                 schedule.step()
-                if progress:
-                    progress(step, len(text), f"step {step}")
+                progress(step, len(text), f"step {step}")
                 if step not in looked_at or (kept and step < len(text)):
                     continue
-                looks.append((step, divergence(model, dense, unseen)))
-                if looks[-1][1] < best:
-                    best, kept, values = looks[-1][1], step, snapshot(rates)
+                now = divergence(model, dense, unseen)
+                looks.append((step, now))
+                if now < best:
+                    best = now
+                    kept = step
+                    values = snapshot(rates)
                 elif not kept and len(looks) > PATIENCE:
                     break
         finally:

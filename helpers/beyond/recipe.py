@@ -152,7 +152,7 @@ def prune_and_repair(
             repair_text,
             held_out=HELD_OUT,
             precision=precision,
-            progress=progress or False,
+            progress=progress,
         )
         report.repair |= repaired.to_dict()
         report.seconds["distil"] = repaired.seconds
@@ -168,7 +168,7 @@ def guided_request(
         model,
         request.tokens[:sequences],
         sparsity=request.target.sparsity,
-        progress=request.progress or False,
+        progress=request.progress,
         ignore=ignore,
     )
     target = dataclasses.replace(request.target, sparsity=found.sparsity)

@@ -260,10 +260,8 @@ def _cache_errors() -> Iterator[None]:
     """Report a disk that is full or read-only as FileError, in one line."""
     try:
         yield
-    except (
-        OSError,
-        SafetensorError,
-    ) as error:  # the latter from saving a model on a full disk
+    # the latter from saving a model on a full disk
+    except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise FileError(
             f"cannot use the cache folder {cache_dir()} ({reason}): free some space there, or set "

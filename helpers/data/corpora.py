@@ -202,7 +202,9 @@ def corpus_identity(
     start = None if tokenizer is None else start_of(tokenizer)
     if start is not None and all((ids[:, 0] == start).all() for ids in tokens):
         identity["start_token"] = start
-    return identity | ({"tokens": digest.hexdigest()[:16]} if tokens else {})
+    if tokens:
+        identity["tokens"] = digest.hexdigest()[:16]
+    return identity
 
 
 def c4_documents() -> list[str]:
@@ -273,10 +275,10 @@ def _windows_of_documents(
     The calls of `draw` are those of the SparseGPT and Wanda code, in its order.
     """
     rows = _hub_rows(source, "train")
-    windows: list[Tensor] = []
+    windows = []
     # documents known to be too short: drawn again they are skipped without tokenising, which
     # changes no draw
-    short: set[int] = set()
+    short = set()
     while len(windows) < sequences:
         if len(short) == len(rows):
             raise BadParameter(
@@ -306,9 +308,10 @@ def _joined(documents: list[str], tokenizer: Any) -> Tensor:
     # special tokens would put a start token into the middle of the stream
     encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
     end = getattr(tokenizer, "eos_token_id", None)
+    separator = [] if end is None else [end]
     stream = list(encoded[0])
     for tokens in encoded[1:]:
-        stream += [*([] if end is None else [end]), *tokens]
+        stream += [*separator, *tokens]
     return torch.tensor(stream, dtype=torch.int64)
 
 

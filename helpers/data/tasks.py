@@ -22,9 +22,8 @@ from typing import Any
 
 from helpers.data.assets import ASSETS, fetch_asset
 
-DUPLICATES_FROM = (
-    1_000_000  # ids from here on repeat the items, to be scored in another way
-)
+# ids from here on repeat the items, to be scored in another way
+DUPLICATES_FROM = 1_000_000
 
 
 @dataclass(frozen=True)

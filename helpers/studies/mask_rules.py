@@ -42,7 +42,7 @@ def mask_study(
     cases = []
     for pattern in patterns:
         grouped = Pattern.parse(pattern).grouped
-        changes: list[dict[str, Any]] = [{"mask_steps": steps} for steps in MASK_STEPS]
+        changes = [{"mask_steps": steps} for steps in MASK_STEPS]
         if not grouped:
             changes += [{"schedule": "released"}, {"budget": "output"}]
         for sparsity in [target_sparsity(None, pattern)] if grouped else sparsities:
@@ -71,6 +71,5 @@ def mask_study(
                 "heldout": other,
             }
         )
-        if progress:
-            progress(len(rows), len(cases), f"{pattern} at {sparsity:.0%}")
+        progress(len(rows), len(cases), f"{pattern} at {sparsity:.0%}")
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,7 +60,7 @@ def check_method(name: str) -> dict[str, str]:
             else "it changed weights at sparsity 0, where the dense ones are best"
         )
 
-    trials: dict[str, Callable[[], str]] = {
+    trials = {
         "an exact answer for unstructured 50 %": lambda: answers(sparsity=0.5),
         "an exact answer for 2:4": lambda: answers(pattern="2:4"),
         "an exact answer for 4:8": lambda: answers(pattern="4:8"),
