@@ -19,7 +19,7 @@ Nothing else changes, since G is symmetric.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -221,8 +221,7 @@ def admm_grad(
     return LayerResult(new, kept, damping=system.damping)
 
 
-@dataclass(frozen=True)
-class _System:
+class _System(NamedTuple):
     """The factored matrix of a gram, shared by all layers that read its input.
 
     M: see `helpers.fast.fused`; norms: the factor from weights to the solver's coordinates,

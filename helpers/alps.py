@@ -11,7 +11,7 @@ then finish the weights on it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +29,7 @@ EVERY = 3  # iterations from one look at the mask to the next
 RISES = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 
 
-@dataclass(frozen=True)
-class _Eigen:
+class _Eigen(NamedTuple):
     """The damped gram of inputs of unit norm as vectors diag(values) vectorsᵀ, and their norms."""
 
     values: Tensor

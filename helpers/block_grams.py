@@ -19,6 +19,7 @@ from helpers.blocks import (
     eval_mode,
     record_calls,
     run_block,
+    watch_inputs,
 )
 from helpers.errors import BadParameter, OutOfMemory, UnsupportedModel, first_line
 from helpers.gram import Gram, check_measured
@@ -70,7 +71,7 @@ def sum_grams(
     }
     inputs_of = {}  # the input of each group in this batch
 
-    def add(reader: str, layer: nn.Module, inputs: Tensor) -> None:
+    def add(reader: str, inputs: Tensor) -> None:
         group = groups[reader]
         if reader == group[0]:
             grams[group].add(inputs)
@@ -82,10 +83,7 @@ def sum_grams(
                 "others: this model is not supported, choose another"
             )
 
-    with contextlib.ExitStack() as stack:
-        for reader, layer in layers.items():
-            hook = lambda layer, args, reader=reader: add(reader, layer, args[0])  # noqa: E731
-            stack.enter_context(layer.register_forward_pre_hook(hook))
+    with watch_inputs(layers, add):
         # views of the stream, of equal size, since the batch divides the number of sequences
         for rows in stream.split(batch):
             inputs_of.clear()  # frees the inputs of the batch before

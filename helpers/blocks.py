@@ -9,11 +9,10 @@ decides whether that is faithful.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import inspect
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,7 +72,7 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
     def answered(block: nn.Module, _args: Any, output: Any) -> None:
         # attention weights, a position bias or a cache, by family
         rest = output[1:] if isinstance(output, tuple) else None
-        calls[-1] = dataclasses.replace(calls[-1], rest=rest, inputs=_shared(read))
+        calls[-1] = replace(calls[-1], rest=rest, inputs=_shared(read))
         read.clear()
         # the head's logits, (batch, length, vocabulary), would be the largest tensor of all
         if block is blocks[-1]:
@@ -87,9 +86,9 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
                 block.register_forward_pre_hook(record, with_kwargs=True)
             )
             stack.enter_context(block.register_forward_hook(answered))
-            for name, layer in find_layers(block).items():
-                note = lambda _layer, args, name=name: read.append((name, args[0]))  # noqa: E731
-                stack.enter_context(layer.register_forward_pre_hook(note))
+            stack.enter_context(
+                watch_inputs(find_layers(block), lambda *item: read.append(item))
+            )
         with contextlib.suppress(Captured):
             forward(model, tokens)
     # a block that is skipped at random or run twice would get another one's arguments
@@ -99,6 +98,18 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
             "skip or repeat blocks are not supported, choose another model"
         )
     return calls
+
+
+@contextlib.contextmanager
+def watch_inputs(
+    layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Context manager: call see(name, inputs) each time that one of the layers is about to run."""
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            hook = lambda _layer, args, name=name: see(name, args[0])  # noqa: E731
+            stack.enter_context(layer.register_forward_pre_hook(hook))
+        yield
 
 
 def _shared(read: Sequence[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from helpers.errors import NonFinite
 from helpers.gram import Gram
 from helpers.masks import Pattern, check_divides, check_keep, target_sparsity
-from helpers.tensors import check_weight
+from helpers.tensors import all_finite, check_matrix
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
@@ -46,7 +47,11 @@ class Layer:
         A gram that is a `Gram` is checked only once, however many layers share it.
         Raises BadParameter, NonFinite, NotPositiveDefinite.
         """
-        check_weight(weight)
+        check_matrix("weight", weight)
+        if not all_finite(weight):
+            raise NonFinite(
+                "weight holds NaN or infinity: check the checkpoint it comes from"
+            )
         pattern = Pattern.parse(pattern)
         if keep is None:
             sparsity = target_sparsity(sparsity, pattern)

@@ -10,11 +10,10 @@ the next one. With one pass the text waits inside the block while its layers are
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from helpers.models import (
     find_blocks,
     find_layers,
     layer_key,
+    model_layers,
     read_weight,
     weights_in_memory,
     write_weight,
@@ -74,7 +74,7 @@ class Request:
     batch: int | None = None
     progress: Progress = as_progress(False)
     importance: Mapping[str, Tensor] | None = None
-    ignored: Sequence[str] = ()
+    ignored: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -130,7 +130,7 @@ class PruneReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
-        return dataclasses.asdict(self) | {
+        return asdict(self) | {
             "sparsity": self.sparsity,
             "error": self.error,
         }
@@ -178,8 +178,7 @@ class Team:
         self, layers: dict[str, nn.Module], prune: Callable[[str], LayerReport]
     ) -> Iterator[LayerReport]:
         """Prune the layers of a block, each in one of the processes; yield reports in order."""
-        for name in layers:
-            yield prune(name)
+        return map(prune, layers)  # one at a time, when the caller asks for it
 
 
 class Loop:
@@ -200,12 +199,12 @@ class Loop:
             method=request.target.method,
             pattern=str(request.target.pattern),
             precision=request.precision,
-            ignored=list(request.ignored),
+            ignored=request.ignored,
         )
         self.store = store or Store()
         self.team = team or Team()
         self.blocks = find_blocks(model)
-        self.total = sum(len(find_layers(block)) for block in self.blocks)
+        self.total = len(model_layers(model))
         self.device = device_of(model)
         self.seconds = {"forward": 0.0, "solve": 0.0}
 
@@ -368,7 +367,7 @@ class Loop:
         new = (result.weight / factor).to(weight.dtype)
         # measured for the weighted outputs: measured again for the outputs as they are
         error = None if gram is None else relative_error(weight, new, gram.matrix)
-        return dataclasses.replace(result, weight=new, error=error)
+        return replace(result, weight=new, error=error)
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -34,4 +33,4 @@ def state_of(model: nn.Module) -> PruningState:
 
 def set_state(model: nn.Module, **changes: Any) -> None:
     """Change some fields of a model's state."""
-    setattr(model, STATE, dataclasses.replace(state_of(model), **changes))
+    setattr(model, STATE, replace(state_of(model), **changes))

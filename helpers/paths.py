@@ -67,13 +67,13 @@ def own_method_file(name: str) -> Path:
     return own_methods_dir() / f"{name.replace('-', '_')}.py"
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
+def sha256_file(path: str | Path) -> str:
     """The sha256 of a file's content, hexadecimal; the file is read in parts."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
+def replace_file(path: str | Path, data: bytes | str) -> Path:
     """Write `data` (text as UTF-8) to `path` whole or not at all, and return the path.
 
     Missing parent folders are made.
@@ -105,7 +105,7 @@ def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
     return path
 
 
-def set_default_mode(path: str | os.PathLike[str]) -> None:
+def set_default_mode(path: str | Path) -> None:
     """Give a file that was made private the mode of any new file."""
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)

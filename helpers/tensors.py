@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from helpers.errors import BadParameter, NonFinite, described
+from helpers.errors import BadParameter, described
 
 PART = 1 << 20  # numbers checked at a time
 # what torch can compute with on any device
@@ -23,15 +23,6 @@ def check_matrix(what: str, value: object) -> None:
         raise BadParameter(
             f"{what} {described(value)}: give a dense floating-point torch tensor, weight "
             "(d_out, d_in) and gram (d_in, d_in)"
-        )
-
-
-def check_weight(weight: object) -> None:
-    """Raise BadParameter unless this is a layer's weight (d_out, d_in), NonFinite if not finite."""
-    check_matrix("weight", weight)
-    if not all_finite(weight):
-        raise NonFinite(
-            "weight holds NaN or infinity: check the checkpoint it comes from"
         )
 
 

@@ -20,7 +20,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from helpers.blocks import Call, check_finite, run_block
+from helpers.blocks import Call, check_finite, run_block, watch_inputs
 from helpers.errors import UnsupportedModel
 from helpers.gram import Gram, check_measured
 from helpers.models import device_of, find_layers, read_weight
@@ -35,10 +35,10 @@ class Batch(greenlet):
         self.block = block
         self.rows = rows
         self.call = call
-        self.layer: str | None = None  # where it waits
+        self.layer = None  # where it waits
         # the inputs of layers where it waited, by group; weakly, so that they can be freed
-        self.inputs: dict[tuple[str, ...], weakref.ref[Tensor]] = {}
-        self.answer: Tensor | None = None
+        self.inputs = {}
+        self.answer = None
 
     def run(self) -> None:
         """The block, which is left whenever `wait` is called inside it."""
@@ -97,10 +97,7 @@ def one_pass(
             )
 
     batches = [Batch(block, rows, call) for rows in stream.split(batch)]
-    with contextlib.ExitStack() as stack:
-        for layer, module in layers.items():
-            hook = lambda _module, args, layer=layer: arrive(layer, args[0])  # noqa: E731
-            stack.enter_context(module.register_forward_pre_hook(hook))
+    with watch_inputs(layers, arrive), contextlib.ExitStack() as stack:
         stack.callback(abandon, batches)
         while True:
             # out here too: a batch switches gradients off when it starts, and back when it ends, to

@@ -18,6 +18,7 @@ weight. An N:M pattern gives every layer the same sparsity, so there is nothing 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ from transformers.pytorch_utils import Conv1D
 
 from helpers.beyond.training import gradients_of
 from helpers.block_grams import best_batch, explain_out_of_memory
-from helpers.blocks import eval_mode, record_calls
+from helpers.blocks import eval_mode, record_calls, watch_inputs
 from helpers.errors import BadParameter, NonFinite
 from helpers.gram import check_measured
 from helpers.masks import check_sparsity
@@ -143,8 +144,11 @@ def owl(
     check_real("outliers", outliers, above=0)
     with surveyed(model, tokens, progress, ignore) as survey:
         ratios = []  # of each layer that of its block
-        for keys in survey.blocks:
-            ratios += [outlier_share(survey, keys, outliers)] * len(keys)
+        for _, keys in itertools.groupby(
+            survey.layers, lambda key: key.partition(".")[0]
+        ):
+            block = list(keys)
+            ratios += [outlier_share(survey, block, outliers)] * len(block)
         width = max(ratios) - min(ratios)
         stretch = 2 * spread / width if width > 0 else 0.0
         wishes = sparsity - stretch * torch.tensor(ratios, dtype=torch.float64)
@@ -169,14 +173,13 @@ def outlier_share(survey: Survey, keys: list[str], outliers: float) -> float:
 class Survey:
     """Statistics of the dense model's layers on the calibration text, by `layer_key`.
 
-    blocks: the keys of each block. norms: ‖x_j‖ of a layer's inputs over all tokens, float32
-    (d_in,). slopes: squared, of the loss by each output, float32 (d_out,), once `fisher` has run.
+    norms: ‖x_j‖ of a layer's inputs over all tokens, float32 (d_in,). slopes: squared, of the loss
+    by each output, float32 (d_out,), once `fisher` has run.
     """
 
     model: nn.Module
     tokens: Tensor
     layers: dict[str, nn.Module]
-    blocks: list[list[str]]
     norms: dict[str, Tensor]
     slopes: dict[str, Tensor]
     progress: Progress
@@ -201,11 +204,8 @@ def surveyed(
     check_dense(model, allow_pruned=False)
     check_tokens(model, tokens)
     layers = model_layers(model, ignored_layers(model, ignore))
-    blocks = {}
     for key, layer in layers.items():
-        index, _, name = key.partition(".")
-        check_weights(f"block {index} {name}", layer)
-        blocks.setdefault(index, []).append(key)
+        check_weights(f"layer {key}", layer)
     progress = as_progress(progress)
     # dropout off: its random zeros would enter the norms
     with (
@@ -213,7 +213,7 @@ def surveyed(
         explain_out_of_memory("allocating sparsity", "give shorter sequences"),
     ):
         norms = input_norms(model, tokens, layers, progress)
-        yield Survey(model, tokens, layers, list(blocks.values()), norms, {}, progress)
+        yield Survey(model, tokens, layers, norms, {}, progress)
 
 
 def input_norms(
@@ -230,10 +230,7 @@ def input_norms(
         squares[key] = squares.get(key, 0) + added
 
     batches = tokens.split(best_batch(device_of(model), tokens.shape[1]))
-    with contextlib.ExitStack() as stack:
-        for key, layer in layers.items():
-            hook = lambda _layer, args, key=key: add(key, args[0])  # noqa: E731
-            stack.enter_context(layer.register_forward_pre_hook(hook))
+    with watch_inputs(layers, add):
         for done, rows in enumerate(batches, 1):
             record_calls(model, rows)  # ends after the last block: no logits are needed
             progress(done, len(batches), "calibration text")
@@ -276,12 +273,14 @@ def fisher(survey: Survey) -> Curve:
         parameter.grad = None
 
     weights = {key: layer.weight for key, layer in survey.layers.items()}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(gradients_of(survey.model, list(weights.values())))
+    with (
+        gradients_of(survey.model, list(weights.values())),
+        torch.enable_grad(),
+        contextlib.ExitStack() as stack,
+    ):
         for key, weight in weights.items():
             hook = lambda parameter, key=key: add(key, parameter)  # noqa: E731
             stack.enter_context(weight.register_post_accumulate_grad_hook(hook))
-        stack.enter_context(torch.enable_grad())
         for done, row in enumerate(survey.tokens.to(device_of(survey.model)), 1):
             logits = (
                 survey.model(input_ids=row[None], use_cache=False)

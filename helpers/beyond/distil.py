@@ -16,11 +16,10 @@ moves by a share of the rms of its own values.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -44,10 +43,6 @@ POSITIONS = 8
 # found no better weights than those at the start
 LOOKS = (0.25, 0.5, 1.0)
 PATIENCE = 2  # looks without better weights, after which the repair is given up
-NOTHING_KEPT = (
-    "the repair changed nothing: the divergence on held-out windows was {:.3g} before and {:.3g} "
-    "after {} steps; give distil a smaller rate, or more windows"
-)
 # Adam's: far below any gradient, since gradients are the smaller the larger the weights are
 EPSILON = 1e-15
 
@@ -70,7 +65,7 @@ class DistilReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 @checks_options
@@ -162,7 +157,10 @@ def distil(
     warning = ""
     if not kept:
         step, last = looks[-1]
-        warning = NOTHING_KEPT.format(best, last, step)
+        warning = (
+            f"the repair changed nothing: the divergence on held-out windows was {best:.3g} before "
+            f"and {last:.3g} after {step} steps; give distil a smaller rate, or more windows"
+        )
         LOG.warning(warning)
     return DistilReport(losses, looks, kept, warning, time.perf_counter() - started)
 

@@ -16,13 +16,11 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,8 +40,7 @@ SENTENCE_ENDS_PER_WORD = 0.027
 ARTICLE_CHARACTERS = 500
 
 
-@dataclass(frozen=True)
-class HubText:
+class HubText(NamedTuple):
     """A text dataset at a pinned commit of the hub; `files` maps a split to its file."""
 
     repo: str
@@ -69,7 +66,7 @@ HUB_TEXTS = {
 
 
 def calibration_tokens(
-    source: str | os.PathLike[str],
+    source: str | Path,
     tokenizer: Any,
     *,
     sequences: int = 128,
@@ -157,7 +154,7 @@ def with_start(windows: Tensor, start: int | None, wanted: bool | str) -> Tensor
     return torch.cat([torch.full_like(windows[:, :1], start), windows[:, 1:]], dim=1)
 
 
-def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
+def evaluation_tokens(source: str | Path, tokenizer: Any) -> Tensor:
     """All tokens of a text for perplexity, int64 (tokens,), in order and never shuffled.
 
     "embedded" is 517 Wikipedia articles joined by blank lines; "wikitext2" the raw test split
@@ -176,7 +173,7 @@ def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
 
 
 def corpus_identity(
-    source: str | os.PathLike[str], *tokens: Tensor, tokenizer: Any = None
+    source: str | Path, *tokens: Tensor, tokenizer: Any = None
 ) -> dict[str, Any]:
     """A text's entry in a record: its name, and the sha256 or revision that pins it.
 
@@ -236,10 +233,10 @@ def wiki_articles() -> list[str]:
     return [article for article in articles if len(article) >= ARTICLE_CHARACTERS]
 
 
-def _check_source(source: str | os.PathLike[str], names: Sequence[str]) -> str:
+def _check_source(source: str | Path, names: Sequence[str]) -> str:
     """The source as text: one of `names`, or the path of a .txt or .jsonl file."""
-    text = os.fspath(source) if isinstance(source, os.PathLike) else source
-    if isinstance(text, str) and Path(text).suffix.lower() in FILE_TYPES:
+    text = str(source)
+    if text.lower().endswith(FILE_TYPES):
         return text
     return check_choice(
         "text source", text, [*names, "your own .txt or .jsonl file by its path"]

@@ -16,9 +16,8 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from helpers.data.assets import ASSETS, fetch_asset
 
@@ -26,8 +25,7 @@ from helpers.data.assets import ASSETS, fetch_asset
 DUPLICATES_FROM = 1_000_000
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A task: items in its labelled split, accuracy of guessing, and lm-eval's definition of it."""
 
     size: int
@@ -36,7 +34,7 @@ class Task:
     folder: str  # of the definition
 
 
-TASK_TABLE: dict[str, Task] = {
+TASK_TABLE = {
     "boolq": Task(3270, 1 / 2, "validation", "super_glue/boolq"),
     "rte": Task(277, 1 / 2, "validation", "glue/rte"),
     "hellaswag": Task(10042, 1 / 4, "validation", "hellaswag"),

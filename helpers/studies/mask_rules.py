@@ -60,7 +60,6 @@ def mask_study(
         )
         # on text that neither mask nor weights have seen: a budget or schedule may fit the
         # calibration text better and other text worse
-        other = relative_error(weight, solved.weight, heldout)
         rows.append(
             {
                 "pattern": pattern,
@@ -68,7 +67,7 @@ def mask_study(
                 **rules,
                 "iterations": iterations,
                 "error": solved.error,
-                "heldout": other,
+                "heldout": relative_error(weight, solved.weight, heldout),
             }
         )
         progress(len(rows), len(cases), f"{pattern} at {sparsity:.0%}")
