@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -255,12 +254,7 @@ def zero_shot(
     if cut := [line for line in lines if "Truncating" in line]:
         LOG.warning("%d texts are too long for this model: %s", len(cut), cut[0])
     scoring = "each context once" if harness.cache else "stock"
-    versions = answer["versions"]
-    samples = answer["samples"]
-    return {
-        name: _task_score(name, versions[name], items[name], samples[name], scoring)
-        for name in tasks
-    }
+    return {name: _task_score(name, items[name], answer, scoring) for name in tasks}
 
 
 def check_zero_shot(
@@ -344,7 +338,7 @@ def harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     return {name: loaded[name] for name in items}
 
 
-def _override(name: str, items: Sequence[int]) -> dict[str, Any]:
+def _override(name: str, items: Sequence[int]) -> dict:
     """Where a task's rows come from; nothing else of lm-eval's definition is changed."""
     import datasets
 
@@ -363,29 +357,27 @@ def _override(name: str, items: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _task_score(
-    name: str,
-    version: Any,
-    items: list[int],
-    samples: Sequence[Mapping[str, Any]],
-    scoring: str,
-) -> TaskScore:
-    """The score from lm-eval's samples, which are in the order of the items."""
+def _task_score(name: str, items: list[int], results: dict, scoring: str) -> TaskScore:
+    """A task's score from what `lm_eval.evaluate` returns."""
+    samples = results["samples"][name]  # in the order of the items
     answers = []
     for item, sample in zip(items, samples, strict=True):
         likelihoods, written = zip(*sample["filtered_resps"], strict=True)
-        # The first of equal ones, as lm-eval takes it. -1: there is one text alone, and it is not
-        # what the model would write
-        answers.append(-1 if written == (False,) else int(np.argmax(likelihoods)))
         if not all(map(math.isfinite, likelihoods)):
             raise NonFinite(
                 f"{name} item {item} has a log likelihood that is not finite: check the model's "
                 "weights, or evaluate in dtype float32"
             )
+        if written == (False,):
+            # there is one text alone, and it is not what the model would write
+            answers.append(-1)
+        else:
+            # the first of equal ones, as lm-eval takes it
+            answers.append(likelihoods.index(max(likelihoods)))
     acc, norm = (
         [int(sample[metric]) for sample in samples] if metric in samples[0] else None
         for metric in ("acc", "acc_norm")
     )
-    return TaskScore(
-        name, version, TASK_TABLE[name].size, items, acc, norm, answers, scoring
-    )
+    version = results["versions"][name]
+    size = TASK_TABLE[name].size
+    return TaskScore(name, version, size, items, acc, norm, answers, scoring)

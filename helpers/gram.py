@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +24,13 @@ from helpers.errors import (
     described,
 )
 from helpers.fast import panels
-from helpers.precision import exactly
+from helpers.precision import products
 from helpers.tensors import all_finite, check_matrix, holds_floats
 
 # relative to the largest entry: a gram that someone else computed is symmetric up to rounding only
 SYMMETRY_TOLERANCE = 1e-4
 PRODUCT_SIZE = 1 << 22  # numbers of a product made at a time
 CHECKED_ROWS = 512  # at a time, so that checking takes little memory
-
-Answer = TypeVar("Answer")
 
 
 class Gram:
@@ -81,7 +79,7 @@ class Gram:
         # float32 before the product: a sum of squares soon passes float16's largest value, 65504
         rows = inputs.detach().reshape(-1, width).float()
         # in float32 too where the model's own products are done in bfloat16 or TF32
-        with exactly(rows.device), float32_products(rows.device):
+        with products("float32", rows.device), float32_products(rows.device):
             # `matrix` fills in the lower half
             panels.add_upper(self._sum, rows)
         self._mirrored = self._checked = False
@@ -104,7 +102,7 @@ class Gram:
             self._checked = True
         return self
 
-    def derived(self, derive: Callable[..., Answer], *options: Hashable) -> Answer:
+    def derived(self, derive: Callable, *options: Hashable) -> Any:
         """derive(matrix, *options), remembered until another function or other options come.
 
         So layers with the same input and options are solved with one factorisation.
@@ -224,7 +222,7 @@ def cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor | None:
     return factor if info.item() == 0 and all_finite(factor) else None
 
 
-def climb_damping(damping: float, factor: Callable[[float], Answer | None]) -> Answer:
+def climb_damping(damping: float, factor: Callable[[float], Any]) -> Any:
     """factor(rung) for the first damping that works: the given one, then up the ladder.
 
     Each rung is ten times the one before it (from 0: 1e-4), the last is 1. The damping that was

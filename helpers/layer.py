@@ -22,15 +22,13 @@ class Layer:
     """A layer to be pruned or refitted.
 
     weight: (d_out, d_in), any float type. gram: of its inputs, None for a method that reads none.
-    keep: the mask, boolean like weight, True where a weight stays; None where it is to be chosen,
-    with the final `sparsity` and the `pattern` of zeros.
+    sparsity, pattern: of the zeros in the end.
     """
 
     weight: Tensor
     gram: Gram | None
-    keep: Tensor | None = None
-    sparsity: float = 0.0
-    pattern: Pattern = Pattern()
+    sparsity: float
+    pattern: Pattern
 
     @classmethod
     def of(
@@ -44,6 +42,7 @@ class Layer:
     ) -> Layer:
         """Make a layer of parts that fit: a mask, or a sparsity and pattern to choose one by.
 
+        keep: the mask, boolean like weight, True where a weight stays; None if it is to be chosen.
         A gram that is a `Gram` is checked only once, however many layers share it.
         Raises BadParameter, NonFinite, NotPositiveDefinite.
         """
@@ -60,7 +59,7 @@ class Layer:
         check_divides(pattern, weight.shape[1])
         if gram is not None:
             gram = Gram.of(gram).checked(weight.shape[1])
-        return cls(weight, gram, keep, sparsity, pattern)
+        return cls(weight, gram, sparsity, pattern)
 
 
 @dataclass(frozen=True)

@@ -77,11 +77,19 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
         return embedded_model_folder(text), None
     folder = Path(text).expanduser()
     if text and folder.is_dir():
-        if not (folder / "config.json").is_file():
+        path = folder / "config.json"
+        if not path.is_file():
             raise BadParameter(
                 f"folder {folder} holds no config.json: give a saved model's folder"
             )
-        check_config(folder / "config.json")
+        # transformers may not check this; a damaged file is reported by the code that reads it
+        with contextlib.suppress(OSError, ValueError):
+            config = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise BadParameter(
+                    f"{path} holds a {type(config).__name__} and not an object: give the folder of "
+                    "a saved model"
+                )
         return folder, None
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
         raise BadParameter(
@@ -93,18 +101,6 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
             f'model {text!r} on the hub needs revision=: a commit hash, or "main" for the newest'
         )
     return text, revision
-
-
-def check_config(path: Path) -> None:
-    """Raise BadParameter unless a config.json is a JSON object (transformers may not check)."""
-    # a damaged file is reported by the code that reads it
-    with contextlib.suppress(OSError, ValueError):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise BadParameter(
-                f"{path} holds a {type(config).__name__} and not an object: give the folder of a "
-                "saved model"
-            )
 
 
 def _load(
@@ -218,7 +214,7 @@ def _tiny_model() -> tuple[nn.Module, Any]:
         return AutoModelForCausalLM.from_config(config), tokenizer
 
 
-def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
+def _identity(name: str | Path, model: nn.Module) -> dict:
     """What `model_identity` returns for a model of that name."""
     folder = Path(name).expanduser()
     identity = {"name": str(name)}

@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, TypeVar
 
 from helpers.errors import BadParameter, HelpersError, join_names
@@ -20,11 +20,10 @@ from helpers.errors import BadParameter, HelpersError, join_names
 def check_choice(
     what: str,
     value: object,
-    choices: Iterable[str],
+    choices: Collection[str],
     error: type[HelpersError] = BadParameter,
 ) -> str:
     """Return `value` if it is one of `choices`, else raise `error` with the nearest choice."""
-    choices = list(choices)
     if isinstance(value, str) and value in choices:
         return value
     # a typing mistake is the usual cause: for "wnada" the message suggests "wanda"
@@ -68,7 +67,7 @@ def check_real(what: str, value: object, *, above: float | None = None) -> float
 
 # --- options whose annotation says what they may be -------------------------------------------
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable)
 
 Positive = Annotated[float, functools.partial(check_real, above=0)]
 NotNegative = Annotated[float, check_real]
@@ -93,7 +92,7 @@ def checks_options(function: Function) -> Function:
     return checked
 
 
-def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def check_options(function: Callable, options: Mapping[str, Any]) -> None:
     """Raise BadParameter for a value that the annotation of its parameter does not allow.
 
     Parameters without such an annotation may be anything.

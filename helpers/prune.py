@@ -185,7 +185,7 @@ def check_request(model: nn.Module, request: Request) -> None:
         check_divides(target.pattern, shapes[key][1])
         # on the meta device there are shapes only; such a weight is checked when it is read
         if not layer.weight.is_meta:
-            check_weights(f"layer {key}", layer)
+            check_weights(f"block {key.replace('.', ' ', 1)}", layer)
     check_sparsities(target, shapes)
     if request.batch is not None:
         check_whole("batch", request.batch)

@@ -205,7 +205,7 @@ def surveyed(
     check_tokens(model, tokens)
     layers = model_layers(model, ignored_layers(model, ignore))
     for key, layer in layers.items():
-        check_weights(f"layer {key}", layer)
+        check_weights(f"block {key.replace('.', ' ', 1)}", layer)
     progress = as_progress(progress)
     # dropout off: its random zeros would enter the norms
     with (

@@ -32,7 +32,7 @@ from helpers.blocks import eval_mode, forward
 from helpers.errors import BadParameter, NonFinite
 from helpers.models import check_model, check_tokens, device_of
 from helpers.options import Count, Positive, checks_options, one_of
-from helpers.precision import check_precision, exactly, products
+from helpers.precision import check_precision, products
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense
 
@@ -148,7 +148,7 @@ def distil(
                     best = now
                     kept = step
                     values = snapshot(rates)
-                elif not kept and len(looks) > PATIENCE:
+                elif len(looks) > PATIENCE:
                     break
         finally:
             # also after an error, or Ctrl-C: no model is left half trained
@@ -237,7 +237,7 @@ def divergence_and_gradient(logits: Tensor, target: Tensor) -> tuple[float, Tens
     total = logits.new_zeros((), dtype=torch.float64)
     parts = (x.flatten(0, -2).split(POSITIONS) for x in (logits, target, slope))
     # else vecdot, a product, would be done in bfloat16 too
-    with exactly(logits.device):
+    with products("float32", logits.device):
         for rows, wanted, out in zip(*parts, strict=True):
             log_q = torch.log_softmax(rows.float(), dim=-1)
             log_p = torch.log_softmax(wanted.float(), dim=-1)

@@ -23,8 +23,8 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from safetensors import SafetensorError, safe_open
@@ -35,8 +35,7 @@ from helpers.paths import cache_dir, replace_file, sha256_file
 LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Asset:
+class Asset(NamedTuple):
     """Files inside one pinned wheel: `members` has the path in it and the sha256 of each."""
 
     package: str
@@ -51,8 +50,7 @@ class Asset:
         return {"name": "embedded", "package": package, "sha256": self.sha256}
 
 
-@dataclass(frozen=True)
-class EmbeddedModel:
+class EmbeddedModel(NamedTuple):
     """A model as a 4-bit GGUF file, which the files of its `parts`, some assets, make when joined.
 
     file, sha256: of that file; converted: `_tensors_hash` of what its conversion gives; hub: its

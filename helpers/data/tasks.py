@@ -99,7 +99,7 @@ def tasks_identity() -> dict[str, Any]:
     return ASSETS["tasks"].identity() | harness
 
 
-def _stored_prompts(path: Path) -> list[dict[str, Any]]:
+def _stored_prompts(path: Path) -> list[dict]:
     """The document of each item, once; the file has a line for each of its choices."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         # ARC has one line a choice, with the same document in each
@@ -107,7 +107,7 @@ def _stored_prompts(path: Path) -> list[dict[str, Any]]:
     return [doc for index, doc in docs.items() if index < DUPLICATES_FROM]
 
 
-def _row(task: str, doc: dict[str, Any]) -> dict[str, Any]:
+def _row(task: str, doc: dict) -> dict[str, Any]:
     """The fields that lm-eval reads, from an item that is stored as a prompt."""
     if task == "lambada_openai":  # lm-eval itself takes off the last word
         return {"text": f"{doc['query']} {doc['choices'][0]}"}

@@ -85,13 +85,13 @@ def update_study(
     return study
 
 
-def _settings(**settings: Any) -> dict[str, Any]:
+def _settings(**settings: Any) -> dict:
     """A solver and its settings in the order of the rows; None where it has no such setting."""
     names = ("solver", "rho", "precondition", "damping", "learning_rate")
     return dict.fromkeys(names) | settings
 
 
-def _variants(damping: float) -> list[dict[str, Any]]:
+def _variants(damping: float) -> list[dict]:
     """The settings of every solver with iterations; ADMM's options are changed one at a time."""
     variants = []
     # with the paper's scaling of inputs to unit norm, and without it
@@ -190,11 +190,11 @@ class _Case:
 
     def row(
         self,
-        settings: dict[str, Any],
+        settings: dict,
         iteration: int | None,
         new: Tensor,
         seconds: float,
-    ) -> dict[str, Any]:
+    ) -> dict:
         """One row of "update"."""
         measured = self.measure(new)
         return {
@@ -207,7 +207,7 @@ class _Case:
             "seconds": seconds,
         }
 
-    def references(self) -> list[dict[str, Any]]:
+    def references(self) -> list[dict]:
         """The rows without iterations: no update, SparseGPT, and exact least squares."""
         # the two ends of the scale are the masked weight without an update and the optimum
         masked = self.weight * self.keep
@@ -235,9 +235,7 @@ class _Case:
             rows.append(self.row(settings, None, *answer))
         return rows
 
-    def run(
-        self, settings: dict[str, Any], last: int
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def run(self, settings: dict, last: int) -> tuple[list[dict], dict]:
         """Solve once with `last` iterations: the rows, and the curve, of a solver with settings."""
         solver = settings["solver"]
         # fewer rows than points: a row also has the error on other text, which costs a product
