@@ -49,7 +49,8 @@ class MaskedLeastSquares:
         precondition: bool,
     ) -> None:
         Layer.of(weight, gram, keep)
-        self.keep, self.damping = keep, damping
+        self.keep = keep
+        self.damping = damping
         # float16 weights are solved in float32: small steps would otherwise round to nothing
         kind = torch.promote_types(weight.dtype, torch.float32)
         self.D, self.scale = damped_system(

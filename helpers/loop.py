@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -104,11 +105,8 @@ class PruneReport:
     def sparsity(self) -> float:
         """Fraction of pruned weights over all layers together, ignored ones included."""
         # weighted by size: a large layer counts for more than a small one
-        sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
-        zeros = sum(
-            s * layer.sparsity for s, layer in zip(sizes, self.layers, strict=True)
-        )
-        return zeros / sum(sizes)
+        zeros = sum(math.prod(layer.shape) * layer.sparsity for layer in self.layers)
+        return zeros / sum(math.prod(layer.shape) for layer in self.layers)
 
     @property
     def error(self) -> float | None:
@@ -125,8 +123,11 @@ class PruneReport:
             "halved": self.halved,
             "precision": self.precision,
         }
-        special = {"repair": self.repair, "ignored": self.ignored}
-        return details | {name: value for name, value in special.items() if value}
+        if self.repair:
+            details["repair"] = self.repair
+        if self.ignored:
+            details["ignored"] = self.ignored
+        return details
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
@@ -300,7 +301,7 @@ class Loop:
 
     def halved(self, replay: Replay) -> list[str]:
         """Where any of the processes had to halve its batch so far."""
-        return [where for places in self.team.gather(replay.halved) for where in places]
+        return sum(self.team.gather(replay.halved), [])
 
     def add(self, layer_report: LayerReport) -> None:
         """Report a layer, and say how far the run is."""

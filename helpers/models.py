@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -184,9 +183,9 @@ def check_stored_weights(folder: Path) -> None:
             safe_open(path, framework="pt") as file,
         ):
             # other tensors may be whole numbers, such as the positions in older files
-            for name in (name for name in file.keys() if name.endswith("weight")):  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
                 kind = file.get_slice(name).get_dtype()
-                if kind not in STORED_FLOATS:
+                if name.endswith("weight") and kind not in STORED_FLOATS:
                     raise UnsupportedModel(
                         f"{name} in {path} is of type {kind}, and config.json says nothing of how "
                         "it was quantised: give the unquantised checkpoint"
@@ -216,11 +215,12 @@ def _tiny_model() -> tuple[nn.Module, Any]:
 
 def _identity(name: str | Path, model: nn.Module) -> dict:
     """What `model_identity` returns for a model of that name."""
+    name = str(name)
     folder = Path(name).expanduser()
-    identity = {"name": str(name)}
-    if str(name) in MODELS:
-        identity["sha256"] = MODELS[str(name)].sha256
-    elif str(name) != "tiny" and folder.is_dir():
+    identity = {"name": name}
+    if name in MODELS:
+        identity["sha256"] = MODELS[name].sha256
+    elif name != "tiny" and folder.is_dir():
         # Not its path, which says nothing on another machine. Sorted, as a folder lists its files
         # in any order and the hash depends on the order
         files = sorted(folder.glob("*.safetensors"))
@@ -300,12 +300,11 @@ def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
 
 def check_length(model: nn.Module, length: int) -> None:
     """Raise BadParameter if the model cannot take a sequence of that length."""
-    # a model of text and images has a config within its config
+    # a model of text and images has a config within its config; MPT has a name of its own for it
     config = model.config.get_text_config(decoder=True)
     longest = getattr(config, "max_position_embeddings", None)
-    if longest is None:
-        longest = getattr(config, "max_seq_len", math.inf)  # MPT's name for it
-    if length > longest:
+    longest = longest or getattr(config, "max_seq_len", None)
+    if longest and length > longest:
         raise BadParameter(
             f"length {length} is more than the {longest} tokens this model can take: lower it"
         )

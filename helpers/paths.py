@@ -92,7 +92,7 @@ def replace_file(path: str | Path, data: bytes | str) -> Path:
                 os.fsync(stream.fileno())
             set_default_mode(temporary)
             os.replace(temporary, path)
-            sync_folder(path.parent)
+            sync(path.parent)
         except BaseException:  # Ctrl-C too must leave no partial file
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -113,14 +113,11 @@ def set_default_mode(path: str | Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content is on the disk."""
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    """Wait until a file's content, or a folder's entries, are on the disk.
 
-
-def sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries are on the disk: without that a rename can be lost."""
-    handle = os.open(folder, os.O_RDONLY)
+    Without the latter a rename can be lost.
+    """
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -180,7 +180,7 @@ def check_request(model: nn.Module, request: Request) -> None:
         check_tokens(model, request.tokens)
     layers = model_layers(model, request.ignored)
     # of all layers: a pattern that does not fit the last one is refused here
-    shapes = {key: tuple(read_weight(layer).shape) for key, layer in layers.items()}
+    shapes = {key: read_weight(layer).shape for key, layer in layers.items()}
     for key, layer in layers.items():
         check_divides(target.pattern, shapes[key][1])
         # on the meta device there are shapes only; such a weight is checked when it is read

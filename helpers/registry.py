@@ -13,13 +13,13 @@ inputs, so that a method cannot misreport them. The package's own methods are in
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import inspect
 import re
 import runpy
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +110,11 @@ def register(
             # rounded to the model's type first: the error is that of the weight the model will hold
             new = result.weight.to(weight.dtype)
             if matrix is None:
-                return dataclasses.replace(result, weight=new)
+                return replace(result, weight=new)
             with float32_products(weight.device):
                 error = relative_error(weight, new, matrix)
             dead = int(dead_inputs(matrix).sum())
-            return dataclasses.replace(
-                result, weight=new, error=error, dead_inputs=dead
-            )
+            return replace(result, weight=new, error=error, dead_inputs=dead)
 
         # an attribute of the function, which the block loop reads before it runs the model
         method.needs_calibration = needs_calibration
@@ -141,9 +139,7 @@ def _check_registration(name: str, function: Method) -> None:
             "method name 'dense' stands for the unpruned model: choose another name"
         )
     # one module may register its own name again: a module that is reloaded does
-    if _is_ours(name) and METHODS[name].__module__ != getattr(
-        function, "__module__", None
-    ):
+    if _is_ours(name) and METHODS[name].__module__ != function.__module__:
         raise BadParameter(
             f"method {name!r} is one of the package's own, and tables and figures use that name "
             "for it: choose another name"
@@ -204,7 +200,9 @@ def _check_answer(name: str, layer: Layer, result: LayerResult, budget: str) -> 
         raise BadParameter(
             f"method {name!r} returned a {type(result).__name__}: return LayerResult(weight, keep)"
         )
-    shape, new, keep = layer.weight.shape, result.weight, result.keep
+    shape = layer.weight.shape
+    new = result.weight
+    keep = result.keep
     if new.shape != shape:
         raise BadParameter(
             f"method {name!r} returned a weight of shape {tuple(new.shape)} for "
@@ -274,8 +272,10 @@ def _load_own(name: str, path: Path) -> None:
         METHODS.update(before)
         # the last frame in the user's own file: the error may have been raised deep inside torch
         for frame in traceback.extract_tb(error.__traceback__):
-            line = frame.lineno if frame.filename == str(path) else line
-        line = error.lineno if isinstance(error, SyntaxError) else line
+            if frame.filename == str(path):
+                line = frame.lineno
+        if isinstance(error, SyntaxError):
+            line = error.lineno
         raise BadParameter(
             f"helpers/own/{path.name}, line {line}: {type(error).__name__}: {first_line(error)}; "
             "correct it"

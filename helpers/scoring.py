@@ -49,7 +49,7 @@ class ContextOnce(HFLM):
     """
 
     # the cache that a pass starts from, by the model's argument; None where HFLM works alone
-    start: dict[str, Any] | None = None
+    start = None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -60,7 +60,7 @@ class ContextOnce(HFLM):
         self, requests: list, **options: Any
     ) -> list[tuple[float, bool]]:
         """For each request log p of its continuation, and whether the model would write that."""
-        answers: dict[int, tuple[float, bool]] = {}
+        answers = {}
         for batch in self._batches(self._items(requests)):
             cut = 0  # tokens of each context that the cache holds
             start = {}
@@ -77,11 +77,12 @@ class ContextOnce(HFLM):
             with attribute(self, "start", start):
                 found = super()._loglikelihood_tokens([*marked.values()], **options)
             answers |= zip(marked, found, strict=True)
-        others = [
-            request for index, request in enumerate(requests) if index not in answers
-        ]
-        rest = iter(super()._loglikelihood_tokens(others, **options))
-        return [answers.get(index) or next(rest) for index in range(len(requests))]
+        others = [index for index in range(len(requests)) if index not in answers]
+        found = super()._loglikelihood_tokens(
+            [requests[index] for index in others], **options
+        )
+        answers |= zip(others, found, strict=True)
+        return [answers[index] for index in range(len(requests))]
 
     def _items(self, requests: list) -> list[Item]:
         """The requests by their context, without texts that are too long for the model."""
@@ -103,7 +104,7 @@ class ContextOnce(HFLM):
 
     def _batches(self, items: list[Item]) -> list[list[Item]]:
         """Items of like length together, each batch for one pass."""
-        batches: list[list[Item]] = []
+        batches = []
         for item in sorted(items, reverse=True):
             last = batches[-1] if batches else []
             # tokens that are padded, or repeated in front of choices
@@ -127,7 +128,9 @@ class ContextOnce(HFLM):
         """Logits (texts, places, vocabulary) of the last places; HFLM counts them from the end."""
         if self.start is None:
             return super()._model_call(inps, **options)
-        rows, places, tokens = inps[:, 0], inps[:, 1], inps[:, 2:]
+        rows = inps[:, 0]
+        places = inps[:, 1]
+        tokens = inps[:, 2:]
         start = copy.deepcopy(self.start)  # the pass adds to the cache
         for cache in start.values():
             cache.reorder_cache(rows)

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from helpers.beyond.training import gradients_of
@@ -256,17 +255,17 @@ def fisher(survey: Survey) -> Curve:
     costs = {key: torch.zeros(LEVELS, dtype=torch.float64) for key in survey.layers}
 
     def add(key: str, parameter: Tensor) -> None:
+        layer = survey.layers[key]
+        norms = survey.norms[key]
         gradient = parameter.grad
-        if isinstance(survey.layers[key], Conv1D):
+        if isinstance(layer, Conv1D):
             gradient = gradient.T
         # float32 first: such products are below the smallest number of float16
-        terms = (gradient.float() * read_weight(survey.layers[key]).float()).square_()
+        terms = (gradient.float() * read_weight(layer).float()).square_()
         sums = torch.bincount(levels[key].flatten(), terms.flatten().double(), LEVELS)
         costs[key] += sums.cpu()
-        alive = survey.norms[key] > 0
-        slopes = (
-            (gradient[:, alive].float() / survey.norms[key][alive]).square_().sum(1)
-        )
+        alive = norms > 0
+        slopes = (gradient[:, alive].float() / norms[alive]).square_().sum(1)
         slopes /= max(1, int(alive.sum()))
         survey.slopes[key] = survey.slopes.get(key, 0) + slopes
         # freed now: a full set of gradients, as large as the model, never exists
@@ -289,7 +288,7 @@ def fisher(survey: Survey) -> Curve:
             )
             # the sum, not the mean: a constant factor is nothing to the answer, but a small
             # gradient vanishes in float16
-            functional.cross_entropy(logits, row[1:], reduction="sum").backward()
+            nn.functional.cross_entropy(logits, row[1:], reduction="sum").backward()
             survey.progress(done, len(survey.tokens), "backward passes")
     margins = []
     for key, weight in weights.items():

@@ -17,9 +17,9 @@ The steps and their rates were decided on held-out windows of the calibration te
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -139,7 +139,15 @@ def prune_and_repair(
         check_float32(model)
     guided = not request.target.pattern.grouped
     if guided:
-        request = guided_request(model, request, budget.guide, ignore)
+        found = guide(
+            model,
+            text[: budget.guide],
+            sparsity=sparsity,
+            progress=progress,
+            ignore=ignore,
+        )
+        target = replace(request.target, sparsity=found.sparsity)
+        request = replace(request, target=target, importance=found.importance)
     guide_seconds = time.perf_counter() - started
     dense = copy.deepcopy(model) if budget.repair else None
     report = Loop(model, request).run()
@@ -158,18 +166,3 @@ def prune_and_repair(
         report.seconds["distil"] = repaired.seconds
     report.seconds["total"] = time.perf_counter() - started
     return report
-
-
-def guided_request(
-    model: nn.Module, request: Request, sequences: int, ignore: Collection[str]
-) -> Request:
-    """The request with sparsities and importance from the gradients of its first sequences."""
-    found = guide(
-        model,
-        request.tokens[:sequences],
-        sparsity=request.target.sparsity,
-        progress=request.progress,
-        ignore=ignore,
-    )
-    target = dataclasses.replace(request.target, sparsity=found.sparsity)
-    return dataclasses.replace(request, target=target, importance=found.importance)

@@ -42,7 +42,7 @@ from helpers.masks import Pattern
 from helpers.methods import get_method
 from helpers.model_state import set_state, state_of
 from helpers.models import find_layers, model_identity, weights_in_memory
-from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
+from helpers.paths import cache_dir, replace_file, sha256_file, sync
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_request, check_zeros, ignored_layers
 from helpers.target import Sparsity, Target
@@ -259,7 +259,7 @@ class ShardStore(Store):
         if team.rank == 0:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                sync_folder(folder.parent)
+                sync(folder.parent)
                 delete_unfinished(folder)
         self.results = team.gather(self._read() if team.rank == 0 else None)[0]
         self.halved: list[str] = []  # where earlier calls had to halve the batch
