@@ -176,7 +176,9 @@ def admm_grad(
     # The mask is no part of it: ADMM inverts one matrix for all masks, where exact least squares
     # needs one for each output
     system = gram.derived(_factor, rho, damping, precondition)
-    shortcut = schedule == "released" and not pattern.grouped and budget == "matrix"
+    one_shot = mask_steps == 0
+    if schedule == "released" and not pattern.grouped and budget == "matrix":
+        one_shot = True
 
     def choose(iteration: int, T: Tensor, scratch: Tensor, out: Tensor) -> None:
         """Write the mask of this iteration, chosen from T = W + U, to `out` as 1 and 0."""
@@ -193,7 +195,6 @@ def admm_grad(
         score = torch.abs(T, out=scratch)
         if system.importance is not None:
             score.mul_(system.importance)
-        one_shot = shortcut or mask_steps == 0
         now = sparsity if one_shot else cubic_schedule(sparsity, iteration, mask_steps)
         choose_mask(score, now, pattern, budget, out=out)
 

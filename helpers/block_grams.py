@@ -134,9 +134,11 @@ def layer_problems(
         for layer in layers:
             check_measured(grams[layer], f"block {block}", layer)
         progress(block + 1, block + 1, f"block {block}")
-    # a copy, so that what is done to it leaves the model alone
-    weights = {layer: read_weight(present[layer]).float().clone() for layer in layers}
-    return {layer: (weights[layer], grams[layer].matrix) for layer in layers}
+    return {
+        # a copy, so that what is done to it leaves the model alone
+        layer: (read_weight(present[layer]).float().clone(), grams[layer].matrix)
+        for layer in layers
+    }
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -149,9 +151,9 @@ def largest_divisor(number: int, limit: int) -> int:
     return next(divisors, 1)
 
 
-def best_batch(device: torch.device | str, length: int) -> int:
+def best_batch(device: torch.device, length: int) -> int:
     """How many sequences of `length` tokens a forward pass should take on a device."""
-    return max(1, BEST_TOKENS.get(torch.device(device).type, 512) // length)
+    return max(1, BEST_TOKENS.get(device.type, 512) // length)
 
 
 def out_of_memory(error: BaseException) -> bool:

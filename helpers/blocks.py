@@ -23,7 +23,7 @@ from helpers.models import device_of, find_blocks, find_layers, weights_in_memor
 from helpers.tensors import all_finite
 
 # relative to the largest logit; replay was exact on every supported family in float32
-PARITY_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+PARITY_TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}  # in others 1e-4
 
 
 @dataclass(frozen=True)

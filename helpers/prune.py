@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.errors import BadParameter, UnsupportedModel, described, join_names
-from helpers.loop import Loop, PruneReport, Request
+from helpers.loop import Loop, PruneReport, Request, explain_errors
 from helpers.masks import Pattern, check_divides, target_sparsity
 from helpers.methods import get_method
 from helpers.model_state import state_of
@@ -225,10 +225,8 @@ def check_sparsities(target: Target, layers: Collection[str]) -> None:
         return
     check_names("sparsity", target.sparsity, layers)
     for name, value in target.sparsity.items():
-        try:
+        with explain_errors(f"layer {name}"):
             target_sparsity(value, target.pattern)
-        except BadParameter as error:
-            raise BadParameter(f"layer {name}: {error}") from error
 
 
 def check_names(

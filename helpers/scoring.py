@@ -71,9 +71,11 @@ class ContextOnce(HFLM):
             # cache, and the place of its last token, whose logits are the first that count
             marked = {}
             for row, item in enumerate(batch):
-                rest = [row, len(item.context) - 1 - cut, *item.context[cut:]]
+                place = len(item.context) - 1 - cut
+                rest = [row, place, *item.context[cut:]]
                 for index in item.requests:
-                    marked[index] = (("", ""), rest, requests[index][2])
+                    continuation = requests[index][2]
+                    marked[index] = (("", ""), rest, continuation)
             with attribute(self, "start", start):
                 found = super()._loglikelihood_tokens([*marked.values()], **options)
             answers |= zip(marked, found, strict=True)
@@ -90,11 +92,12 @@ class ContextOnce(HFLM):
         for index, (_, context, tokens) in enumerate(requests):
             if self.cache and len(context) + len(tokens) < self.max_length:
                 # the last token is predicted and not read: choices of one token are one text
-                contexts[tuple(context)][tuple(tokens[:-1])].append(index)
+                text = tuple(tokens[:-1])
+                contexts[tuple(context)][text].append(index)
         items = []
         for context, texts in contexts.items():
-            saved = (len(texts) - 1) * (len(context) - 1)
-            if saved > PASS:
+            repeats = len(texts) - 1
+            if repeats * (len(context) - 1) > PASS:
                 every = [index for indices in texts.values() for index in indices]
                 items.append(Item(True, len(context), context, every))
                 continue
@@ -134,10 +137,11 @@ class ContextOnce(HFLM):
         start = copy.deepcopy(self.start)  # the pass adds to the cache
         for cache in start.values():
             cache.reorder_cache(rows)
+        first = int(places.min())
         output = self.model(
             tokens,
             use_cache=bool(start),
-            logits_to_keep=tokens.shape[1] - int(places.min()),
+            logits_to_keep=tokens.shape[1] - first,
             **start,
         )
         return output.logits

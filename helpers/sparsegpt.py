@@ -72,7 +72,11 @@ def solve(
 
 
 def _prune_columns(
-    W: Tensor, keep: Tensor, R: Tensor, alive: Tensor, pattern: Pattern | None
+    W: Tensor,
+    keep: Tensor,
+    R: Tensor,
+    alive: Tensor,
+    pattern: Pattern | None,
 ) -> Tensor:
     """Prune one block of columns, in place on the views W and keep (d_out, block).
 

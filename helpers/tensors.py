@@ -8,13 +8,19 @@ from helpers.errors import BadParameter, described
 
 PART = 1 << 20  # numbers checked at a time
 # what torch can compute with on any device
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+)
 
 
 def holds_floats(value: object) -> bool:
     """Whether a value is a tensor of real floats in memory: not sparse, meta, complex or 8-bit."""
-    dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
-    return dense and value.dtype in FLOATS and not value.is_meta
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        return False
+    return value.dtype in FLOATS and not value.is_meta
 
 
 def check_matrix(what: str, value: object) -> None:
@@ -31,10 +37,10 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
     A part at a time: `torch.isfinite` of a whole one takes more memory than the tensor itself.
     """
-    if tensor.ndim == 0:
-        return bool(torch.isfinite(tensor))
+    tensor = torch.atleast_1d(tensor)
     # rows of the first dimension that hold about PART numbers together
-    rows = max(1, PART * len(tensor) // max(1, tensor.numel()))
+    size = max(1, tensor.numel())
+    rows = max(1, PART * len(tensor) // size)
     parts = [torch.isfinite(part).all() for part in tensor.split(rows)]
     # one bool for all parts: each would make the host wait for a GPU
     return bool(torch.stack(parts).all())

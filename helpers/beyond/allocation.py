@@ -41,7 +41,7 @@ from helpers.models import (
     model_layers,
     read_weight,
 )
-from helpers.options import check_real
+from helpers.options import NotNegative, Positive, checks_options
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense, ignored_layers
 
@@ -67,12 +67,13 @@ class Guide:
     importance: dict[str, Tensor]
 
 
+@checks_options
 def guide(
     model: nn.Module,
     tokens: Tensor,
     *,
     sparsity: float,
-    spread: float = 0.3,
+    spread: NotNegative = 0.3,
     progress: Progress | bool = False,
     ignore: Collection[str] = (),
 ) -> Guide:
@@ -108,7 +109,6 @@ def guide(
     Raises BadParameter, UnsupportedModel, NonFinite, OutOfMemory.
     """
     check_sparsity(sparsity)
-    check_real("spread", spread)
     with surveyed(model, tokens, progress, ignore) as survey:
         shares = layer_sparsities(survey, fisher(survey), sparsity, spread)
     importance = {}
@@ -121,13 +121,14 @@ def guide(
     return Guide(shares, importance)
 
 
+@checks_options
 def owl(
     model: nn.Module,
     tokens: Tensor,
     *,
     sparsity: float,
-    spread: float = 0.08,
-    outliers: float = 5.0,
+    spread: NotNegative = 0.08,
+    outliers: Positive = 5.0,
     progress: Progress | bool = False,
     ignore: Collection[str] = (),
 ) -> dict[str, float]:
@@ -139,8 +140,6 @@ def owl(
     ± spread. It needs no gradients; arguments and errors otherwise as for `guide`.
     """
     check_sparsity(sparsity)
-    check_real("spread", spread)
-    check_real("outliers", outliers, above=0)
     with surveyed(model, tokens, progress, ignore) as survey:
         ratios = []  # of each layer that of its block
         for _, keys in itertools.groupby(
@@ -388,7 +387,8 @@ def share_out(
     gap = float(many.sum() - few.sum())
     mixture = 0.0
     if gap > 0:
-        mixture = min(1.0, max(0.0, (total - float(few.sum())) / gap))
+        missing = total - float(few.sum())
+        mixture = min(1.0, max(0.0, missing / gap))
     wanted = few + mixture * (many - few)
     # The largest remainder: all are rounded down, and the zeros that are then missing, fewer than
     # there are layers, go where rounding took most; of equal ones to the earlier

@@ -46,8 +46,11 @@ class Asset(NamedTuple):
 
     def identity(self) -> dict[str, str]:
         """Its entry in a record."""
-        package = f"{self.package} {self.version}"
-        return {"name": "embedded", "package": package, "sha256": self.sha256}
+        return {
+            "name": "embedded",
+            "package": f"{self.package} {self.version}",
+            "sha256": self.sha256,
+        }
 
 
 class EmbeddedModel(NamedTuple):
@@ -65,13 +68,11 @@ class EmbeddedModel(NamedTuple):
     note: str
 
 
-_PINS = yaml.safe_load(
-    Path(__file__).with_name("pins.yaml").read_text(encoding="utf-8")
-)
-ASSETS = {name: Asset(**pins) for name, pins in _PINS["assets"].items()}
+PINS = yaml.safe_load(Path(__file__).with_name("pins.yaml").read_bytes())
+ASSETS = {name: Asset(**pins) for name, pins in PINS["assets"].items()}
 # fetched only when a model of theirs is loaded
-PARTS = {name: Asset(**pins) for name, pins in _PINS["parts"].items()}
-MODELS = {name: EmbeddedModel(**pins) for name, pins in _PINS["models"].items()}
+PARTS = {name: Asset(**pins) for name, pins in PINS["parts"].items()}
+MODELS = {name: EmbeddedModel(**pins) for name, pins in PINS["models"].items()}
 
 
 def fetch_asset(name: str) -> Path:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from helpers.data.assets import ASSETS, fetch_asset
+from helpers.data.assets import ASSETS, PINS, fetch_asset
 from helpers.errors import BadParameter, FileError, first_line
 from helpers.options import check_choice, check_whole
 from helpers.paths import cache_dir
@@ -37,7 +37,6 @@ FILE_TYPES = (".txt", ".jsonl")
 # Below this, a page is menus, lists of goods or not English: prose has two to three times more,
 # and no page of the embedded C4 lies between 0.0268 and 0.0274.
 SENTENCE_ENDS_PER_WORD = 0.027
-ARTICLE_CHARACTERS = 500
 
 
 class HubText(NamedTuple):
@@ -49,20 +48,7 @@ class HubText(NamedTuple):
     files: Mapping[str, str]
 
 
-HUB_TEXTS = {
-    "c4": HubText(
-        "allenai/c4",
-        "607bd4c8450a42878aa9ddc051a65a055450ef87",
-        "json",
-        {"train": "en/c4-train.00000-of-01024.json.gz"},
-    ),
-    "wikitext2": HubText(
-        "Salesforce/wikitext",
-        "b08601e04326c79dfdd32d625aee71d232d685c3",
-        "parquet",
-        {s: f"wikitext-2-raw-v1/{s}-00000-of-00001.parquet" for s in ("train", "test")},
-    ),
-}
+HUB_TEXTS = {name: HubText(**pins) for name, pins in PINS["hub_texts"].items()}
 
 
 def calibration_tokens(
@@ -230,7 +216,7 @@ def wiki_articles() -> list[str]:
         _title, _, body = page.partition("\n")
         lines = [line for line in body.strip().split("\n") if len(line.split()) > 1]
         articles.append("\n".join(lines))
-    return [article for article in articles if len(article) >= ARTICLE_CHARACTERS]
+    return [article for article in articles if len(article) >= 500]
 
 
 def _check_source(source: str | Path, names: Sequence[str]) -> str:

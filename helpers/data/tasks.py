@@ -15,6 +15,7 @@ import json
 import math
 import random
 import statistics
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,21 +83,22 @@ def paired_difference(
     """Mean of one − other over the same items, two or more, and its standard error."""
     # var(a − b) = var(a) + var(b) − 2 cov(a, b): two models mostly fail on the same, hard items, so
     # their scores vary together and the difference is known far better than either accuracy
-    return mean_and_error(
-        [first - second for first, second in zip(one, other, strict=True)]
-    )
+    pairs = zip(one, other, strict=True)
+    return mean_and_error([first - second for first, second in pairs])
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean of 2 or more values and its standard error, as in lm-eval."""
     # sample deviation (over n − 1) / √n; for answers of 0 and 1 with mean a, sqrt(a(1 − a)/(n − 1))
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), error
 
 
 def tasks_identity() -> dict[str, Any]:
     """The tasks' entry in a record: the wheel with their rows, and lm-eval's version."""
-    harness = {"harness": f"lm-eval {importlib.metadata.version('lm-eval')}"}
-    return ASSETS["tasks"].identity() | harness
+    identity = ASSETS["tasks"].identity()
+    identity["harness"] = f"lm-eval {importlib.metadata.version('lm-eval')}"
+    return identity
 
 
 def _stored_prompts(path: Path) -> list[dict]:
@@ -124,9 +126,10 @@ def _row(task: str, doc: dict) -> dict[str, Any]:
             "label": label,
             "idx": doc["idx"],
         }
-    letters = [chr(ord("A") + index) for index in range(len(doc["choices"]))]
+    choices = doc["choices"]
+    letters = string.ascii_uppercase[: len(choices)]
     return {
         "question_stem" if task == "openbookqa" else "question": text,
-        "choices": {"text": doc["choices"], "label": letters},
+        "choices": {"text": choices, "label": list(letters)},
         "answerKey": letters[doc["gold"]],
     }

@@ -109,10 +109,8 @@ def scores_near(scores: np.ndarray, place: int) -> tuple[np.ndarray, int]:
     count_low = count(low)
     count_high = count(high)
     for aim in SHOTS * (place - NEAR, place + NEAR):
-        if count_high - count_low <= 3 * NEAR:
-            break
-        # the score of a protected weight
-        if np.isinf(high):
+        # infinite: the score of a protected weight
+        if count_high - count_low <= 3 * NEAR or np.isinf(high):
             break
         if not count_low < aim < count_high:
             continue
@@ -141,11 +139,8 @@ def bounds_from_sample(
     share = (place + 0.5) / len(scores)
     expected = share * len(sample)
     margin = 4 * math.sqrt(expected * (1 - share)) + 2
-    ends = np.clip(
-        [expected - margin, expected + margin],
-        0,
-        len(sample) - 1,
-    ).astype(int)
+    ends = [expected - margin, expected + margin]
+    ends = np.clip(ends, 0, len(sample) - 1).astype(int)
     sample.partition(ends)
     low, high = sample[ends]
     return low, high
@@ -192,5 +187,4 @@ def top_nm(score: Tensor, n: int, m: int) -> Tensor:
         rank[later] += beaten
         # those of the later members that this one has not beaten beat it
         rank[i] += m - 1 - i - beaten.sum(0, dtype=torch.int16)
-    keep = rank < n
-    return keep.movedim(0, -1).reshape(score.shape)
+    return (rank < n).movedim(0, -1).reshape(score.shape)

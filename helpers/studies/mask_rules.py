@@ -13,7 +13,6 @@ from helpers.methods import METHODS
 from helpers.progress import Progress, as_progress
 
 MASK_DEFAULT = {"mask_steps": 15, "schedule": "paper", "budget": "matrix"}
-MASK_STEPS = (0, 5, 10, 15)
 
 
 def mask_study(
@@ -42,7 +41,7 @@ def mask_study(
     cases = []
     for pattern in patterns:
         grouped = Pattern.parse(pattern).grouped
-        changes = [{"mask_steps": steps} for steps in MASK_STEPS]
+        changes = [{"mask_steps": steps} for steps in (0, 5, 10, 15)]
         if not grouped:
             changes += [{"schedule": "released"}, {"budget": "output"}]
         for sparsity in [target_sparsity(None, pattern)] if grouped else sparsities:
