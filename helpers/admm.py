@@ -16,8 +16,6 @@ The paper writes W as (d_in, d_out). Here W, Z and U have the shape of `torch.nn
 Nothing else changes, since G is symmetric.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

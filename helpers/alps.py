@@ -8,8 +8,6 @@ much. While it does ρ rises, quickly at first, until W and Z agree on a mask. C
 then finish the weights on it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

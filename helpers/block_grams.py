@@ -1,7 +1,5 @@
 """Gram matrices of the layers of a block, summed over calibration text batch by batch."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

@@ -6,8 +6,6 @@ block are recorded once and replayed verbatim, and a parity check against the mo
 decides whether that is faithful.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect

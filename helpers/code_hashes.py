@@ -5,8 +5,6 @@ hash. The core is what decides numbers: the modules directly in helpers/, its fo
 and the pins of what is downloaded. The other folders are wings.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib

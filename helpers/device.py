@@ -1,7 +1,5 @@
 """Devices, dtypes, threads and peak memory, which only this module knows about."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import resource

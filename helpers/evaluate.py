@@ -1,7 +1,5 @@
 """Evaluation: perplexity over fixed windows, and zero-shot accuracy through lm-eval."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

@@ -6,8 +6,6 @@ from the masked weight. They work in place with one matrix product an iteration,
 that seconds can be compared. A float64 weight is solved in float64, any other in float32.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

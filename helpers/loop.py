@@ -7,8 +7,6 @@ the next one. With one pass the text waits inside the block while its layers are
 (`helpers.waiting_batches`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math

@@ -1,7 +1,5 @@
 """What this package has to remember of a model, carried by the model itself."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

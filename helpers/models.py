@@ -1,7 +1,5 @@
 """Load a model; find its decoder blocks and the linear layers inside them, in any family."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

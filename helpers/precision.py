@@ -3,8 +3,6 @@
 Weights stay in float32, and so do the hidden states between blocks, the grams and the solvers.
 """
 
-from __future__ import annotations
-
 import contextlib
 
 import torch

@@ -1,7 +1,5 @@
 """Progress of long work: a bar, or a function that the caller gives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from tqdm.auto import tqdm
@@ -16,7 +14,8 @@ class ProgressBar(tqdm):
     def show(self, done: int, total: int, name: str) -> None:
         """`done` of `total` are finished; `name` is the last of them, or what is under way."""
         if self.total != total:
-            self.bar_format, self.delay = None, 0
+            self.bar_format = None
+            self.delay = 0
             self.reset(total)
         self.set_postfix_str(name, refresh=False)
         self.update(done - self.n)

@@ -4,8 +4,6 @@ All arguments are checked before a weight changes, and a parity gate compares th
 with the model's own logits. The loop over blocks is in `helpers.loop`.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import math
 from collections.abc import Collection, Mapping, Sequence

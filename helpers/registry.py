@@ -10,8 +10,6 @@ budget per output, zero outside `keep`, weight and gram unchanged). It also comp
 inputs, so that a method cannot misreport them. The package's own methods are in `helpers.methods`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect

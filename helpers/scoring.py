@@ -11,8 +11,6 @@ repeated in front of each of its choices. (The last token's logits score a choic
 context with one text after it, or so short that a pass more would cost more, is read with its text.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import defaultdict
 from typing import Any, NamedTuple
@@ -76,8 +74,9 @@ class ContextOnce(HFLM):
                 for index in item.requests:
                     continuation = requests[index][2]
                     marked[index] = (("", ""), rest, continuation)
+            texts = list(marked.values())
             with attribute(self, "start", start):
-                found = super()._loglikelihood_tokens([*marked.values()], **options)
+                found = super()._loglikelihood_tokens(texts, **options)
             answers |= zip(marked, found, strict=True)
         others = [index for index in range(len(requests)) if index not in answers]
         found = super()._loglikelihood_tokens(
@@ -90,7 +89,8 @@ class ContextOnce(HFLM):
         """The requests by their context, without texts that are too long for the model."""
         contexts = defaultdict(lambda: defaultdict(list))
         for index, (_, context, tokens) in enumerate(requests):
-            if self.cache and len(context) + len(tokens) < self.max_length:
+            length = len(context) + len(tokens)
+            if self.cache and length < self.max_length:
                 # the last token is predicted and not read: choices of one token are one text
                 text = tuple(tokens[:-1])
                 contexts[tuple(context)][text].append(index)

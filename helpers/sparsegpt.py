@@ -6,8 +6,6 @@ w²/R[j,j]² to the layer's error if the columns after j change by −(w/R[j,j])
 these rows for every j, so H⁻¹ need not be updated as columns are done.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Checks and sums of tensors that need no model."""
 
-from __future__ import annotations
-
 import torch
 
 from helpers.errors import BadParameter, described

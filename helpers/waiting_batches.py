@@ -10,8 +10,6 @@ A block is ordinary code that knows nothing of this. A greenlet runs it on a sta
 can be left from inside a hook and entered there again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import weakref
 from collections.abc import Iterator, Sequence

@@ -14,8 +14,6 @@ about its rate in each step for any size of the gradient. So rates are relative:
 moves by a share of the rms of its own values.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -14,8 +14,6 @@ The effort is a preset for how much text each step reads; the other arguments ne
 The steps and their rates were decided on held-out windows of the calibration text.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Collection

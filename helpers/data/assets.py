@@ -9,8 +9,6 @@ checked again at its first use in a process, so a damaged cache is repaired or r
 "embedded-gemma" alone, which has terms of its own, is fetched when it is first loaded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

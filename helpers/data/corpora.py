@@ -10,8 +10,6 @@ too, in place of its first token. The papers cut their windows without, which is
 `start_token=False`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

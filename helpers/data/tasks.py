@@ -7,8 +7,6 @@ the validation split). ARC, OpenBookQA and BoolQ are stored as prompts, whose te
 here. LAMBADA has no choices: its answer is the last word of a passage, and any other is wrong.
 """
 
-from __future__ import annotations
-
 import gzip
 import importlib.metadata
 import json

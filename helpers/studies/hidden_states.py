@@ -1,7 +1,5 @@
 """Norms of the hidden states (the stream) between the blocks of a model, for notebook 01."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from typing import Any

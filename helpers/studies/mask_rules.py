@@ -1,7 +1,5 @@
 """Notebook 03's question: how should the mask of ADMM-Grad grow?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Behavioural checks of a pruning method on a small random layer, for notebook 07."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

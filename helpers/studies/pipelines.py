@@ -1,7 +1,5 @@
 """The text and the metrics of notebook 08, which runs the steps of the recipe one at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ The paper says that a few cheap iterations of ADMM reach what gradient methods n
 `update_study` compares the solvers on the calibration gram and on the gram of other text.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import time
