@@ -178,7 +178,7 @@ def admm_grad(
     if schedule == "released" and not pattern.grouped and budget == "matrix":
         one_shot = True
 
-    def choose(iteration: int, T: Tensor, scratch: Tensor, out: Tensor) -> None:
+    def choose(iteration: int, T: Tensor, scratch: Tensor, out: Tensor):
         """Write the mask of this iteration, chosen from T = W + U, to `out` as 1 and 0."""
         if keep is not None:
             # `out` keeps what was written there, so a fixed mask is written once
@@ -196,7 +196,7 @@ def admm_grad(
         now = sparsity if one_shot else cubic_schedule(sparsity, iteration, mask_steps)
         choose_mask(score, now, pattern, budget, out=out)
 
-    def unscaled(iteration: int, Z: Tensor, kept: Tensor) -> None:
+    def unscaled(iteration: int, Z: Tensor, kept: Tensor):
         # Z was made for the trace alone, so it may be changed in place
         trace(iteration, Z.div_(system.norms), kept)
 

@@ -69,7 +69,7 @@ def sum_grams(
     }
     inputs_of = {}  # the input of each group in this batch
 
-    def add(reader: str, inputs: Tensor) -> None:
+    def add(reader: str, inputs: Tensor):
         group = groups[reader]
         if reader == group[0]:
             grams[group].add(inputs)
@@ -279,7 +279,7 @@ class Replay:
         while done < len(stream):
             done += self._tried(name, one_batch)
 
-    def _tried(self, where: str, work: Callable[[], Any]) -> Any:
+    def _tried(self, where: str, work: Callable) -> Any:
         """Return work(), halving the batch as often as memory runs out.
 
         Raises OutOfMemory if one sequence at a time is too many.

@@ -34,7 +34,7 @@ class Call:
     """
 
     args: tuple
-    kwargs: dict[str, Any]
+    kwargs: dict
     rest: tuple | None = None
     inputs: tuple[tuple[str, ...], ...] = ()
 
@@ -63,11 +63,11 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
     read = []  # (layer, input) of the running block
 
     # every block, because families may alternate masks (full and sliding window) or positions
-    def record(block: nn.Module, args: tuple, kwargs: dict) -> None:
+    def record(block: nn.Module, args: tuple, kwargs: dict):
         calls.append(split_stream(block, args, kwargs)[1])
         read.clear()
 
-    def answered(block: nn.Module, _args: Any, output: Any) -> None:
+    def answered(block: nn.Module, _args: Any, output: Any):
         # attention weights, a position bias or a cache, by family
         rest = output[1:] if isinstance(output, tuple) else None
         calls[-1] = replace(calls[-1], rest=rest, inputs=_shared(read))
@@ -156,7 +156,7 @@ def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
     """The stream (batch, length, width) entering block 0; no block is run."""
     streams = []
 
-    def stop(block: nn.Module, args: tuple, kwargs: dict) -> None:
+    def stop(block: nn.Module, args: tuple, kwargs: dict):
         streams.append(split_stream(block, args, kwargs)[0])
         raise Captured
 
@@ -255,7 +255,7 @@ def _forward_and_replay(
     stream, replaying = first_stream(model, tokens), False
     check_finite("activations entering block 0", stream)
 
-    def replay(index: int, block: nn.Module, _args: Any, _output: Any) -> None:
+    def replay(index: int, block: nn.Module, _args: Any, _output: Any):
         nonlocal stream, replaying
         # run_block calls the block, and so this hook a second time
         if replaying:

@@ -322,7 +322,7 @@ def zero_shot_metrics(
     return metrics
 
 
-def harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def harness_tasks(items: Mapping[str, Sequence[int]]) -> dict:
     """lm-eval's task objects by name, which hold the chosen items only."""
     import lm_eval.tasks
 

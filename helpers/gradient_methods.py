@@ -124,7 +124,7 @@ def _adam(like: Tensor, rate: float) -> Step:
     root = torch.empty_like(like)
     first, second = ADAM_DECAY
 
-    def step(iteration: int, current: Tensor, slope: Tensor) -> None:
+    def step(iteration: int, current: Tensor, slope: Tensor):
         mean.lerp_(slope, 1 - first)
         square.mul_(second).addcmul_(slope, slope, value=1 - second)
         # Both means start at 0 and are too small by 1 − β^t at first. With c = sqrt(1 − β₂^t),
@@ -142,7 +142,7 @@ def _heavy_ball(like: Tensor, rate: float) -> Step:
     """Descent with momentum (Polyak 1964) for weights shaped `like`, in place."""
     velocity = torch.zeros_like(like)
 
-    def step(_: int, current: Tensor, slope: Tensor) -> None:
+    def step(_: int, current: Tensor, slope: Tensor):
         # v ← MOMENTUM · v + slope; Ŵ ← Ŵ − rate · v
         velocity.mul_(MOMENTUM).add_(slope)
         current.sub_(velocity, alpha=rate)

@@ -17,7 +17,7 @@ from helpers.masks import Pattern, check_divides, check_keep, target_sparsity
 from helpers.tensors import all_finite, check_matrix
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
+@dataclass(frozen=True)
 class Layer:
     """A layer to be pruned or refitted.
 

@@ -59,7 +59,7 @@ class LayerReport:
     mask: str
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
+@dataclass(frozen=True)
 class Request:
     """The arguments of `prune_model`, parsed; see there for each.
 
@@ -264,7 +264,10 @@ class Loop:
                     prune = functools.partial(self.prune_layer, index, ready, grams)
                     # a generator: each layer is solved, reported and freed before the next
                     for layer_report in self.team.solve(ready, prune):
-                        self.add(layer_report)
+                        self.report.layers.append(layer_report)
+                        name = f"block {index} {layer_report.name}"
+                        done = len(self.report.layers)
+                        self.request.progress(done, self.total, name)
             halved = self.halved(replay) if replay else []
             self.store.save(index, self.report.layers[before:], halved)
         # With the pruned weights, so later layers are fitted to inputs they will really get. One
@@ -300,12 +303,6 @@ class Loop:
     def halved(self, replay: Replay) -> list[str]:
         """Where any of the processes had to halve its batch so far."""
         return sum(self.team.gather(replay.halved), [])
-
-    def add(self, layer_report: LayerReport) -> None:
-        """Report a layer, and say how far the run is."""
-        self.report.layers.append(layer_report)
-        name = f"block {layer_report.block} {layer_report.name}"
-        self.request.progress(len(self.report.layers), self.total, name)
 
     def prune_layer(
         self,

@@ -192,7 +192,7 @@ def choose_mask(
     score: Tensor,
     sparsity: float,
     pattern: Pattern,
-    budget: str = "matrix",
+    budget: str,
     out: Tensor | None = None,
 ) -> Tensor:
     """`select` without its checks, for a solver that chooses a mask in each iteration.

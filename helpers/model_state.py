@@ -18,7 +18,7 @@ class PruningState:
     weight and has not finished. report: that of `prune_model`, once it has.
     """
 
-    identity: dict[str, Any] | None = None
+    identity: dict | None = None
     reader: Any = None
     interrupted: bool = False
     report: Any = None

@@ -9,7 +9,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from helpers.errors import BadParameter, UnsupportedModel, described, join_names
@@ -30,7 +29,6 @@ from helpers.precision import check_precision
 from helpers.progress import Progress, as_progress
 from helpers.registry import check_method_options
 from helpers.target import Sparsity, Target
-from helpers.tensors import all_finite
 from helpers.trial import try_target
 
 DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
@@ -207,9 +205,11 @@ def check_importance(
     for name, factors in importance.items():
         rows = shapes[name][0]
         fits = isinstance(factors, Tensor) and factors.shape == (rows,)
-        # in float32, in which they are used: there the smallest numbers of float64 are 0
-        numbers = factors.float() if fits else torch.zeros(1)
-        if not all_finite(numbers) or not (numbers > 0).all():
+        if fits:
+            # in float32, in which they are used: there the smallest numbers of float64 are 0
+            numbers = factors.float()
+            fits = ((numbers > 0) & numbers.isfinite()).all()
+        if not fits:
             raise BadParameter(
                 f"importance of layer {name} {described(factors)}: give {rows} numbers above 0, "
                 "one for each output"

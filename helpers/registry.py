@@ -158,7 +158,7 @@ def _is_ours(name: str) -> bool:
     return name in METHODS and METHODS[name].__module__.startswith("helpers.")
 
 
-def check_method_options(name: str, options: dict[str, Any]) -> None:
+def check_method_options(name: str, options: dict) -> None:
     """Raise BadParameter for an option that the method does not have, or a value it refuses."""
     # __wrapped__ is the function itself; the wrapper around it takes any option
     function = get_method(name).__wrapped__

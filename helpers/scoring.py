@@ -121,7 +121,7 @@ class ContextOnce(HFLM):
                 batches.append([item])
         return batches
 
-    def _read(self, contexts: list[tuple[int, ...]]) -> dict[str, Any]:
+    def _read(self, contexts: list[tuple[int, ...]]) -> dict:
         """The model's cache after contexts of one length."""
         tokens = torch.tensor(contexts, device=self.device)
         output = self.model(tokens, use_cache=True, logits_to_keep=1)

@@ -10,9 +10,8 @@ A block is ordinary code that knows nothing of this. A greenlet runs it on a sta
 can be left from inside a hook and entered there again.
 """
 
-import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -76,7 +75,7 @@ def one_pass(
     dense = set(layers)
     grams = {}
 
-    def arrive(layer: str, inputs: Tensor) -> None:
+    def arrive(layer: str, inputs: Tensor):
         here = getcurrent()
         group = groups[layer]
         if not isinstance(here, Batch):  # not called from a batch of this pass
@@ -95,24 +94,30 @@ def one_pass(
             )
 
     batches = [Batch(block, rows, call) for rows in stream.split(batch)]
-    with watch_inputs(layers, arrive), contextlib.ExitStack() as stack:
-        stack.callback(abandon, batches)
-        while True:
-            # out here too: a batch switches gradients off when it starts, and back when it ends, to
-            # what it found at its start
-            with torch.no_grad(), products(precision, device_of(block)):
+    with watch_inputs(layers, arrive):
+        try:
+            while True:
+                # out here too: a batch switches gradients off when it starts, and back when it ends,
+                # to what it found at its start
+                with torch.no_grad(), products(precision, device_of(block)):
+                    for one in batches:
+                        if not one.dead and one.layer not in dense:
+                            one.switch()
+                waiting = {one.layer for one in batches}
+                # in the order of definition: experts run in it, and a batch may skip some of them
+                first = next((layer for layer in layers if layer in waiting), None)
+                if first is None:
+                    break
+                group = groups[first]
+                # popped: the caller frees a gram before the batches go on
+                yield dict.fromkeys(group, grams.pop(group))
+                dense -= set(group)
+        finally:
+            # end the batches that still wait, which frees what they hold
+            with torch.no_grad():  # as where they were started
                 for one in batches:
-                    if not one.dead and one.layer not in dense:
-                        one.switch()
-            waiting = {one.layer for one in batches}
-            # in the order of definition: experts run in it, and a batch may skip some of them
-            first = next((layer for layer in layers if layer in waiting), None)
-            if first is None:
-                break
-            group = groups[first]
-            # popped: the caller frees a gram before the batches go on
-            yield dict.fromkeys(group, grams.pop(group))
-            dense -= set(group)
+                    if one:  # started, and not dead
+                        one.throw()
     for layer in layers:
         if layer in dense:
             check_measured(None, name, layer)
@@ -121,11 +126,3 @@ def one_pass(
     # only now: a stream of which a part has passed the block would be of no use
     for one in batches:
         one.rows.copy_(one.answer)
-
-
-def abandon(batches: Sequence[Batch]) -> None:
-    """End batches that still wait, which frees what they hold."""
-    with torch.no_grad():  # as where they were started
-        for one in batches:
-            if one:  # started, and not dead
-                one.throw()

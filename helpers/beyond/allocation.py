@@ -220,7 +220,7 @@ def input_norms(
     """‖x_j‖ of each layer's inputs over the text, float32 (d_in,), by `layer_key`."""
     squares = {}
 
-    def add(key: str, inputs: Tensor) -> None:
+    def add(key: str, inputs: Tensor):
         if not inputs.numel():  # an expert that no token of this batch has reached
             return
         # float32 first: in float16 the square of 256 is infinite already
@@ -253,7 +253,7 @@ def fisher(survey: Survey) -> Curve:
     levels = {key: levels_of(survey.score(key)) for key in survey.layers}
     costs = {key: torch.zeros(LEVELS, dtype=torch.float64) for key in survey.layers}
 
-    def add(key: str, parameter: Tensor) -> None:
+    def add(key: str, parameter: Tensor):
         layer = survey.layers[key]
         norms = survey.norms[key]
         gradient = parameter.grad
@@ -319,7 +319,8 @@ def levels_of(score: Tensor) -> Tensor:
         torch.from_numpy(np.sort(flat.numpy())) if flat.is_cpu else flat.sort().values
     )
     # the first place of each part from the second on, and the score there
-    places = torch.tensor([-(-len(flat) * part // LEVELS) for part in range(1, LEVELS)])
+    parts = range(1, LEVELS)
+    places = torch.tensor([-(-len(flat) * part // LEVELS) for part in parts])
     places = places[places < len(flat)].to(flat.device)
     edges = ordered[places]
     levels = torch.bucketize(flat, edges, right=True, out_int32=True).to(torch.uint8)

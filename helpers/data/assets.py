@@ -238,7 +238,7 @@ def _hash(path: Path, how: Callable[[Path], str] = sha256_file) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _hash_of_state(path: Path, how: Callable[[Path], str], *_state: int) -> str:
+def _hash_of_state(path: Path, how: Callable, *_state: int) -> str:
     """`_hash` of one state of a file, as far as the file system can tell states apart."""
     return how(path)
 

@@ -30,17 +30,17 @@ def stream_norms(
     thread = threading.get_ident()
     norms = []
 
-    def see(stream: Tensor) -> None:
+    def see(stream: Tensor):
         progress(len(norms), len(tokens) * (len(blocks) + 1), "blocks")
         # (1, length, width) → (length,). float32, as a sum of squares in float16 can overflow
         norms.append(stream[0].float().norm(dim=-1).cpu())
 
     # another thread may run the same model meanwhile: its streams are not ours
-    def entering(block: nn.Module, args: tuple, kwargs: dict) -> None:
+    def entering(block: nn.Module, args: tuple, kwargs: dict):
         if threading.get_ident() == thread:
             see(split_stream(block, args, kwargs)[0])
 
-    def leaving(_block: nn.Module, _args: Any, output: Any) -> None:
+    def leaving(_block: nn.Module, _args: Any, output: Any):
         if threading.get_ident() == thread:
             see(output[0] if isinstance(output, tuple) else output)
             raise Captured

@@ -32,17 +32,17 @@ def check_method(name: str) -> dict[str, str]:
         # copies, so that what fails in one trial cannot spoil the next
         return method(dense.clone(), gram.clone(), **target)
 
-    def uses_the_mask() -> None:
+    def uses_the_mask():
         if not torch.equal(solve(keep=half).keep, half):
             raise HelpersError("it returned a mask other than the one given")
 
-    def repeats() -> None:
+    def repeats():
         if not torch.equal(solve(sparsity=0.5).weight, solve(sparsity=0.5).weight):
             raise HelpersError(
                 "two runs differ: draw random numbers from a seeded generator"
             )
 
-    def leaves_dense() -> None:
+    def leaves_dense():
         # the tolerance is for a solver's rounding; a dead input's weights may change
         new = solve(sparsity=0.0).weight
         if not torch.allclose(new[:, alive], dense[:, alive], rtol=1e-2, atol=1e-2):

@@ -246,7 +246,7 @@ class _Case:
         names = ("iterations", "seconds", "error", "excess")
         curve = {name: [] for name in names}
 
-        def trace(iteration: int, new: Tensor, _: Tensor) -> None:
+        def trace(iteration: int, new: Tensor, _: Tensor):
             nonlocal started
             if iteration not in points:
                 return
