@@ -97,8 +97,8 @@ def one_pass(
     with watch_inputs(layers, arrive):
         try:
             while True:
-                # out here too: a batch switches gradients off when it starts, and back when it ends,
-                # to what it found at its start
+                # out here too: a batch switches gradients off when it starts, and back when it
+                # ends, to what it found at its start
                 with torch.no_grad(), products(precision, device_of(block)):
                     for one in batches:
                         if not one.dead and one.layer not in dense:
