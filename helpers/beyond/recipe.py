@@ -109,11 +109,12 @@ def prune_and_repair(
 
     Raises what `guide`, `prune_model` and `distil` raise.
     """
-    budget = EFFORTS[check_choice("effort", effort, EFFORTS)]
+    needed = windows_of(effort, 1)
+    budget = EFFORTS[effort]
     check_model(model)
     check_dense(model, allow_pruned=False)
     check_tokens(model, tokens)
-    if len(tokens) < (needed := windows_of(effort, 1)):
+    if len(tokens) < needed:
         raise BadParameter(
             f"effort {effort!r} needs {needed} windows of text or more, better "
             f"{windows_of(effort)}: there are {len(tokens)}"
