@@ -4,10 +4,8 @@ The modules in this folder, in data/, fast/ and beyond/ decide the numbers; the 
 (wings) do not. Public names are loaded on first use, so that importing the package costs nothing.
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -18,9 +16,7 @@ if sys.platform == "win32":
     )
 
 
-def lazy_names(
-    package: str, homes: Mapping[str, Sequence[str]]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+def lazy_names(package: str, homes: Mapping[str, Sequence[str]]) -> tuple:
     """`__getattr__`, `__dir__` and `__all__` of a package that loads its names on first use.
 
     homes: module of the package (or below it) → the names it gives to the package.

@@ -16,10 +16,8 @@ The paper writes W as (d_in, d_out). Here W, Z and U have the shape of `torch.nn
 Nothing else changes, since G is symmetric.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -173,15 +171,14 @@ def admm_grad(
             f"mask_steps {mask_steps!r} is more than the {iterations} iterations: "
             f"give mask_steps from 0 to {iterations}, or more iterations"
         )
-    # all that the factored matrix depends on. The mask is not part of it: ADMM inverts one matrix
-    # for all masks, where exact least squares needs one for each output
-    key = ("admm", rho, damping, precondition)
-    system = gram.derived(
-        key, lambda matrix: _factor(matrix, rho, damping, precondition)
-    )
-    shortcut = schedule == "released" and not pattern.grouped and budget == "matrix"
+    # The mask is no part of it: ADMM inverts one matrix for all masks, where exact least squares
+    # needs one for each output
+    system = gram.derived(_factor, rho, damping, precondition)
+    one_shot = mask_steps == 0
+    if schedule == "released" and not pattern.grouped and budget == "matrix":
+        one_shot = True
 
-    def choose(iteration: int, T: Tensor, scratch: Tensor, out: Tensor) -> None:
+    def choose(iteration: int, T: Tensor, scratch: Tensor, out: Tensor):
         """Write the mask of this iteration, chosen from T = W + U, to `out` as 1 and 0."""
         if keep is not None:
             # `out` keeps what was written there, so a fixed mask is written once
@@ -196,11 +193,10 @@ def admm_grad(
         score = torch.abs(T, out=scratch)
         if system.importance is not None:
             score.mul_(system.importance)
-        one_shot = shortcut or mask_steps == 0
         now = sparsity if one_shot else cubic_schedule(sparsity, iteration, mask_steps)
         choose_mask(score, now, pattern, budget, out=out)
 
-    def unscaled(iteration: int, Z: Tensor, kept: Tensor) -> None:
+    def unscaled(iteration: int, Z: Tensor, kept: Tensor):
         # Z was made for the trace alone, so it may be changed in place
         trace(iteration, Z.div_(system.norms), kept)
 
@@ -224,8 +220,7 @@ def admm_grad(
     return LayerResult(new, kept, damping=system.damping)
 
 
-@dataclass(frozen=True)
-class _System:
+class _System(NamedTuple):
     """The factored matrix of a gram, shared by all layers that read its input.
 
     M: see `helpers.fast.fused`; norms: the factor from weights to the solver's coordinates,

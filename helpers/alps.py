@@ -8,10 +8,8 @@ much. While it does ρ rises, quickly at first, until W and Z agree on a mask. C
 then finish the weights on it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +27,7 @@ EVERY = 3  # iterations from one look at the mask to the next
 RISES = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 
 
-@dataclass(frozen=True)
-class _Eigen:
+class _Eigen(NamedTuple):
     """The damped gram of inputs of unit norm as vectors diag(values) vectorsᵀ, and their norms."""
 
     values: Tensor
@@ -73,7 +70,7 @@ def alps(
     """
     start = None
     if keep is None:
-        G = gram.derived(("alps", damping), lambda matrix: eigen(matrix, damping))
+        G = gram.derived(eigen, damping)
 
         def choose(T: Tensor) -> Tensor:
             # inputs of unit norm: |T| is Wanda's score, and a dead input's weights are pruned first
@@ -84,12 +81,7 @@ def alps(
         )
         start /= G.norms
     return conjugate_gradients(
-        weight,
-        gram.matrix,
-        keep,
-        iterations=CG_STEPS,
-        damping=damping,
-        start=start,
+        weight, gram.matrix, keep, iterations=CG_STEPS, damping=damping, start=start
     )
 
 
@@ -107,9 +99,8 @@ def mask_search(
     divided by ρ, which would have to be rescaled each time ρ rises.
     """
     fit = (W0 @ G.vectors) * G.values  # W₀ G, in the eigenvectors' coordinates
-    before = choose(W0)
-    keep = before
-    Z = W0 * before
+    keep = before = choose(W0)
+    Z = W0 * keep
     V = torch.zeros_like(W0)
     for iteration in range(1, iterations + 1):
         # W step: W (G + ρI) = W₀ G + ρ Z − V

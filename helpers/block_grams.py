@@ -1,8 +1,7 @@
 """Gram matrices of the layers of a block, summed over calibration text batch by batch."""
 
-from __future__ import annotations
-
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from helpers.blocks import (
     eval_mode,
     record_calls,
     run_block,
+    watch_inputs,
 )
 from helpers.errors import BadParameter, OutOfMemory, UnsupportedModel, first_line
 from helpers.gram import Gram, check_measured
@@ -67,11 +67,9 @@ def sum_grams(
         groups[reader]: Gram(read_weight(layer).shape[1], layer.weight.device)
         for reader, layer in layers.items()
     }
-    inputs_of: dict[
-        tuple[str, ...], Tensor
-    ] = {}  # the input of each group in this batch
+    inputs_of = {}  # the input of each group in this batch
 
-    def add(reader: str, layer: nn.Module, inputs: Tensor) -> None:
+    def add(reader: str, inputs: Tensor):
         group = groups[reader]
         if reader == group[0]:
             grams[group].add(inputs)
@@ -83,10 +81,7 @@ def sum_grams(
                 "others: this model is not supported, choose another"
             )
 
-    with contextlib.ExitStack() as stack:
-        for reader, layer in layers.items():
-            hook = lambda layer, args, reader=reader: add(reader, layer, args[0])  # noqa: E731
-            stack.enter_context(layer.register_forward_pre_hook(hook))
+    with watch_inputs(layers, add):
         # views of the stream, of equal size, since the batch divides the number of sequences
         for rows in stream.split(batch):
             inputs_of.clear()  # frees the inputs of the batch before
@@ -114,7 +109,8 @@ def layer_problems(
             text has passed: progress(done, total, name).
 
     Returns {layer: (weight (d_out, d_in), gram (d_in, d_in))}; layers that read the same input
-    share a gram. Raises BadParameter if there is no such block or layer.
+    share a gram. Where memory runs out the batch is halved, with a warning.
+    Raises BadParameter if there is no such block or layer.
     """
     blocks = find_blocks(model)
     if check_whole("block", block, least=0) >= len(blocks):
@@ -126,24 +122,24 @@ def layer_problems(
         check_choice("layer", layer, present)
     check_tokens(model, tokens)
     progress = as_progress(progress)
-    # recorded arguments such as a mask fit one batch size only
-    batch = largest_divisor(len(tokens), batch)
+    replay = Replay(model, tokens, batch)
     with eval_mode(model):
         # no layer is pruned here: the stream is the dense model's
-        calls = record_calls(model, tokens[:batch])
-        stream = embed(model, tokens, batch)
+        stream = replay.embed()
         for index in range(block):
-            advance(blocks[index], stream, calls[index], batch, f"block {index}")
-            if progress:
-                progress(index + 1, block + 1, f"block {index}")
-        grams = layer_grams(
-            blocks[block], stream, calls[block], batch, f"block {block}"
-        )
-        if progress:
-            progress(block + 1, block + 1, f"block {block}")
-    # a copy, so that what is done to it leaves the model alone
-    weights = {layer: read_weight(present[layer]).float().clone() for layer in layers}
-    return {layer: (weights[layer], grams[layer].matrix) for layer in layers}
+            replay.advance(index, stream)
+            progress(index + 1, block + 1, f"block {index}")
+        [grams] = replay.grams(block, stream)
+        for layer in layers:
+            check_measured(grams[layer], f"block {block}", layer)
+        for where in replay.halved:
+            LOG.warning(where)
+        progress(block + 1, block + 1, f"block {block}")
+    return {
+        # a copy, so that what is done to it leaves the model alone
+        layer: (read_weight(present[layer]).float().clone(), grams[layer].matrix)
+        for layer in layers
+    }
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -156,9 +152,9 @@ def largest_divisor(number: int, limit: int) -> int:
     return next(divisors, 1)
 
 
-def best_batch(device: torch.device | str, length: int) -> int:
+def best_batch(device: torch.device, length: int) -> int:
     """How many sequences of `length` tokens a forward pass should take on a device."""
-    return max(1, BEST_TOKENS.get(torch.device(device).type, 512) // length)
+    return max(1, BEST_TOKENS.get(device.type, 512) // length)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -201,40 +197,41 @@ class Replay:
         passes: int = 2,
         precision: str = "float32",
     ) -> None:
-        self.model, self.tokens, self.passes = model, tokens, passes
+        self.model = model
+        self.tokens = tokens
+        self.passes = passes
         self.precision = precision
         self.batch = largest_divisor(len(tokens), batch)
         if 2 * self.batch < min(batch, len(tokens)):
             LOG.warning(
                 "%d sequences run %d at a time, since no larger batch up to %d divides their "
                 "number: %d sequences would run faster",
-                *(len(tokens), self.batch, batch, -(-len(tokens) // batch) * batch),
+                len(tokens),
+                self.batch,
+                batch,
+                -(-len(tokens) // batch) * batch,
             )
-        self.halved: list[str] = []
-        self._calls: list[Call] | None = None
+        self.halved = []
 
-    @property
+    @functools.cached_property
     def calls(self) -> list[Call]:
         """The blocks' arguments for batches of the present size."""
-        # recorded when first needed, and again after a halving
-        if self._calls is None:
-            self._calls = self._tried(
-                "recording arguments",
-                lambda: record_calls(self.model, self.tokens[: self.batch]),
-            )
-        return self._calls
+        # recorded when first needed, and again after a halving, which forgets them
+        return self._tried(
+            "recording arguments",
+            lambda: record_calls(self.model, self.tokens[: self.batch]),
+        )
 
     def parity(self) -> float:
         """The parity gate: see `check_parity`."""
-
-        def check() -> float:
-            # reversed text has the same shape, positions and mask but another content: it exposes
-            # arguments that depend on the tokens
-            return check_parity(
+        # reversed text has the same shape, positions and mask but another content: it exposes
+        # arguments that depend on the tokens
+        return self._tried(
+            "the parity gate",
+            lambda: check_parity(
                 self.model, self.calls, self.tokens[: self.batch].flip(1)
-            )
-
-        return self._tried("the parity gate", check)
+            ),
+        )
 
     def embed(self) -> Tensor:
         """The stream of all tokens as it enters block 0."""
@@ -285,7 +282,7 @@ class Replay:
         while done < len(stream):
             done += self._tried(name, one_batch)
 
-    def _tried(self, where: str, work: Callable[[], Any]) -> Any:
+    def _tried(self, where: str, work: Callable) -> Any:
         """Return work(), halving the batch as often as memory runs out.
 
         Raises OutOfMemory if one sequence at a time is too many.
@@ -298,17 +295,16 @@ class Replay:
                     raise
                 reason = first_line(error)
             # out here, where the error no longer holds on to what was allocated
-            self._halve(where, reason)
-
-    def _halve(self, where: str, reason: str) -> None:
-        if self.batch == 1:
-            raise OutOfMemory(
-                f"{where}: one sequence of {self.tokens.shape[1]} tokens does not fit in memory "
-                f"({reason}): give shorter sequences, a smaller dtype or a device with more memory"
+            if self.batch == 1:
+                raise OutOfMemory(
+                    f"{where}: one sequence of {self.tokens.shape[1]} tokens does not fit in "
+                    f"memory ({reason}): give shorter sequences, a smaller dtype or a device with "
+                    "more memory"
+                )
+            # a divisor of the batch before, so that rows not yet done make up whole batches
+            smaller = largest_divisor(self.batch, self.batch // 2)
+            self.halved.append(
+                f"{where}: batch lowered from {self.batch} to {smaller}, out of memory"
             )
-        # a divisor of the batch before, so that rows not yet done make up whole batches
-        smaller = largest_divisor(self.batch, self.batch // 2)
-        self.halved.append(
-            f"{where}: batch lowered from {self.batch} to {smaller}, out of memory"
-        )
-        self.batch, self._calls = smaller, None
+            self.batch = smaller
+            vars(self).pop("calls", None)

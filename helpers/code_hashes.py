@@ -5,8 +5,6 @@ hash. The core is what decides numbers: the modules directly in helpers/, its fo
 and the pins of what is downloaded. The other folders are wings.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib
@@ -27,13 +25,9 @@ def core_code(project: Path | None = None) -> dict[str, str]:
     That is the core: the modules directly in helpers/ and those in `CORE_FOLDERS`, and pins.yaml.
     project: the root of another checkout.
     """
+    folders = [f"{folder}/**/*.py" for folder in CORE_FOLDERS]
     # __init__ and __main__ decide no number; pins.yaml says which texts and models are used
-    patterns = (
-        "[!_]*.py",
-        "data/pins.yaml",
-        *(f"{folder}/**/*.py" for folder in CORE_FOLDERS),
-    )
-    return module_hashes(patterns, project)
+    return module_hashes(["[!_]*.py", "data/pins.yaml", *folders], project)
 
 
 def wing_code(folder: str, project: Path | None = None) -> dict[str, str]:
@@ -92,12 +86,12 @@ def _written(node: object) -> str:
     each function, and 3.13 leaves empty lists out.
     """
     if isinstance(node, ast.AST):
-        fields = (
-            (name, value)
+        fields = [
+            f"{name}={_written(value)}"
             for name, value in ast.iter_fields(node)
             if value not in (None, [])
-        )
-        return f"{type(node).__name__}({', '.join(f'{n}={_written(v)}' for n, v in fields)})"
+        ]
+        return f"{type(node).__name__}({', '.join(fields)})"
     if isinstance(node, list):
         return f"[{', '.join(map(_written, node))}]"
     return repr(node)

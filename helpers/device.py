@@ -1,7 +1,5 @@
 """Devices, dtypes, threads and peak memory, which only this module knows about."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import resource
@@ -14,11 +12,7 @@ import torch
 from helpers.errors import BadParameter
 from helpers.options import check_choice
 
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -51,7 +45,8 @@ def pick_dtype(
     """
     if name is None:
         return torch.float16 if torch.device(device).type == "cuda" else torch.float32
-    return DTYPES[check_choice("dtype", str(name).removeprefix("torch."), DTYPES)]
+    name = check_choice("dtype", str(name).removeprefix("torch."), DTYPES)
+    return getattr(torch, name)
 
 
 def describe_device(device: torch.device | str) -> str:

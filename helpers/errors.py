@@ -3,8 +3,6 @@
 All derive from `HelpersError`, which separates "the user must change something" from a bug.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 
@@ -62,7 +60,4 @@ def described(value: object) -> str:
 
 def join_names(names: Iterable[object]) -> str:
     """Join names in sorted order, for a message."""
-    return ", ".join(sorted(str(name) for name in names))
-
-
-# --- options whose annotation says what they may be -------------------------------------------
+    return ", ".join(sorted(map(str, names)))

@@ -1,7 +1,5 @@
 """Evaluation: perplexity over fixed windows, and zero-shot accuracy through lm-eval."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io
@@ -13,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,8 +78,7 @@ def perplexity(
         total = 0.0
         for done, (window, logits) in enumerate(pairs, start=1):
             total += _negative_log_likelihood(logits, window)
-            if progress:
-                progress(done, len(windows), "windows")
+            progress(done, len(windows), "windows")
     # a window of n tokens has n − 1 predictions: nothing comes before its first token
     mean = total / windows[:, 1:].numel()
     # exp(mean of −log p) is the geometric mean of 1/p: a perplexity of 20 is the uncertainty of a
@@ -149,17 +145,16 @@ def _streamed_logits(
 
 def _negative_log_likelihood(logits: Tensor, rows: Tensor) -> float:
     """Summed over the predicted tokens of rows (batch, length); logits: (batch, length, words)."""
-    targets = rows.to(logits.device)
+    # the logits at a position predict the token after it
+    parts = logits[:, :-1].split(POSITIONS, dim=1)
+    targets = rows[:, 1:].to(logits.device).split(POSITIONS, dim=1)
     total = 0.0  # a float64: 10⁵ losses added up in float32 would lose the last digits
     # a few positions at a time: a float32 copy of all logits would be the largest tensor in memory
-    for start in range(0, rows.shape[1] - 1, POSITIONS):
-        stop = min(start + POSITIONS, rows.shape[1] - 1)
-        # the logits at a position predict the token after it; log-softmax needs float32, because
-        # half precision has about three digits for sums over tens of thousands of words
-        part = logits[:, start:stop].float()
-        wanted = targets[:, start + 1 : stop + 1]
+    for part, wanted in zip(parts, targets, strict=True):
+        # log-softmax needs float32, because half precision has about three digits for sums over
+        # tens of thousands of words
         loss = nn.functional.cross_entropy(
-            part.flatten(0, 1), wanted.flatten(), reduction="sum"
+            part.float().flatten(0, 1), wanted.flatten(), reduction="sum"
         )
         total += loss.item()
     return total
@@ -253,18 +248,11 @@ def zero_shot(
             task_dict=harness_tasks(items),
             bootstrap_iters=0,  # the standard errors come from the samples
         )
-    if cut := [
-        line for line in messages.getvalue().splitlines() if "Truncating" in line
-    ]:
+    lines = messages.getvalue().splitlines()
+    if cut := [line for line in lines if "Truncating" in line]:
         LOG.warning("%d texts are too long for this model: %s", len(cut), cut[0])
-    scores = {}
     scoring = "each context once" if harness.cache else "stock"
-    for name in tasks:
-        samples = answer["samples"][name]
-        scores[name] = _task_score(
-            name, answer["versions"][name], items[name], samples, scoring
-        )
-    return scores
+    return {name: _task_score(name, items[name], answer, scoring) for name in tasks}
 
 
 def check_zero_shot(
@@ -334,7 +322,7 @@ def zero_shot_metrics(
     return metrics
 
 
-def harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def harness_tasks(items: Mapping[str, Sequence[int]]) -> dict:
     """lm-eval's task objects by name, which hold the chosen items only."""
     import lm_eval.tasks
 
@@ -348,42 +336,46 @@ def harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     return {name: loaded[name] for name in items}
 
 
-def _override(name: str, items: Sequence[int]) -> dict[str, Any]:
+def _override(name: str, items: Sequence[int]) -> dict:
     """Where a task's rows come from; nothing else of lm-eval's definition is changed."""
     import datasets
 
-    rows, split = task_rows(name), TASK_TABLE[name].split
+    rows = task_rows(name)
+    split = TASK_TABLE[name].split
     chosen = datasets.Dataset.from_list([rows[index] for index in items])
-    # None: lm-eval must not look for the other splits
-    splits = dict.fromkeys(("training_split", "validation_split", "test_split"))
-    splits[f"{split}_split"] = split
-    custom = {"custom_dataset": lambda **_: {split: chosen}}
-    return {"task": name, "num_fewshot": 0, **splits, **custom}
+    return {
+        "task": name,
+        "num_fewshot": 0,
+        # None: lm-eval must not look for the other splits
+        "training_split": None,
+        "validation_split": None,
+        "test_split": None,
+        f"{split}_split": split,
+        "custom_dataset": lambda **_: {split: chosen},
+    }
 
 
-def _task_score(
-    name: str,
-    version: Any,
-    items: list[int],
-    samples: Sequence[Mapping[str, Any]],
-    scoring: str,
-) -> TaskScore:
-    """The score from lm-eval's samples, which are in the order of the items."""
+def _task_score(name: str, items: list[int], results: dict, scoring: str) -> TaskScore:
+    """A task's score from what `lm_eval.evaluate` returns."""
+    samples = results["samples"][name]  # in the order of the items
     answers = []
     for item, sample in zip(items, samples, strict=True):
         likelihoods, written = zip(*sample["filtered_resps"], strict=True)
-        # The first of equal ones, as lm-eval takes it. -1: there is one text alone, and it is not
-        # what the model would write
-        answers.append(-1 if written == (False,) else int(np.argmax(likelihoods)))
         if not all(map(math.isfinite, likelihoods)):
             raise NonFinite(
                 f"{name} item {item} has a log likelihood that is not finite: check the model's "
                 "weights, or evaluate in dtype float32"
             )
+        if written == (False,):
+            # there is one text alone, and it is not what the model would write
+            answers.append(-1)
+        else:
+            # the first of equal ones, as lm-eval takes it
+            answers.append(likelihoods.index(max(likelihoods)))
     acc, norm = (
         [int(sample[metric]) for sample in samples] if metric in samples[0] else None
         for metric in ("acc", "acc_norm")
     )
-    return TaskScore(
-        name, version, TASK_TABLE[name].size, items, acc, norm, answers, scoring
-    )
+    version = results["versions"][name]
+    size = TASK_TABLE[name].size
+    return TaskScore(name, version, size, items, acc, norm, answers, scoring)

@@ -6,8 +6,6 @@ from the masked weight. They work in place with one matrix product an iteration,
 that seconds can be compared. A float64 weight is solved in float64, any other in float32.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -49,7 +47,8 @@ class MaskedLeastSquares:
         precondition: bool,
     ) -> None:
         Layer.of(weight, gram, keep)
-        self.keep, self.damping = keep, damping
+        self.keep = keep
+        self.damping = damping
         # float16 weights are solved in float32: small steps would otherwise round to nothing
         kind = torch.promote_types(weight.dtype, torch.float32)
         self.D, self.scale = damped_system(
@@ -125,7 +124,7 @@ def _adam(like: Tensor, rate: float) -> Step:
     root = torch.empty_like(like)
     first, second = ADAM_DECAY
 
-    def step(iteration: int, current: Tensor, slope: Tensor) -> None:
+    def step(iteration: int, current: Tensor, slope: Tensor):
         mean.lerp_(slope, 1 - first)
         square.mul_(second).addcmul_(slope, slope, value=1 - second)
         # Both means start at 0 and are too small by 1 − β^t at first. With c = sqrt(1 − β₂^t),
@@ -143,7 +142,7 @@ def _heavy_ball(like: Tensor, rate: float) -> Step:
     """Descent with momentum (Polyak 1964) for weights shaped `like`, in place."""
     velocity = torch.zeros_like(like)
 
-    def step(_: int, current: Tensor, slope: Tensor) -> None:
+    def step(_: int, current: Tensor, slope: Tensor):
         # v ← MOMENTUM · v + slope; Ŵ ← Ŵ − rate · v
         velocity.mul_(MOMENTUM).add_(slope)
         current.sub_(velocity, alpha=rate)
@@ -219,4 +218,4 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
     """above / below, and 0 for an output that has converged, where both are 0."""
-    return torch.where(below > 0, above / below, torch.zeros_like(above))
+    return torch.where(below > 0, above / below, 0)

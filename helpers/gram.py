@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +24,13 @@ from helpers.errors import (
     described,
 )
 from helpers.fast import panels
-from helpers.precision import exactly
+from helpers.precision import products
 from helpers.tensors import all_finite, check_matrix, holds_floats
 
 # relative to the largest entry: a gram that someone else computed is symmetric up to rounding only
 SYMMETRY_TOLERANCE = 1e-4
 PRODUCT_SIZE = 1 << 22  # numbers of a product made at a time
 CHECKED_ROWS = 512  # at a time, so that checking takes little memory
-
-Answer = TypeVar("Answer")
 
 
 class Gram:
@@ -48,7 +46,7 @@ class Gram:
         self._sum = torch.zeros(d_in, d_in, dtype=torch.float32, device=device)
         # an empty sum is symmetric and finite: there is nothing to mirror or to check yet
         self._mirrored = self._checked = True
-        self._derived: tuple[Hashable, Any] | None = None
+        self._derived = {}  # one entry at most, see `derived`
         self.tokens = 0
 
     @classmethod
@@ -60,11 +58,10 @@ class Gram:
         if isinstance(matrix, Gram):
             return matrix
         check_matrix("gram", matrix)
-        # __init__ would allocate a sum of zeros only to replace it. A float32 matrix is not copied;
-        # it comes from the caller, so it has yet to be checked
-        gram = cls.__new__(cls)
-        gram._sum, gram._mirrored, gram._checked = matrix.float(), True, False
-        gram._derived, gram.tokens = None, 0
+        gram = cls(0)  # its sum is replaced, so it need not hold zeros
+        # a float32 matrix is not copied; it comes from the caller, so it has yet to be checked
+        gram._sum = matrix.float()
+        gram._checked = False
         return gram
 
     def add(self, inputs: Tensor) -> None:
@@ -72,7 +69,7 @@ class Gram:
 
         Raises BadParameter for another shape or type.
         """
-        width = self._sum.shape[0]
+        width = len(self._sum)
         # `reshape` below would also take inputs of another width, and mix up their tokens
         if not holds_floats(inputs) or inputs.shape[-1:] != (width,):
             raise BadParameter(
@@ -82,13 +79,13 @@ class Gram:
         # float32 before the product: a sum of squares soon passes float16's largest value, 65504
         rows = inputs.detach().reshape(-1, width).float()
         # in float32 too where the model's own products are done in bfloat16 or TF32
-        with exactly(rows.device), float32_products(rows.device):
+        with products("float32", rows.device), float32_products(rows.device):
             # `matrix` fills in the lower half
             panels.add_upper(self._sum, rows)
         self._mirrored = self._checked = False
         # a factor of the sum as it was before these rows
-        self._derived = None
-        self.tokens += rows.shape[0]
+        self._derived.clear()
+        self.tokens += len(rows)
 
     @property
     def matrix(self) -> Tensor:
@@ -100,21 +97,22 @@ class Gram:
 
     def checked(self, d_in: int) -> Gram:
         """The Gram itself, after `check_gram`, which looks at the same sum only once."""
-        if not self._checked or self._sum.shape[0] != d_in:
+        if not self._checked or len(self._sum) != d_in:
             check_gram(self.matrix, d_in)
             self._checked = True
         return self
 
-    def derived(self, key: Hashable, derive: Callable[[Tensor], Answer]) -> Answer:
-        """derive(matrix), remembered under `key` until it is called with another key.
+    def derived(self, derive: Callable, *options: Hashable) -> Any:
+        """derive(matrix, *options), remembered until another function or other options come.
 
         So layers with the same input and options are solved with one factorisation.
         """
-        if self._derived is None or self._derived[0] != key:
+        key = (derive, options)
+        if key not in self._derived:
             # before the next is made, so that two never lie in memory
-            self._derived = None
-            self._derived = (key, derive(self.matrix))
-        return self._derived[1]
+            self._derived.clear()
+            self._derived[key] = derive(self.matrix, *options)
+        return self._derived[key]
 
 
 def gram_of(inputs: Tensor) -> Tensor:
@@ -128,18 +126,20 @@ def gram_of(inputs: Tensor) -> Tensor:
     return gram.matrix
 
 
-def check_measured(gram: Gram | None, block: str, layer: str) -> None:
-    """Raise unless a layer of a model has a gram, of finite inputs.
+def check_measured(sums: Gram | Tensor | None, block: str, layer: str) -> None:
+    """Raise unless a layer's gram, or another sum over its inputs, is there and is finite.
 
     Raises UnsupportedModel, NonFinite.
     """
-    # an expert that was called with no rows is as unmeasured as one that was never called
-    if gram is None or gram.tokens == 0:
+    if isinstance(sums, Gram):
+        # an expert that was called with no rows is as unmeasured as one that was never called
+        sums = sums.matrix if sums.tokens else None
+    if sums is None:
         raise UnsupportedModel(
             f"{block} {layer} saw no calibration tokens: if it is an expert, give more calibration "
             "text; otherwise choose another model"
         )
-    if not all_finite(gram.matrix):
+    if not all_finite(sums):
         raise NonFinite(
             f"the inputs of {block} {layer} hold NaN or infinity: check the weights of the layers "
             "before it, or use dtype float32"
@@ -196,8 +196,7 @@ def normalise(gram: Tensor) -> tuple[Tensor, Tensor]:
     Source: the paper's preconditioning.
     """
     # gram_ij = x_i·x_j, so G_ij = x_i·x_j / (‖x_i‖ ‖x_j‖) is the cosine of two inputs, and G_ii = 1
-    norms = gram.diagonal().sqrt()
-    norms = torch.where(dead_inputs(gram), torch.ones_like(norms), norms)
+    norms = gram.diagonal().sqrt().masked_fill_(dead_inputs(gram), 1)
     # gram / norms divides column j by n_j; the rows are divided in place, so one new matrix is made
     return (gram / norms).div_(norms[:, None]), norms
 
@@ -223,7 +222,7 @@ def cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor | None:
     return factor if info.item() == 0 and all_finite(factor) else None
 
 
-def climb_damping(damping: float, factor: Callable[[float], Answer | None]) -> Answer:
+def climb_damping(damping: float, factor: Callable[[float], Any]) -> Any:
     """factor(rung) for the first damping that works: the given one, then up the ladder.
 
     Each rung is ten times the one before it (from 0: 1e-4), the last is 1. The damping that was
@@ -251,12 +250,9 @@ def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
     nothing to lose: 0. Raises BadParameter for shapes that do not fit, NonFinite where the sums
     overflow float32.
     """
-    for what, matrix in (
-        ("weight", weight),
-        ("new_weight", new_weight),
-        ("gram", gram),
-    ):
-        check_matrix(what, matrix)
+    check_matrix("weight", weight)
+    check_matrix("new_weight", new_weight)
+    check_matrix("gram", gram)
     if new_weight.shape != weight.shape or gram.shape != (weight.shape[1],) * 2:
         raise BadParameter(
             f"weight {tuple(weight.shape)}, new_weight {tuple(new_weight.shape)} and gram "

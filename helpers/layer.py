@@ -11,25 +11,24 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from helpers.errors import NonFinite
 from helpers.gram import Gram
 from helpers.masks import Pattern, check_divides, check_keep, target_sparsity
-from helpers.tensors import check_weight
+from helpers.tensors import all_finite, check_matrix
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
+@dataclass(frozen=True)
 class Layer:
     """A layer to be pruned or refitted.
 
     weight: (d_out, d_in), any float type. gram: of its inputs, None for a method that reads none.
-    keep: the mask, boolean like weight, True where a weight stays; None where it is to be chosen,
-    with the final `sparsity` and the `pattern` of zeros.
+    sparsity, pattern: of the zeros in the end.
     """
 
     weight: Tensor
     gram: Gram | None
-    keep: Tensor | None = None
-    sparsity: float = 0.0
-    pattern: Pattern = Pattern()
+    sparsity: float
+    pattern: Pattern
 
     @classmethod
     def of(
@@ -43,10 +42,15 @@ class Layer:
     ) -> Layer:
         """Make a layer of parts that fit: a mask, or a sparsity and pattern to choose one by.
 
+        keep: the mask, boolean like weight, True where a weight stays; None if it is to be chosen.
         A gram that is a `Gram` is checked only once, however many layers share it.
         Raises BadParameter, NonFinite, NotPositiveDefinite.
         """
-        check_weight(weight)
+        check_matrix("weight", weight)
+        if not all_finite(weight):
+            raise NonFinite(
+                "weight holds NaN or infinity: check the checkpoint it comes from"
+            )
         pattern = Pattern.parse(pattern)
         if keep is None:
             sparsity = target_sparsity(sparsity, pattern)
@@ -55,7 +59,7 @@ class Layer:
         check_divides(pattern, weight.shape[1])
         if gram is not None:
             gram = Gram.of(gram).checked(weight.shape[1])
-        return cls(weight, gram, keep, sparsity, pattern)
+        return cls(weight, gram, sparsity, pattern)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,12 @@ the next one. With one pass the text waits inside the block while its layers are
 (`helpers.waiting_batches`).
 """
 
-from __future__ import annotations
-
 import contextlib
-import dataclasses
 import functools
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,11 +32,12 @@ from helpers.models import (
     find_blocks,
     find_layers,
     layer_key,
+    model_layers,
     read_weight,
     weights_in_memory,
     write_weight,
 )
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 from helpers.target import Target
 
 
@@ -60,7 +59,7 @@ class LayerReport:
     mask: str
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
+@dataclass(frozen=True)
 class Request:
     """The arguments of `prune_model`, parsed; see there for each.
 
@@ -72,9 +71,9 @@ class Request:
     passes: int = 2
     precision: str = "float32"
     batch: int | None = None
-    progress: Progress | None = None
+    progress: Progress = as_progress(False)
     importance: Mapping[str, Tensor] | None = None
-    ignored: Sequence[str] = ()
+    ignored: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -104,11 +103,8 @@ class PruneReport:
     def sparsity(self) -> float:
         """Fraction of pruned weights over all layers together, ignored ones included."""
         # weighted by size: a large layer counts for more than a small one
-        sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
-        zeros = sum(
-            s * layer.sparsity for s, layer in zip(sizes, self.layers, strict=True)
-        )
-        return zeros / sum(sizes)
+        zeros = sum(math.prod(layer.shape) * layer.sparsity for layer in self.layers)
+        return zeros / sum(math.prod(layer.shape) for layer in self.layers)
 
     @property
     def error(self) -> float | None:
@@ -122,15 +118,18 @@ class PruneReport:
         """Run details for a record that are not parameters, and what a recipe did."""
         details = {
             "batch": self.batch,
-            "halved": list(self.halved),
+            "halved": self.halved,
             "precision": self.precision,
         }
-        special = {"repair": self.repair, "ignored": self.ignored}
-        return details | {name: value for name, value in special.items() if value}
+        if self.repair:
+            details["repair"] = self.repair
+        if self.ignored:
+            details["ignored"] = self.ignored
+        return details
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
-        return dataclasses.asdict(self) | {
+        return asdict(self) | {
             "sparsity": self.sparsity,
             "error": self.error,
         }
@@ -178,8 +177,7 @@ class Team:
         self, layers: dict[str, nn.Module], prune: Callable[[str], LayerReport]
     ) -> Iterator[LayerReport]:
         """Prune the layers of a block, each in one of the processes; yield reports in order."""
-        for name in layers:
-            yield prune(name)
+        return map(prune, layers)  # one at a time, when the caller asks for it
 
 
 class Loop:
@@ -200,12 +198,12 @@ class Loop:
             method=request.target.method,
             pattern=str(request.target.pattern),
             precision=request.precision,
-            ignored=list(request.ignored),
+            ignored=request.ignored,
         )
         self.store = store or Store()
         self.team = team or Team()
         self.blocks = find_blocks(model)
-        self.total = sum(len(find_layers(block)) for block in self.blocks)
+        self.total = len(model_layers(model))
         self.device = device_of(model)
         self.seconds = {"forward": 0.0, "solve": 0.0}
 
@@ -266,7 +264,10 @@ class Loop:
                     prune = functools.partial(self.prune_layer, index, ready, grams)
                     # a generator: each layer is solved, reported and freed before the next
                     for layer_report in self.team.solve(ready, prune):
-                        self.add(layer_report)
+                        self.report.layers.append(layer_report)
+                        name = f"block {index} {layer_report.name}"
+                        done = len(self.report.layers)
+                        self.request.progress(done, self.total, name)
             halved = self.halved(replay) if replay else []
             self.store.save(index, self.report.layers[before:], halved)
         # With the pruned weights, so later layers are fitted to inputs they will really get. One
@@ -301,14 +302,7 @@ class Loop:
 
     def halved(self, replay: Replay) -> list[str]:
         """Where any of the processes had to halve its batch so far."""
-        return [where for places in self.team.gather(replay.halved) for where in places]
-
-    def add(self, layer_report: LayerReport) -> None:
-        """Report a layer, and say how far the run is."""
-        self.report.layers.append(layer_report)
-        if self.request.progress:
-            name = f"block {layer_report.block} {layer_report.name}"
-            self.request.progress(len(self.report.layers), self.total, name)
+        return sum(self.team.gather(replay.halved), [])
 
     def prune_layer(
         self,
@@ -369,7 +363,7 @@ class Loop:
         new = (result.weight / factor).to(weight.dtype)
         # measured for the weighted outputs: measured again for the outputs as they are
         error = None if gram is None else relative_error(weight, new, gram.matrix)
-        return dataclasses.replace(result, weight=new, error=error)
+        return replace(result, weight=new, error=error)
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:

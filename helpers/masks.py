@@ -52,9 +52,7 @@ class Pattern:
             return pattern
         if pattern == "unstructured":
             return cls()
-        match = (
-            re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
-        )
+        match = re.fullmatch(r"(\d+):(\d+)", str(pattern))
         # N = M would prune nothing, N = 0 everything
         if match and 0 < int(match[1]) < int(match[2]):
             return cls(int(match[1]), int(match[2]))
@@ -110,9 +108,8 @@ def target_sparsity(sparsity: float | None, pattern: str | Pattern) -> float:
     return implied
 
 
-def check_divides(pattern: str | Pattern, d_in: int) -> None:
+def check_divides(pattern: Pattern, d_in: int) -> None:
     """Raise BadParameter unless the groups of an N:M pattern divide the d_in inputs."""
-    pattern = Pattern.parse(pattern)
     if pattern.grouped and d_in % pattern.m:
         raise BadParameter(
             f"pattern '{pattern}' does not fit a layer with {d_in} inputs: "
@@ -195,7 +192,7 @@ def choose_mask(
     score: Tensor,
     sparsity: float,
     pattern: Pattern,
-    budget: str = "matrix",
+    budget: str,
     out: Tensor | None = None,
 ) -> Tensor:
     """`select` without its checks, for a solver that chooses a mask in each iteration.

@@ -1,7 +1,5 @@
 """The package's layer methods, registered in `METHODS` (`helpers.registry`)."""
 
-from __future__ import annotations
-
 from helpers import admm, sparsegpt
 from helpers.alps import alps
 from helpers.layer import LayerResult

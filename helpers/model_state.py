@@ -1,9 +1,6 @@
 """What this package has to remember of a model, carried by the model itself."""
 
-from __future__ import annotations
-
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -21,7 +18,7 @@ class PruningState:
     weight and has not finished. report: that of `prune_model`, once it has.
     """
 
-    identity: dict[str, Any] | None = None
+    identity: dict | None = None
     reader: Any = None
     interrupted: bool = False
     report: Any = None
@@ -34,4 +31,4 @@ def state_of(model: nn.Module) -> PruningState:
 
 def set_state(model: nn.Module, **changes: Any) -> None:
     """Change some fields of a model's state."""
-    setattr(model, STATE, dataclasses.replace(state_of(model), **changes))
+    setattr(model, STATE, replace(state_of(model), **changes))

@@ -1,7 +1,5 @@
 """Load a model; find its decoder blocks and the linear layers inside them, in any family."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -76,11 +74,19 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
         return embedded_model_folder(text), None
     folder = Path(text).expanduser()
     if text and folder.is_dir():
-        if not (folder / "config.json").is_file():
+        path = folder / "config.json"
+        if not path.is_file():
             raise BadParameter(
                 f"folder {folder} holds no config.json: give a saved model's folder"
             )
-        check_config(folder / "config.json")
+        # transformers may not check this; a damaged file is reported by the code that reads it
+        with contextlib.suppress(OSError, ValueError):
+            config = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise BadParameter(
+                    f"{path} holds a {type(config).__name__} and not an object: give the folder of "
+                    "a saved model"
+                )
         return folder, None
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
         raise BadParameter(
@@ -94,39 +100,27 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
     return text, revision
 
 
-def check_config(path: Path) -> None:
-    """Raise BadParameter unless a config.json is a JSON object (transformers may not check)."""
-    # a damaged file is reported by the code that reads it
-    with contextlib.suppress(OSError, ValueError):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise BadParameter(
-                f"{path} holds a {type(config).__name__} and not an object: give the folder of a "
-                "saved model"
-            )
-
-
 def _load(
     source: str | Path, revision: str | None, dtype: torch.dtype
 ) -> tuple[nn.Module, Any]:
     """Load from a folder or the hub, refusing pickles and remote code."""
+    local = isinstance(source, Path)
     # a folder that lacks a file must fail here, and not become a request to the hub
-    where = (
-        {"local_files_only": True}
-        if isinstance(source, Path)
-        else {"revision": revision}
-    )
-    common = {**where, "trust_remote_code": False}
+    common = {"local_files_only": True} if local else {"revision": revision}
+    common["trust_remote_code"] = False
     try:
         # first, because for a family that transformers does not know the config's error says so,
         # and the tokenizer's does not
         AutoConfig.from_pretrained(source, **common)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         # use_safetensors: a pickle (.bin) can run code when it is loaded
-        options = {"use_safetensors": True, "output_loading_info": True, **common}
         with no_progress_bars():
             model, loading = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, **options
+                source,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **common,
             )
     # HTTPError is the HTTP library's own, which transformers lets through
     except (
@@ -138,7 +132,7 @@ def _load(
         HTTPError,
     ) as error:
         advice = "check the name, the revision, the network and your access, and run it again"
-        if isinstance(source, Path):
+        if local:
             advice = (
                 "give the folder of a complete saved model, with safetensors weights"
             )
@@ -153,15 +147,12 @@ def _load(
             "its checkpoint is incomplete, fetch or save it again"
         )
     if not getattr(model.config, "quantization_config", None):
-        folder = source
-        if not isinstance(source, Path):
-            # in the hub's cache, at the commit that was loaded: "main" may have moved on
-            commit = getattr(model.config, "_commit_hash", None) or revision
-            cached = cached_file(
-                source, "config.json", revision=commit, local_files_only=True
-            )
-            folder = Path(cached).parent
-        check_stored_weights(folder)
+        # of the hub in its cache, at the commit that was loaded: "main" may have moved on
+        commit = getattr(model.config, "_commit_hash", None) or revision
+        config = cached_file(
+            source, "config.json", revision=commit, local_files_only=True
+        )
+        check_stored_weights(Path(config).parent)
     return model, tokenizer
 
 
@@ -190,9 +181,9 @@ def check_stored_weights(folder: Path) -> None:
             safe_open(path, framework="pt") as file,
         ):
             # other tensors may be whole numbers, such as the positions in older files
-            for name in (name for name in file.keys() if name.endswith("weight")):  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
                 kind = file.get_slice(name).get_dtype()
-                if kind not in STORED_FLOATS:
+                if name.endswith("weight") and kind not in STORED_FLOATS:
                     raise UnsupportedModel(
                         f"{name} in {path} is of type {kind}, and config.json says nothing of how "
                         "it was quantised: give the unquantised checkpoint"
@@ -220,24 +211,26 @@ def _tiny_model() -> tuple[nn.Module, Any]:
         return AutoModelForCausalLM.from_config(config), tokenizer
 
 
-def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
+def _identity(name: str | Path, model: nn.Module) -> dict:
     """What `model_identity` returns for a model of that name."""
+    name = str(name)
     folder = Path(name).expanduser()
-    identity: dict[str, Any] = {"name": str(name)}
-    if str(name) in MODELS:
-        identity["sha256"] = MODELS[str(name)].sha256
-    elif str(name) != "tiny" and folder.is_dir():
+    identity = {"name": name}
+    if name in MODELS:
+        identity["sha256"] = MODELS[name].sha256
+    elif name != "tiny" and folder.is_dir():
         # Not its path, which says nothing on another machine. Sorted, as a folder lists its files
         # in any order and the hash depends on the order
         files = sorted(folder.glob("*.safetensors"))
         hashes = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
         sha256 = hashlib.sha256(hashes.encode()).hexdigest()
         identity = {"name": folder.resolve().name, "sha256": sha256}
-    identity["revision"] = getattr(model.config, "_commit_hash", None)
-    identity["architecture"] = type(model).__name__
-    identity["parameters"] = sum(p.numel() for p in model.parameters())
-    identity["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return identity
+    return identity | {
+        "revision": getattr(model.config, "_commit_hash", None),
+        "architecture": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+    }
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
@@ -305,15 +298,11 @@ def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
 
 def check_length(model: nn.Module, length: int) -> None:
     """Raise BadParameter if the model cannot take a sequence of that length."""
-    # a model of text and images has a config within its config; and the limit's name differs by
-    # family
+    # a model of text and images has a config within its config; MPT has a name of its own for it
     config = model.config.get_text_config(decoder=True)
-    limits = (
-        getattr(config, name, None)
-        for name in ("max_position_embeddings", "max_seq_len")
-    )
-    longest = next((limit for limit in limits if limit is not None), None)
-    if longest is not None and length > longest:
+    longest = getattr(config, "max_position_embeddings", None)
+    longest = longest or getattr(config, "max_seq_len", None)
+    if longest and length > longest:
         raise BadParameter(
             f"length {length} is more than the {longest} tokens this model can take: lower it"
         )
@@ -476,9 +465,8 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
     """
     names = {module: name for name, module in model.named_modules()}
     masks = {}
-    for index, block in enumerate(find_blocks(model)):
-        for layer in find_layers(block, f"block {index}").values():
-            name = f"{names[layer]}.weight"
-            check_weights(name, layer)
-            masks[name] = layer.weight.detach() != 0
+    for layer in model_layers(model).values():
+        name = f"{names[layer]}.weight"
+        check_weights(name, layer)
+        masks[name] = layer.weight.detach() != 0
     return masks

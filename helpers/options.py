@@ -4,14 +4,12 @@ An annotation such as `rho: Positive = 1.0` says what values an option may have;
 reads it. The checks return the value or raise BadParameter with what is allowed.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, TypeVar
 
 from helpers.errors import BadParameter, HelpersError, join_names
@@ -20,11 +18,10 @@ from helpers.errors import BadParameter, HelpersError, join_names
 def check_choice(
     what: str,
     value: object,
-    choices: Iterable[str],
+    choices: Collection[str],
     error: type[HelpersError] = BadParameter,
 ) -> str:
     """Return `value` if it is one of `choices`, else raise `error` with the nearest choice."""
-    choices = list(choices)
     if isinstance(value, str) and value in choices:
         return value
     # a typing mistake is the usual cause: for "wnada" the message suggests "wanda"
@@ -68,7 +65,7 @@ def check_real(what: str, value: object, *, above: float | None = None) -> float
 
 # --- options whose annotation says what they may be -------------------------------------------
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable)
 
 Positive = Annotated[float, functools.partial(check_real, above=0)]
 NotNegative = Annotated[float, check_real]
@@ -93,7 +90,7 @@ def checks_options(function: Function) -> Function:
     return checked
 
 
-def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def check_options(function: Callable, options: Mapping[str, Any]) -> None:
     """Raise BadParameter for a value that the annotation of its parameter does not allow.
 
     Parameters without such an annotation may be anything.

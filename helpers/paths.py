@@ -4,8 +4,6 @@ Three environment variables move things: `PRUNING_CACHE` (downloads), `PRUNING_R
 (what runs write) and `PRUNING_RUNS` (run files). They are read at each call, not at import.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os
@@ -67,13 +65,13 @@ def own_method_file(name: str) -> Path:
     return own_methods_dir() / f"{name.replace('-', '_')}.py"
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
+def sha256_file(path: str | Path) -> str:
     """The sha256 of a file's content, hexadecimal; the file is read in parts."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
+def replace_file(path: str | Path, data: bytes | str) -> Path:
     """Write `data` (text as UTF-8) to `path` whole or not at all, and return the path.
 
     Missing parent folders are made.
@@ -92,7 +90,7 @@ def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
                 os.fsync(stream.fileno())
             set_default_mode(temporary)
             os.replace(temporary, path)
-            sync_folder(path.parent)
+            sync(path.parent)
         except BaseException:  # Ctrl-C too must leave no partial file
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -105,7 +103,7 @@ def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
     return path
 
 
-def set_default_mode(path: str | os.PathLike[str]) -> None:
+def set_default_mode(path: str | Path) -> None:
     """Give a file that was made private the mode of any new file."""
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
@@ -113,14 +111,11 @@ def set_default_mode(path: str | os.PathLike[str]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content is on the disk."""
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    """Wait until a file's content, or a folder's entries, are on the disk.
 
-
-def sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries are on the disk: without that a rename can be lost."""
-    handle = os.open(folder, os.O_RDONLY)
+    Without the latter a rename can be lost.
+    """
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -3,8 +3,6 @@
 Weights stay in float32, and so do the hidden states between blocks, the grams and the solvers.
 """
 
-from __future__ import annotations
-
 import contextlib
 
 import torch
@@ -18,7 +16,10 @@ PRECISIONS = ("float32", "bfloat16")
 def products(
     precision: str, device: torch.device
 ) -> contextlib.AbstractContextManager[torch.autocast]:
-    """Context manager: compute matmuls in one of PRECISIONS."""
+    """Context manager: compute matmuls in one of PRECISIONS, even if the caller has set another.
+
+    "float32" is the precision of the factors, without autocast.
+    """
     # without the cache, whose copies of the weights in bfloat16 would outlive a step: all later
     # steps would see the weights of the first
     lower = precision == "bfloat16"
@@ -34,8 +35,3 @@ def check_precision(precision: str, dtype: torch.dtype) -> None:
         raise BadParameter(
             f"precision 'bfloat16' is for a model in float32, and this one is {dtype}: leave it out"
         )
-
-
-def exactly(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Context manager: compute matmuls in the precision of their factors, without autocast."""
-    return torch.autocast(device.type, enabled=False)

@@ -1,7 +1,5 @@
 """Progress of long work: a bar, or a function that the caller gives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from tqdm.auto import tqdm
@@ -16,18 +14,20 @@ class ProgressBar(tqdm):
     def show(self, done: int, total: int, name: str) -> None:
         """`done` of `total` are finished; `name` is the last of them, or what is under way."""
         if self.total != total:
-            self.bar_format, self.delay = None, 0
+            self.bar_format = None
+            self.delay = 0
             self.reset(total)
         self.set_postfix_str(name, refresh=False)
         self.update(done - self.n)
 
 
-def as_progress(progress: Progress | bool) -> Progress | None:
-    """Resolve the argument `progress`: True → a bar, False → None, a function → itself.
+def as_progress(progress: Progress | bool) -> Progress:
+    """Resolve the argument `progress`: a bar for True, a function that does nothing for False.
 
-    The bar is drawn in a notebook, and in a terminal that shows what is written to stderr.
+    The bar is drawn in a notebook, and in a terminal that shows what is written to stderr. A
+    function is returned as it is.
     """
     if progress is True:
         # disable=None is tqdm's word for that; delay, so that what is refused at once leaves none
         return ProgressBar(disable=None, delay=0.001).show
-    return progress or None
+    return progress or (lambda *_step: None)

@@ -4,18 +4,15 @@ All arguments are checked before a weight changes, and a parity gate compares th
 with the model's own logits. The loop over blocks is in `helpers.loop`.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from helpers.errors import BadParameter, UnsupportedModel, described, join_names
-from helpers.loop import Loop, PruneReport, Request
+from helpers.loop import Loop, PruneReport, Request, explain_errors
 from helpers.masks import Pattern, check_divides, target_sparsity
 from helpers.methods import get_method
 from helpers.model_state import state_of
@@ -32,7 +29,6 @@ from helpers.precision import check_precision
 from helpers.progress import Progress, as_progress
 from helpers.registry import check_method_options
 from helpers.target import Sparsity, Target
-from helpers.tensors import all_finite
 from helpers.trial import try_target
 
 DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
@@ -180,13 +176,12 @@ def check_request(model: nn.Module, request: Request) -> None:
         check_tokens(model, request.tokens)
     layers = model_layers(model, request.ignored)
     # of all layers: a pattern that does not fit the last one is refused here
-    shapes = {key: tuple(read_weight(layer).shape) for key, layer in layers.items()}
+    shapes = {key: read_weight(layer).shape for key, layer in layers.items()}
     for key, layer in layers.items():
         check_divides(target.pattern, shapes[key][1])
         # on the meta device there are shapes only; such a weight is checked when it is read
         if not layer.weight.is_meta:
-            index, _, name = key.partition(".")
-            check_weights(f"block {index} {name}", layer)
+            check_weights(f"block {key.replace('.', ' ', 1)}", layer)
     check_sparsities(target, shapes)
     if request.batch is not None:
         check_whole("batch", request.batch)
@@ -210,9 +205,11 @@ def check_importance(
     for name, factors in importance.items():
         rows = shapes[name][0]
         fits = isinstance(factors, Tensor) and factors.shape == (rows,)
-        # in float32, in which they are used: there the smallest numbers of float64 are 0
-        numbers = factors.float() if fits else torch.zeros(1)
-        if not all_finite(numbers) or not (numbers > 0).all():
+        if fits:
+            # in float32, in which they are used: there the smallest numbers of float64 are 0
+            numbers = factors.float()
+            fits = ((numbers > 0) & numbers.isfinite()).all()
+        if not fits:
             raise BadParameter(
                 f"importance of layer {name} {described(factors)}: give {rows} numbers above 0, "
                 "one for each output"
@@ -226,10 +223,8 @@ def check_sparsities(target: Target, layers: Collection[str]) -> None:
         return
     check_names("sparsity", target.sparsity, layers)
     for name, value in target.sparsity.items():
-        try:
+        with explain_errors(f"layer {name}"):
             target_sparsity(value, target.pattern)
-        except BadParameter as error:
-            raise BadParameter(f"layer {name}: {error}") from error
 
 
 def check_names(

@@ -10,15 +10,14 @@ budget per output, zero outside `keep`, weight and gram unchanged). It also comp
 inputs, so that a method cannot misreport them. The package's own methods are in `helpers.methods`.
 """
 
-from __future__ import annotations
-
-import dataclasses
+import contextlib
 import functools
 import inspect
 import re
 import runpy
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +91,10 @@ def register(
             # float() does not copy a float32 weight: what is written there is in the model
             dense = weight.detach().float()
             matrix = None if gram is None else layer.gram.matrix
-            # sums over the bits find a change at a fraction of the cost of two copies
-            before = _bit_sums(dense, matrix)
-            with float32_products(weight.device):
+            with (
+                float32_products(weight.device),
+                _unchanged(name, weight=dense, gram=matrix),
+            ):
                 result = function(
                     dense,
                     # q, k and v read one input: with the Gram itself they share one factorisation
@@ -104,18 +104,15 @@ def register(
                     keep=keep,
                     **options,
                 )
-            _check_untouched(name, before, _bit_sums(dense, matrix))
             _check_answer(name, layer, result, options.get("budget", counted))
             # rounded to the model's type first: the error is that of the weight the model will hold
             new = result.weight.to(weight.dtype)
             if matrix is None:
-                return dataclasses.replace(result, weight=new)
+                return replace(result, weight=new)
             with float32_products(weight.device):
                 error = relative_error(weight, new, matrix)
             dead = int(dead_inputs(matrix).sum())
-            return dataclasses.replace(
-                result, weight=new, error=error, dead_inputs=dead
-            )
+            return replace(result, weight=new, error=error, dead_inputs=dead)
 
         # an attribute of the function, which the block loop reads before it runs the model
         method.needs_calibration = needs_calibration
@@ -140,9 +137,7 @@ def _check_registration(name: str, function: Method) -> None:
             "method name 'dense' stands for the unpruned model: choose another name"
         )
     # one module may register its own name again: a module that is reloaded does
-    if _is_ours(name) and METHODS[name].__module__ != getattr(
-        function, "__module__", None
-    ):
+    if _is_ours(name) and METHODS[name].__module__ != function.__module__:
         raise BadParameter(
             f"method {name!r} is one of the package's own, and tables and figures use that name "
             "for it: choose another name"
@@ -163,7 +158,7 @@ def _is_ours(name: str) -> bool:
     return name in METHODS and METHODS[name].__module__.startswith("helpers.")
 
 
-def check_method_options(name: str, options: dict[str, Any]) -> None:
+def check_method_options(name: str, options: dict) -> None:
     """Raise BadParameter for an option that the method does not have, or a value it refuses."""
     # __wrapped__ is the function itself; the wrapper around it takes any option
     function = get_method(name).__wrapped__
@@ -178,20 +173,18 @@ def check_method_options(name: str, options: dict[str, Any]) -> None:
     check_options(function, options)
 
 
-def _bit_sums(weight: Tensor, gram: Tensor | None) -> dict[str, int]:
-    """Checksums of a method's arguments, which show whether it has written into them."""
-    return {"weight": bit_sum(weight)} | (
-        {} if gram is None else {"gram": bit_sum(gram)}
-    )
-
-
-def _check_untouched(name: str, before: dict[str, int], after: dict[str, int]) -> None:
-    """Raise BadParameter if a method has changed its arguments.
+@contextlib.contextmanager
+def _unchanged(name: str, **arguments: Tensor | None) -> Iterator[None]:
+    """Raise BadParameter if a method has changed one of these arguments in the `with` block.
 
     Its error would be measured against the changed weight, and be 0; and the layers that share
     the gram would get another one.
     """
-    changed = [what for what in before if before[what] != after[what]]
+    tensors = {what: one for what, one in arguments.items() if one is not None}
+    # sums over the bits find a change at a fraction of the cost of two copies
+    before = {what: bit_sum(tensor) for what, tensor in tensors.items()}
+    yield
+    changed = [what for what in tensors if bit_sum(tensors[what]) != before[what]]
     if changed:
         raise BadParameter(
             f"method {name!r} changed {' and '.join(changed)} in place: let it work on a copy, "
@@ -205,7 +198,9 @@ def _check_answer(name: str, layer: Layer, result: LayerResult, budget: str) -> 
         raise BadParameter(
             f"method {name!r} returned a {type(result).__name__}: return LayerResult(weight, keep)"
         )
-    shape, new, keep = layer.weight.shape, result.weight, result.keep
+    shape = layer.weight.shape
+    new = result.weight
+    keep = result.keep
     if new.shape != shape:
         raise BadParameter(
             f"method {name!r} returned a weight of shape {tuple(new.shape)} for "
@@ -262,7 +257,8 @@ def get_method(name: str) -> Method:
 
 def _load_own(name: str, path: Path) -> None:
     """Run a user's file, which registers its method; a file that fails registers nothing."""
-    before, line = dict(METHODS), 1
+    before = dict(METHODS)
+    line = 1
     try:
         # run, not imported: an import would not read the file again after it was corrected
         runpy.run_path(str(path))
@@ -274,8 +270,10 @@ def _load_own(name: str, path: Path) -> None:
         METHODS.update(before)
         # the last frame in the user's own file: the error may have been raised deep inside torch
         for frame in traceback.extract_tb(error.__traceback__):
-            line = frame.lineno if frame.filename == str(path) else line
-        line = error.lineno if isinstance(error, SyntaxError) else line
+            if frame.filename == str(path):
+                line = frame.lineno
+        if isinstance(error, SyntaxError):
+            line = error.lineno
         raise BadParameter(
             f"helpers/own/{path.name}, line {line}: {type(error).__name__}: {first_line(error)}; "
             "correct it"

@@ -11,8 +11,6 @@ repeated in front of each of its choices. (The last token's logits score a choic
 context with one text after it, or so short that a pass more would cost more, is read with its text.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import defaultdict
 from typing import Any, NamedTuple
@@ -49,7 +47,7 @@ class ContextOnce(HFLM):
     """
 
     # the cache that a pass starts from, by the model's argument; None where HFLM works alone
-    start: dict[str, Any] | None = None
+    start = None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -60,7 +58,7 @@ class ContextOnce(HFLM):
         self, requests: list, **options: Any
     ) -> list[tuple[float, bool]]:
         """For each request log p of its continuation, and whether the model would write that."""
-        answers: dict[int, tuple[float, bool]] = {}
+        answers = {}
         for batch in self._batches(self._items(requests)):
             cut = 0  # tokens of each context that the cache holds
             start = {}
@@ -71,29 +69,35 @@ class ContextOnce(HFLM):
             # cache, and the place of its last token, whose logits are the first that count
             marked = {}
             for row, item in enumerate(batch):
-                rest = [row, len(item.context) - 1 - cut, *item.context[cut:]]
+                place = len(item.context) - 1 - cut
+                rest = [row, place, *item.context[cut:]]
                 for index in item.requests:
-                    marked[index] = (("", ""), rest, requests[index][2])
+                    continuation = requests[index][2]
+                    marked[index] = (("", ""), rest, continuation)
+            texts = list(marked.values())
             with attribute(self, "start", start):
-                found = super()._loglikelihood_tokens([*marked.values()], **options)
+                found = super()._loglikelihood_tokens(texts, **options)
             answers |= zip(marked, found, strict=True)
-        others = [
-            request for index, request in enumerate(requests) if index not in answers
-        ]
-        rest = iter(super()._loglikelihood_tokens(others, **options))
-        return [answers.get(index) or next(rest) for index in range(len(requests))]
+        others = [index for index in range(len(requests)) if index not in answers]
+        found = super()._loglikelihood_tokens(
+            [requests[index] for index in others], **options
+        )
+        answers |= zip(others, found, strict=True)
+        return [answers[index] for index in range(len(requests))]
 
     def _items(self, requests: list) -> list[Item]:
         """The requests by their context, without texts that are too long for the model."""
         contexts = defaultdict(lambda: defaultdict(list))
         for index, (_, context, tokens) in enumerate(requests):
-            if self.cache and len(context) + len(tokens) < self.max_length:
+            length = len(context) + len(tokens)
+            if self.cache and length < self.max_length:
                 # the last token is predicted and not read: choices of one token are one text
-                contexts[tuple(context)][tuple(tokens[:-1])].append(index)
+                text = tuple(tokens[:-1])
+                contexts[tuple(context)][text].append(index)
         items = []
         for context, texts in contexts.items():
-            saved = (len(texts) - 1) * (len(context) - 1)
-            if saved > PASS:
+            repeats = len(texts) - 1
+            if repeats * (len(context) - 1) > PASS:
                 every = [index for indices in texts.values() for index in indices]
                 items.append(Item(True, len(context), context, every))
                 continue
@@ -103,7 +107,7 @@ class ContextOnce(HFLM):
 
     def _batches(self, items: list[Item]) -> list[list[Item]]:
         """Items of like length together, each batch for one pass."""
-        batches: list[list[Item]] = []
+        batches = []
         for item in sorted(items, reverse=True):
             last = batches[-1] if batches else []
             # tokens that are padded, or repeated in front of choices
@@ -117,7 +121,7 @@ class ContextOnce(HFLM):
                 batches.append([item])
         return batches
 
-    def _read(self, contexts: list[tuple[int, ...]]) -> dict[str, Any]:
+    def _read(self, contexts: list[tuple[int, ...]]) -> dict:
         """The model's cache after contexts of one length."""
         tokens = torch.tensor(contexts, device=self.device)
         output = self.model(tokens, use_cache=True, logits_to_keep=1)
@@ -127,14 +131,17 @@ class ContextOnce(HFLM):
         """Logits (texts, places, vocabulary) of the last places; HFLM counts them from the end."""
         if self.start is None:
             return super()._model_call(inps, **options)
-        rows, places, tokens = inps[:, 0], inps[:, 1], inps[:, 2:]
+        rows = inps[:, 0]
+        places = inps[:, 1]
+        tokens = inps[:, 2:]
         start = copy.deepcopy(self.start)  # the pass adds to the cache
         for cache in start.values():
             cache.reorder_cache(rows)
+        first = int(places.min())
         output = self.model(
             tokens,
             use_cache=bool(start),
-            logits_to_keep=tokens.shape[1] - int(places.min()),
+            logits_to_keep=tokens.shape[1] - first,
             **start,
         )
         return output.logits

@@ -6,15 +6,12 @@ w²/R[j,j]² to the layer's error if the columns after j change by −(w/R[j,j])
 these rows for every j, so H⁻¹ need not be updated as columns are done.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from helpers.errors import BadParameter
 from helpers.gram import cholesky, climb_damping, damp, dead_inputs
 from helpers.masks import Pattern, keep_largest, top_nm
-from helpers.options import check_real, check_whole
 
 
 def solve(
@@ -31,9 +28,9 @@ def solve(
 
     The mask is chosen for `block_size` columns at a time (N:M: for each group of M) by
     w²/R[j,j]², from weights that already carry the updates of the columns before; or it is `keep`.
+    The registry has checked the options, but for how they fit the pattern.
     Raises BadParameter, NotPositiveDefinite.
     """
-    check_whole("block_size", block_size)
     if pattern.grouped and block_size % pattern.m:
         raise BadParameter(
             f"block_size {block_size!r} is not allowed with pattern '{pattern}': give a multiple "
@@ -43,7 +40,8 @@ def solve(
     alive = ~dead_inputs(gram)
     rows, d_in = weight.shape
     # a copy, because the columns are updated in place and the caller's weight must stay as it is
-    W, chosen = weight.clone(), torch.ones_like(weight, dtype=torch.bool)
+    W = weight.clone()
+    chosen = torch.ones_like(weight, dtype=torch.bool)
     for start in range(0, d_in, block_size):
         stop = min(start + block_size, d_in)
         block = slice(start, stop)
@@ -55,12 +53,10 @@ def solve(
             # (d_out, block): what pruning each weight would add to the error, from weights already
             # updated. A dead input adds nothing, so its weights are pruned first. One row: all
             # outputs compete within the block
-            score = (
-                (W[:, block] / R[block, block].diagonal()) ** 2 * alive[block]
-            ).reshape(1, -1)
+            score = (W[:, block] / R[block, block].diagonal()) ** 2 * alive[block]
             # counted from the left, so that rounding does not add up over the blocks
             zeros = round(sparsity * rows * stop) - round(sparsity * rows * start)
-            chosen[:, block] = keep_largest(score, zeros).view(rows, -1)
+            chosen[:, block] = keep_largest(score.reshape(1, -1), zeros).view(rows, -1)
         choose = pattern if keep is None and pattern.grouped else None
         # Column by column inside the block, on views that fit the cache. Updating all later columns
         # at each step would read the whole matrix d_in times
@@ -74,7 +70,11 @@ def solve(
 
 
 def _prune_columns(
-    W: Tensor, keep: Tensor, R: Tensor, alive: Tensor, pattern: Pattern | None
+    W: Tensor,
+    keep: Tensor,
+    R: Tensor,
+    alive: Tensor,
+    pattern: Pattern | None,
 ) -> Tensor:
     """Prune one block of columns, in place on the views W and keep (d_out, block).
 
@@ -104,19 +104,16 @@ def _inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
 
     A dead input gets a unit diagonal before damping, so that it touches no other.
     """
-    check_real("damping", damping)
     # a copy, because other layers may share the gram
     H = gram.clone()
-    H.diagonal().add_(dead_inputs(gram).to(gram.dtype))
+    H.diagonal().add_(dead_inputs(gram))
 
     def attempt(rung: float) -> tuple[Tensor, float] | None:
         lower = cholesky(damp(H, rung))
+        if lower is None:
+            return None
         # the inverse of a barely positive matrix need not be positive after rounding
-        R = (
-            None
-            if lower is None
-            else cholesky(torch.cholesky_inverse(lower), upper=True)
-        )
+        R = cholesky(torch.cholesky_inverse(lower), upper=True)
         return None if R is None else (R, rung)
 
     return climb_damping(damping, attempt)

@@ -6,9 +6,8 @@ loop carries it to the method.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from helpers.masks import Pattern
@@ -34,4 +33,4 @@ class Target:
         """The target of one layer of a model, which has one number as its sparsity."""
         if not isinstance(self.sparsity, Mapping):
             return self
-        return dataclasses.replace(self, sparsity=self.sparsity[key])
+        return replace(self, sparsity=self.sparsity[key])

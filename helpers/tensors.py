@@ -1,20 +1,24 @@
 """Checks and sums of tensors that need no model."""
 
-from __future__ import annotations
-
 import torch
 
-from helpers.errors import BadParameter, NonFinite, described
+from helpers.errors import BadParameter, described
 
 PART = 1 << 20  # numbers checked at a time
 # what torch can compute with on any device
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+)
 
 
 def holds_floats(value: object) -> bool:
     """Whether a value is a tensor of real floats in memory: not sparse, meta, complex or 8-bit."""
-    dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
-    return dense and value.dtype in FLOATS and not value.is_meta
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        return False
+    return value.dtype in FLOATS and not value.is_meta
 
 
 def check_matrix(what: str, value: object) -> None:
@@ -26,24 +30,15 @@ def check_matrix(what: str, value: object) -> None:
         )
 
 
-def check_weight(weight: object) -> None:
-    """Raise BadParameter unless this is a layer's weight (d_out, d_in), NonFinite if not finite."""
-    check_matrix("weight", weight)
-    if not all_finite(weight):
-        raise NonFinite(
-            "weight holds NaN or infinity: check the checkpoint it comes from"
-        )
-
-
 def all_finite(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity.
 
     A part at a time: `torch.isfinite` of a whole one takes more memory than the tensor itself.
     """
-    if tensor.ndim == 0:
-        return bool(torch.isfinite(tensor))
+    tensor = torch.atleast_1d(tensor)
     # rows of the first dimension that hold about PART numbers together
-    rows = max(1, PART * len(tensor) // max(1, tensor.numel()))
+    size = max(1, tensor.numel())
+    rows = max(1, PART * len(tensor) // size)
     parts = [torch.isfinite(part).all() for part in tensor.split(rows)]
     # one bool for all parts: each would make the host wait for a GPU
     return bool(torch.stack(parts).all())

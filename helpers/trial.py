@@ -1,7 +1,5 @@
 """Try a target on a small random layer before a model is pruned with it."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -36,7 +34,8 @@ def try_target(target: Target, shape: tuple[int, int], device: torch.device) -> 
     method = get_method(target.method)
     gram = gram_of(inputs).to(device) if method.needs_calibration else None
     # a method may draw random numbers, and the caller's must not depend on this trial
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices=devices):
         method(
             weight.to(device),
             gram,

@@ -10,17 +10,14 @@ A block is ordinary code that knows nothing of this. A greenlet runs it on a sta
 can be left from inside a hook and entered there again.
 """
 
-from __future__ import annotations
-
-import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from helpers.blocks import Call, check_finite, run_block
+from helpers.blocks import Call, check_finite, run_block, watch_inputs
 from helpers.errors import UnsupportedModel
 from helpers.gram import Gram, check_measured
 from helpers.models import device_of, find_layers, read_weight
@@ -32,11 +29,13 @@ class Batch(greenlet):
 
     def __init__(self, block: nn.Module, rows: Tensor, call: Call) -> None:
         super().__init__()
-        self.block, self.rows, self.call = block, rows, call
-        self.layer: str | None = None  # where it waits
+        self.block = block
+        self.rows = rows
+        self.call = call
+        self.layer = None  # where it waits
         # the inputs of layers where it waited, by group; weakly, so that they can be freed
-        self.inputs: dict[tuple[str, ...], weakref.ref[Tensor]] = {}
-        self.answer: Tensor | None = None
+        self.inputs = {}
+        self.answer = None
 
     def run(self) -> None:
         """The block, which is left whenever `wait` is called inside it."""
@@ -47,7 +46,8 @@ class Batch(greenlet):
 
     def wait(self, layer: str, group: tuple[str, ...], inputs: Tensor) -> None:
         """Leave the block, and come back when the layer is pruned."""
-        self.layer, self.inputs[group] = layer, weakref.ref(inputs)
+        self.layer = layer
+        self.inputs[group] = weakref.ref(inputs)
         self.parent.switch()
 
 
@@ -72,19 +72,18 @@ def one_pass(
     """
     layers = find_layers(block, name)
     groups = call.groups(layers)
-    dense, grams = set(layers), {}
+    dense = set(layers)
+    grams = {}
 
-    def arrive(layer: str, inputs: Tensor) -> None:
-        here, group = getcurrent(), groups[layer]
+    def arrive(layer: str, inputs: Tensor):
+        here = getcurrent()
+        group = groups[layer]
         if not isinstance(here, Batch):  # not called from a batch of this pass
             return
         if layer in dense:
             if group not in grams:
-                width, device = (
-                    read_weight(layers[layer]).shape[1],
-                    layers[layer].weight.device,
-                )
-                grams[group] = Gram(width, device)
+                weight = read_weight(layers[layer])
+                grams[group] = Gram(weight.shape[1], weight.device)
             grams[group].add(inputs)
             here.wait(layer, group, inputs)
         # a layer whose rows are not in its gram would have been fitted to other text than it gets
@@ -95,27 +94,30 @@ def one_pass(
             )
 
     batches = [Batch(block, rows, call) for rows in stream.split(batch)]
-    with contextlib.ExitStack() as stack:
-        for layer, module in layers.items():
-            hook = lambda _module, args, layer=layer: arrive(layer, args[0])  # noqa: E731
-            stack.enter_context(module.register_forward_pre_hook(hook))
-        stack.callback(abandon, batches)
-        while True:
-            # out here too: a batch switches gradients off when it starts, and back when it ends, to
-            # what it found at its start
-            with torch.no_grad(), products(precision, device_of(block)):
+    with watch_inputs(layers, arrive):
+        try:
+            while True:
+                # out here too: a batch switches gradients off when it starts, and back when it
+                # ends, to what it found at its start
+                with torch.no_grad(), products(precision, device_of(block)):
+                    for one in batches:
+                        if not one.dead and one.layer not in dense:
+                            one.switch()
+                waiting = {one.layer for one in batches}
+                # in the order of definition: experts run in it, and a batch may skip some of them
+                first = next((layer for layer in layers if layer in waiting), None)
+                if first is None:
+                    break
+                group = groups[first]
+                # popped: the caller frees a gram before the batches go on
+                yield dict.fromkeys(group, grams.pop(group))
+                dense -= set(group)
+        finally:
+            # end the batches that still wait, which frees what they hold
+            with torch.no_grad():  # as where they were started
                 for one in batches:
-                    if not one.dead and one.layer not in dense:
-                        one.switch()
-            waiting = {one.layer for one in batches if not one.dead}
-            # in the order of definition: experts run in it, and a batch may skip some of them
-            first = next((layer for layer in layers if layer in waiting), None)
-            if first is None:
-                break
-            group = groups[first]
-            # popped: the caller frees a gram before the batches go on
-            yield dict.fromkeys(group, grams.pop(group))
-            dense -= set(group)
+                    if one:  # started, and not dead
+                        one.throw()
     for layer in layers:
         if layer in dense:
             check_measured(None, name, layer)
@@ -124,11 +126,3 @@ def one_pass(
     # only now: a stream of which a part has passed the block would be of no use
     for one in batches:
         one.rows.copy_(one.answer)
-
-
-def abandon(batches: Sequence[Batch]) -> None:
-    """End batches that still wait, which frees what they hold."""
-    with torch.no_grad():  # as where they were started
-        for one in batches:
-            if one:  # started, and not dead
-                one.throw()

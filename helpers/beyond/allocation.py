@@ -18,19 +18,20 @@ weight. An N:M pattern gives every layer the same sparsity, so there is nothing 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from helpers.beyond.training import gradients_of
 from helpers.block_grams import best_batch, explain_out_of_memory
-from helpers.blocks import eval_mode, record_calls
-from helpers.errors import BadParameter, NonFinite, UnsupportedModel
+from helpers.blocks import eval_mode, record_calls, watch_inputs
+from helpers.errors import BadParameter, NonFinite
+from helpers.gram import check_measured
 from helpers.masks import check_sparsity
 from helpers.models import (
     check_model,
@@ -40,10 +41,9 @@ from helpers.models import (
     model_layers,
     read_weight,
 )
-from helpers.options import check_real
+from helpers.options import NotNegative, Positive, checks_options
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense, ignored_layers
-from helpers.tensors import all_finite
 
 # t ↦ the sparsity that each layer would have: float64 (layers,), never decreasing in t
 Curve = Callable[[float], Tensor]
@@ -67,12 +67,13 @@ class Guide:
     importance: dict[str, Tensor]
 
 
+@checks_options
 def guide(
     model: nn.Module,
     tokens: Tensor,
     *,
     sparsity: float,
-    spread: float = 0.3,
+    spread: NotNegative = 0.3,
     progress: Progress | bool = False,
     ignore: Collection[str] = (),
 ) -> Guide:
@@ -108,7 +109,6 @@ def guide(
     Raises BadParameter, UnsupportedModel, NonFinite, OutOfMemory.
     """
     check_sparsity(sparsity)
-    check_real("spread", spread)
     with surveyed(model, tokens, progress, ignore) as survey:
         shares = layer_sparsities(survey, fisher(survey), sparsity, spread)
     importance = {}
@@ -121,13 +121,14 @@ def guide(
     return Guide(shares, importance)
 
 
+@checks_options
 def owl(
     model: nn.Module,
     tokens: Tensor,
     *,
     sparsity: float,
-    spread: float = 0.08,
-    outliers: float = 5.0,
+    spread: NotNegative = 0.08,
+    outliers: Positive = 5.0,
     progress: Progress | bool = False,
     ignore: Collection[str] = (),
 ) -> dict[str, float]:
@@ -139,12 +140,13 @@ def owl(
     ± spread. It needs no gradients; arguments and errors otherwise as for `guide`.
     """
     check_sparsity(sparsity)
-    check_real("spread", spread)
-    check_real("outliers", outliers, above=0)
     with surveyed(model, tokens, progress, ignore) as survey:
         ratios = []  # of each layer that of its block
-        for keys in survey.blocks:
-            ratios += [outlier_share(survey, keys, outliers)] * len(keys)
+        for _, keys in itertools.groupby(
+            survey.layers, lambda key: key.partition(".")[0]
+        ):
+            block = list(keys)
+            ratios += [outlier_share(survey, block, outliers)] * len(block)
         width = max(ratios) - min(ratios)
         stretch = 2 * spread / width if width > 0 else 0.0
         wishes = sparsity - stretch * torch.tensor(ratios, dtype=torch.float64)
@@ -169,14 +171,13 @@ def outlier_share(survey: Survey, keys: list[str], outliers: float) -> float:
 class Survey:
     """Statistics of the dense model's layers on the calibration text, by `layer_key`.
 
-    blocks: the keys of each block. norms: ‖x_j‖ of a layer's inputs over all tokens, float32
-    (d_in,). slopes: squared, of the loss by each output, float32 (d_out,), once `fisher` has run.
+    norms: ‖x_j‖ of a layer's inputs over all tokens, float32 (d_in,). slopes: squared, of the loss
+    by each output, float32 (d_out,), once `fisher` has run.
     """
 
     model: nn.Module
     tokens: Tensor
     layers: dict[str, nn.Module]
-    blocks: list[list[str]]
     norms: dict[str, Tensor]
     slopes: dict[str, Tensor]
     progress: Progress
@@ -201,52 +202,38 @@ def surveyed(
     check_dense(model, allow_pruned=False)
     check_tokens(model, tokens)
     layers = model_layers(model, ignored_layers(model, ignore))
-    blocks: dict[str, list[str]] = {}
     for key, layer in layers.items():
-        index, _, name = key.partition(".")
-        check_weights(f"block {index} {name}", layer)
-        blocks.setdefault(index, []).append(key)
-    progress = as_progress(progress) or (lambda *_step: None)
-    doing = "allocating sparsity"
-    advice = "give shorter sequences"
+        check_weights(f"block {key.replace('.', ' ', 1)}", layer)
+    progress = as_progress(progress)
     # dropout off: its random zeros would enter the norms
-    with eval_mode(model), explain_out_of_memory(doing, advice):
+    with (
+        eval_mode(model),
+        explain_out_of_memory("allocating sparsity", "give shorter sequences"),
+    ):
         norms = input_norms(model, tokens, layers, progress)
-        yield Survey(model, tokens, layers, list(blocks.values()), norms, {}, progress)
+        yield Survey(model, tokens, layers, norms, {}, progress)
 
 
 def input_norms(
     model: nn.Module, tokens: Tensor, layers: dict[str, nn.Module], progress: Progress
 ) -> dict[str, Tensor]:
     """‖x_j‖ of each layer's inputs over the text, float32 (d_in,), by `layer_key`."""
-    squares: dict[str, Tensor] = {}
+    squares = {}
 
-    def add(key: str, inputs: Tensor) -> None:
+    def add(key: str, inputs: Tensor):
         if not inputs.numel():  # an expert that no token of this batch has reached
             return
         # float32 first: in float16 the square of 256 is infinite already
         added = inputs.detach().flatten(0, -2).float().square().sum(0)
-        squares[key] = squares[key] + added if key in squares else added
+        squares[key] = squares.get(key, 0) + added
 
     batches = tokens.split(best_batch(device_of(model), tokens.shape[1]))
-    with contextlib.ExitStack() as stack:
-        for key, layer in layers.items():
-            hook = lambda _layer, args, key=key: add(key, args[0])  # noqa: E731
-            stack.enter_context(layer.register_forward_pre_hook(hook))
+    with watch_inputs(layers, add):
         for done, rows in enumerate(batches, 1):
             record_calls(model, rows)  # ends after the last block: no logits are needed
             progress(done, len(batches), "calibration text")
     for key in layers:
-        if key not in squares:
-            raise UnsupportedModel(
-                f"layer {key} saw no calibration tokens: if it is an expert, give more calibration "
-                "text; otherwise choose another model"
-            )
-        if not all_finite(squares[key]):
-            raise NonFinite(
-                f"the inputs of layer {key} hold NaN or infinity: check the weights of the layers "
-                "before it, or use dtype float32"
-            )
+        check_measured(squares.get(key), "layer", key)
     return {key: squares[key].sqrt() for key in layers}
 
 
@@ -266,30 +253,32 @@ def fisher(survey: Survey) -> Curve:
     levels = {key: levels_of(survey.score(key)) for key in survey.layers}
     costs = {key: torch.zeros(LEVELS, dtype=torch.float64) for key in survey.layers}
 
-    def add(key: str, parameter: Tensor) -> None:
+    def add(key: str, parameter: Tensor):
+        layer = survey.layers[key]
+        norms = survey.norms[key]
         gradient = parameter.grad
-        if isinstance(survey.layers[key], Conv1D):
+        if isinstance(layer, Conv1D):
             gradient = gradient.T
         # float32 first: such products are below the smallest number of float16
-        terms = (gradient.float() * read_weight(survey.layers[key]).float()).square_()
+        terms = (gradient.float() * read_weight(layer).float()).square_()
         sums = torch.bincount(levels[key].flatten(), terms.flatten().double(), LEVELS)
         costs[key] += sums.cpu()
-        alive = survey.norms[key] > 0
-        slopes = (
-            (gradient[:, alive].float() / survey.norms[key][alive]).square_().sum(1)
-        )
+        alive = norms > 0
+        slopes = (gradient[:, alive].float() / norms[alive]).square_().sum(1)
         slopes /= max(1, int(alive.sum()))
         survey.slopes[key] = survey.slopes.get(key, 0) + slopes
         # freed now: a full set of gradients, as large as the model, never exists
         parameter.grad = None
 
     weights = {key: layer.weight for key, layer in survey.layers.items()}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(gradients_of(survey.model, list(weights.values())))
+    with (
+        gradients_of(survey.model, list(weights.values())),
+        torch.enable_grad(),
+        contextlib.ExitStack() as stack,
+    ):
         for key, weight in weights.items():
             hook = lambda parameter, key=key: add(key, parameter)  # noqa: E731
             stack.enter_context(weight.register_post_accumulate_grad_hook(hook))
-        stack.enter_context(torch.enable_grad())
         for done, row in enumerate(survey.tokens.to(device_of(survey.model)), 1):
             logits = (
                 survey.model(input_ids=row[None], use_cache=False)
@@ -298,7 +287,7 @@ def fisher(survey: Survey) -> Curve:
             )
             # the sum, not the mean: a constant factor is nothing to the answer, but a small
             # gradient vanishes in float16
-            functional.cross_entropy(logits, row[1:], reduction="sum").backward()
+            nn.functional.cross_entropy(logits, row[1:], reduction="sum").backward()
             survey.progress(done, len(survey.tokens), "backward passes")
     margins = []
     for key, weight in weights.items():
@@ -330,7 +319,8 @@ def levels_of(score: Tensor) -> Tensor:
         torch.from_numpy(np.sort(flat.numpy())) if flat.is_cpu else flat.sort().values
     )
     # the first place of each part from the second on, and the score there
-    places = torch.tensor([-(-len(flat) * part // LEVELS) for part in range(1, LEVELS)])
+    parts = range(1, LEVELS)
+    places = torch.tensor([-(-len(flat) * part // LEVELS) for part in parts])
     places = places[places < len(flat)].to(flat.device)
     edges = ordered[places]
     levels = torch.bucketize(flat, edges, right=True, out_int32=True).to(torch.uint8)
@@ -398,7 +388,8 @@ def share_out(
     gap = float(many.sum() - few.sum())
     mixture = 0.0
     if gap > 0:
-        mixture = min(1.0, max(0.0, (total - float(few.sum())) / gap))
+        missing = total - float(few.sum())
+        mixture = min(1.0, max(0.0, missing / gap))
     wanted = few + mixture * (many - few)
     # The largest remainder: all are rounded down, and the zeros that are then missing, fewer than
     # there are layers, go where rounding took most; of equal ones to the earlier
@@ -406,4 +397,4 @@ def share_out(
     order = (wanted - counts).argsort(descending=True, stable=True)
     order = order[(counts < sizes - 1)[order]]
     counts[order[: total - int(counts.sum())]] += 1
-    return [int(count) for count in counts]
+    return counts.long().tolist()

@@ -14,13 +14,10 @@ about its rate in each step for any size of the gradient. So rates are relative:
 moves by a share of the rms of its own values.
 """
 
-from __future__ import annotations
-
-import dataclasses
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -33,7 +30,7 @@ from helpers.blocks import eval_mode, forward
 from helpers.errors import BadParameter, NonFinite
 from helpers.models import check_model, check_tokens, device_of
 from helpers.options import Count, Positive, checks_options, one_of
-from helpers.precision import check_precision, exactly, products
+from helpers.precision import check_precision, products
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense
 
@@ -44,10 +41,6 @@ POSITIONS = 8
 # found no better weights than those at the start
 LOOKS = (0.25, 0.5, 1.0)
 PATIENCE = 2  # looks without better weights, after which the repair is given up
-NOTHING_KEPT = (
-    "the repair changed nothing: the divergence on held-out windows was {:.3g} before and {:.3g} "
-    "after {} steps; give distil a smaller rate, or more windows"
-)
 # Adam's: far below any gradient, since gradients are the smaller the larger the weights are
 EPSILON = 1e-15
 
@@ -70,7 +63,7 @@ class DistilReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 @checks_options
@@ -118,7 +111,8 @@ def distil(
     check_pair(model, dense, tokens, held_out)
     progress = as_progress(progress)
     started = time.perf_counter()
-    text, unseen = tokens[:-held_out].to(device_of(model)), tokens[-held_out:]
+    text = tokens[:-held_out].to(device_of(model))
+    unseen = tokens[-held_out:]
     advice = 'the pruned model is unchanged; give shorter windows, or parts="norms"'
     # dropout off: the teacher's own answers, and those that the pruned model is used for
     with (
@@ -143,14 +137,16 @@ def distil(
             for step, window in enumerate(text.split(1), 1):
                 losses.append(descend(model, dense, window, optimiser, precision))
                 schedule.step()
-                if progress:
-                    progress(step, len(text), f"step {step}")
+                progress(step, len(text), f"step {step}")
                 if step not in looked_at or (kept and step < len(text)):
                     continue
-                looks.append((step, divergence(model, dense, unseen)))
-                if looks[-1][1] < best:
-                    best, kept, values = looks[-1][1], step, snapshot(rates)
-                elif not kept and len(looks) > PATIENCE:
+                now = divergence(model, dense, unseen)
+                looks.append((step, now))
+                if now < best:
+                    best = now
+                    kept = step
+                    values = snapshot(rates)
+                elif len(looks) > PATIENCE:
                     break
         finally:
             # also after an error, or Ctrl-C: no model is left half trained
@@ -159,7 +155,10 @@ def distil(
     warning = ""
     if not kept:
         step, last = looks[-1]
-        warning = NOTHING_KEPT.format(best, last, step)
+        warning = (
+            f"the repair changed nothing: the divergence on held-out windows was {best:.3g} before "
+            f"and {last:.3g} after {step} steps; give distil a smaller rate, or more windows"
+        )
         LOG.warning(warning)
     return DistilReport(losses, looks, kept, warning, time.perf_counter() - started)
 
@@ -236,7 +235,7 @@ def divergence_and_gradient(logits: Tensor, target: Tensor) -> tuple[float, Tens
     total = logits.new_zeros((), dtype=torch.float64)
     parts = (x.flatten(0, -2).split(POSITIONS) for x in (logits, target, slope))
     # else vecdot, a product, would be done in bfloat16 too
-    with exactly(logits.device):
+    with products("float32", logits.device):
         for rows, wanted, out in zip(*parts, strict=True):
             log_q = torch.log_softmax(rows.float(), dim=-1)
             log_p = torch.log_softmax(wanted.float(), dim=-1)

@@ -14,12 +14,10 @@ The effort is a preset for how much text each step reads; the other arguments ne
 The steps and their rates were decided on held-out windows of the calibration text.
 """
 
-from __future__ import annotations
-
 import copy
-import dataclasses
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -111,11 +109,12 @@ def prune_and_repair(
 
     Raises what `guide`, `prune_model` and `distil` raise.
     """
-    budget = EFFORTS[check_choice("effort", effort, EFFORTS)]
+    needed = windows_of(effort, 1)
+    budget = EFFORTS[effort]
     check_model(model)
     check_dense(model, allow_pruned=False)
     check_tokens(model, tokens)
-    if len(tokens) < (needed := windows_of(effort, 1)):
+    if len(tokens) < needed:
         raise BadParameter(
             f"effort {effort!r} needs {needed} windows of text or more, better "
             f"{windows_of(effort)}: there are {len(tokens)}"
@@ -139,7 +138,15 @@ def prune_and_repair(
         check_float32(model)
     guided = not request.target.pattern.grouped
     if guided:
-        request = guided_request(model, request, budget.guide, ignore)
+        found = guide(
+            model,
+            text[: budget.guide],
+            sparsity=sparsity,
+            progress=progress,
+            ignore=ignore,
+        )
+        target = replace(request.target, sparsity=found.sparsity)
+        request = replace(request, target=target, importance=found.importance)
     guide_seconds = time.perf_counter() - started
     dense = copy.deepcopy(model) if budget.repair else None
     report = Loop(model, request).run()
@@ -152,24 +159,9 @@ def prune_and_repair(
             repair_text,
             held_out=HELD_OUT,
             precision=precision,
-            progress=progress or False,
+            progress=progress,
         )
         report.repair |= repaired.to_dict()
         report.seconds["distil"] = repaired.seconds
     report.seconds["total"] = time.perf_counter() - started
     return report
-
-
-def guided_request(
-    model: nn.Module, request: Request, sequences: int, ignore: Collection[str]
-) -> Request:
-    """The request with sparsities and importance from the gradients of its first sequences."""
-    found = guide(
-        model,
-        request.tokens[:sequences],
-        sparsity=request.target.sparsity,
-        progress=request.progress or False,
-        ignore=ignore,
-    )
-    target = dataclasses.replace(request.target, sparsity=found.sparsity)
-    return dataclasses.replace(request, target=target, importance=found.importance)

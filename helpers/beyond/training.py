@@ -56,14 +56,14 @@ class KeptZeros(contextlib.ExitStack):
         keeps = WeakTensorKeyDictionary()
 
         # else they would count in the norm to which gradients are clipped
-        def mask_gradient(weight: nn.Parameter) -> None:
+        def mask_gradient(weight: nn.Parameter):
             # the model may be on another device since
             weight.grad.mul_(keeps[weight].to(weight.device))
 
         # Most optimisers leave a weight at 0 whose gradient is 0. One that mixes the entries of a
         # matrix, such as Muon, does not
         @torch.no_grad()
-        def mask_weights(optimiser: torch.optim.Optimizer, *_: object) -> None:
+        def mask_weights(optimiser: torch.optim.Optimizer, *_: object):
             for group in optimiser.param_groups:
                 for weight in group["params"]:
                     if weight in keeps:

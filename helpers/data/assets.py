@@ -9,8 +9,6 @@ checked again at its first use in a process, so a damaged cache is repaired or r
 "embedded-gemma" alone, which has terms of its own, is fetched when it is first loaded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -23,8 +21,8 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from safetensors import SafetensorError, safe_open
@@ -35,8 +33,7 @@ from helpers.paths import cache_dir, replace_file, sha256_file
 LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Asset:
+class Asset(NamedTuple):
     """Files inside one pinned wheel: `members` has the path in it and the sha256 of each."""
 
     package: str
@@ -47,12 +44,14 @@ class Asset:
 
     def identity(self) -> dict[str, str]:
         """Its entry in a record."""
-        package = f"{self.package} {self.version}"
-        return {"name": "embedded", "package": package, "sha256": self.sha256}
+        return {
+            "name": "embedded",
+            "package": f"{self.package} {self.version}",
+            "sha256": self.sha256,
+        }
 
 
-@dataclass(frozen=True)
-class EmbeddedModel:
+class EmbeddedModel(NamedTuple):
     """A model as a 4-bit GGUF file, which the files of its `parts`, some assets, make when joined.
 
     file, sha256: of that file; converted: `_tensors_hash` of what its conversion gives; hub: its
@@ -67,13 +66,11 @@ class EmbeddedModel:
     note: str
 
 
-_PINS = yaml.safe_load(
-    Path(__file__).with_name("pins.yaml").read_text(encoding="utf-8")
-)
-ASSETS = {name: Asset(**pins) for name, pins in _PINS["assets"].items()}
+PINS = yaml.safe_load(Path(__file__).with_name("pins.yaml").read_bytes())
+ASSETS = {name: Asset(**pins) for name, pins in PINS["assets"].items()}
 # fetched only when a model of theirs is loaded
-PARTS = {name: Asset(**pins) for name, pins in _PINS["parts"].items()}
-MODELS = {name: EmbeddedModel(**pins) for name, pins in _PINS["models"].items()}
+PARTS = {name: Asset(**pins) for name, pins in PINS["parts"].items()}
+MODELS = {name: EmbeddedModel(**pins) for name, pins in PINS["models"].items()}
 
 
 def fetch_asset(name: str) -> Path:
@@ -241,7 +238,7 @@ def _hash(path: Path, how: Callable[[Path], str] = sha256_file) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _hash_of_state(path: Path, how: Callable[[Path], str], *_state: int) -> str:
+def _hash_of_state(path: Path, how: Callable, *_state: int) -> str:
     """`_hash` of one state of a file, as far as the file system can tell states apart."""
     return how(path)
 
@@ -260,10 +257,8 @@ def _cache_errors() -> Iterator[None]:
     """Report a disk that is full or read-only as FileError, in one line."""
     try:
         yield
-    except (
-        OSError,
-        SafetensorError,
-    ) as error:  # the latter from saving a model on a full disk
+    # the latter from saving a model on a full disk
+    except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise FileError(
             f"cannot use the cache folder {cache_dir()} ({reason}): free some space there, or set "

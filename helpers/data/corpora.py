@@ -10,24 +10,20 @@ too, in place of its first token. The papers cut their windows without, which is
 `start_token=False`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
 import logging
-import os
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from helpers.data.assets import ASSETS, fetch_asset
+from helpers.data.assets import ASSETS, PINS, fetch_asset
 from helpers.errors import BadParameter, FileError, first_line
 from helpers.options import check_choice, check_whole
 from helpers.paths import cache_dir
@@ -39,11 +35,9 @@ FILE_TYPES = (".txt", ".jsonl")
 # Below this, a page is menus, lists of goods or not English: prose has two to three times more,
 # and no page of the embedded C4 lies between 0.0268 and 0.0274.
 SENTENCE_ENDS_PER_WORD = 0.027
-ARTICLE_CHARACTERS = 500
 
 
-@dataclass(frozen=True)
-class HubText:
+class HubText(NamedTuple):
     """A text dataset at a pinned commit of the hub; `files` maps a split to its file."""
 
     repo: str
@@ -52,24 +46,11 @@ class HubText:
     files: Mapping[str, str]
 
 
-HUB_TEXTS = {
-    "c4": HubText(
-        "allenai/c4",
-        "607bd4c8450a42878aa9ddc051a65a055450ef87",
-        "json",
-        {"train": "en/c4-train.00000-of-01024.json.gz"},
-    ),
-    "wikitext2": HubText(
-        "Salesforce/wikitext",
-        "b08601e04326c79dfdd32d625aee71d232d685c3",
-        "parquet",
-        {s: f"wikitext-2-raw-v1/{s}-00000-of-00001.parquet" for s in ("train", "test")},
-    ),
-}
+HUB_TEXTS = {name: HubText(**pins) for name, pins in PINS["hub_texts"].items()}
 
 
 def calibration_tokens(
-    source: str | os.PathLike[str],
+    source: str | Path,
     tokenizer: Any,
     *,
     sequences: int = 128,
@@ -157,7 +138,7 @@ def with_start(windows: Tensor, start: int | None, wanted: bool | str) -> Tensor
     return torch.cat([torch.full_like(windows[:, :1], start), windows[:, 1:]], dim=1)
 
 
-def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
+def evaluation_tokens(source: str | Path, tokenizer: Any) -> Tensor:
     """All tokens of a text for perplexity, int64 (tokens,), in order and never shuffled.
 
     "embedded" is 517 Wikipedia articles joined by blank lines; "wikitext2" the raw test split
@@ -176,7 +157,7 @@ def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
 
 
 def corpus_identity(
-    source: str | os.PathLike[str], *tokens: Tensor, tokenizer: Any = None
+    source: str | Path, *tokens: Tensor, tokenizer: Any = None
 ) -> dict[str, Any]:
     """A text's entry in a record: its name, and the sha256 or revision that pins it.
 
@@ -202,7 +183,9 @@ def corpus_identity(
     start = None if tokenizer is None else start_of(tokenizer)
     if start is not None and all((ids[:, 0] == start).all() for ids in tokens):
         identity["start_token"] = start
-    return identity | ({"tokens": digest.hexdigest()[:16]} if tokens else {})
+    if tokens:
+        identity["tokens"] = digest.hexdigest()[:16]
+    return identity
 
 
 def c4_documents() -> list[str]:
@@ -231,13 +214,13 @@ def wiki_articles() -> list[str]:
         _title, _, body = page.partition("\n")
         lines = [line for line in body.strip().split("\n") if len(line.split()) > 1]
         articles.append("\n".join(lines))
-    return [article for article in articles if len(article) >= ARTICLE_CHARACTERS]
+    return [article for article in articles if len(article) >= 500]
 
 
-def _check_source(source: str | os.PathLike[str], names: Sequence[str]) -> str:
+def _check_source(source: str | Path, names: Sequence[str]) -> str:
     """The source as text: one of `names`, or the path of a .txt or .jsonl file."""
-    text = os.fspath(source) if isinstance(source, os.PathLike) else source
-    if isinstance(text, str) and Path(text).suffix.lower() in FILE_TYPES:
+    text = str(source)
+    if text.lower().endswith(FILE_TYPES):
         return text
     return check_choice(
         "text source", text, [*names, "your own .txt or .jsonl file by its path"]
@@ -273,10 +256,10 @@ def _windows_of_documents(
     The calls of `draw` are those of the SparseGPT and Wanda code, in its order.
     """
     rows = _hub_rows(source, "train")
-    windows: list[Tensor] = []
+    windows = []
     # documents known to be too short: drawn again they are skipped without tokenising, which
     # changes no draw
-    short: set[int] = set()
+    short = set()
     while len(windows) < sequences:
         if len(short) == len(rows):
             raise BadParameter(
@@ -306,9 +289,10 @@ def _joined(documents: list[str], tokenizer: Any) -> Tensor:
     # special tokens would put a start token into the middle of the stream
     encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
     end = getattr(tokenizer, "eos_token_id", None)
+    separator = [] if end is None else [end]
     stream = list(encoded[0])
     for tokens in encoded[1:]:
-        stream += [*([] if end is None else [end]), *tokens]
+        stream += [*separator, *tokens]
     return torch.tensor(stream, dtype=torch.int64)
 
 

@@ -7,28 +7,24 @@ the validation split). ARC, OpenBookQA and BoolQ are stored as prompts, whose te
 here. LAMBADA has no choices: its answer is the last word of a passage, and any other is wrong.
 """
 
-from __future__ import annotations
-
 import gzip
 import importlib.metadata
 import json
 import math
 import random
 import statistics
+import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from helpers.data.assets import ASSETS, fetch_asset
 
-DUPLICATES_FROM = (
-    1_000_000  # ids from here on repeat the items, to be scored in another way
-)
+# ids from here on repeat the items, to be scored in another way
+DUPLICATES_FROM = 1_000_000
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A task: items in its labelled split, accuracy of guessing, and lm-eval's definition of it."""
 
     size: int
@@ -37,7 +33,7 @@ class Task:
     folder: str  # of the definition
 
 
-TASK_TABLE: dict[str, Task] = {
+TASK_TABLE = {
     "boolq": Task(3270, 1 / 2, "validation", "super_glue/boolq"),
     "rte": Task(277, 1 / 2, "validation", "glue/rte"),
     "hellaswag": Task(10042, 1 / 4, "validation", "hellaswag"),
@@ -85,24 +81,25 @@ def paired_difference(
     """Mean of one − other over the same items, two or more, and its standard error."""
     # var(a − b) = var(a) + var(b) − 2 cov(a, b): two models mostly fail on the same, hard items, so
     # their scores vary together and the difference is known far better than either accuracy
-    return mean_and_error(
-        [first - second for first, second in zip(one, other, strict=True)]
-    )
+    pairs = zip(one, other, strict=True)
+    return mean_and_error([first - second for first, second in pairs])
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean of 2 or more values and its standard error, as in lm-eval."""
     # sample deviation (over n − 1) / √n; for answers of 0 and 1 with mean a, sqrt(a(1 − a)/(n − 1))
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), error
 
 
 def tasks_identity() -> dict[str, Any]:
     """The tasks' entry in a record: the wheel with their rows, and lm-eval's version."""
-    harness = {"harness": f"lm-eval {importlib.metadata.version('lm-eval')}"}
-    return ASSETS["tasks"].identity() | harness
+    identity = ASSETS["tasks"].identity()
+    identity["harness"] = f"lm-eval {importlib.metadata.version('lm-eval')}"
+    return identity
 
 
-def _stored_prompts(path: Path) -> list[dict[str, Any]]:
+def _stored_prompts(path: Path) -> list[dict]:
     """The document of each item, once; the file has a line for each of its choices."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         # ARC has one line a choice, with the same document in each
@@ -110,7 +107,7 @@ def _stored_prompts(path: Path) -> list[dict[str, Any]]:
     return [doc for index, doc in docs.items() if index < DUPLICATES_FROM]
 
 
-def _row(task: str, doc: dict[str, Any]) -> dict[str, Any]:
+def _row(task: str, doc: dict) -> dict[str, Any]:
     """The fields that lm-eval reads, from an item that is stored as a prompt."""
     if task == "lambada_openai":  # lm-eval itself takes off the last word
         return {"text": f"{doc['query']} {doc['choices'][0]}"}
@@ -127,9 +124,10 @@ def _row(task: str, doc: dict[str, Any]) -> dict[str, Any]:
             "label": label,
             "idx": doc["idx"],
         }
-    letters = [chr(ord("A") + index) for index in range(len(doc["choices"]))]
+    choices = doc["choices"]
+    letters = string.ascii_uppercase[: len(choices)]
     return {
         "question_stem" if task == "openbookqa" else "question": text,
-        "choices": {"text": doc["choices"], "label": letters},
+        "choices": {"text": choices, "label": list(letters)},
         "answerKey": letters[doc["gold"]],
     }

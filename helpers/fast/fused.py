@@ -15,8 +15,6 @@ With W ← (W₀ G + ρ (Z − U)) (G + ρI)⁻¹ the next T = W + U is
 and since W₀ G (G + ρI)⁻¹ = W₀ − ρ W₀ (G + ρI)⁻¹, twice the constant is W₀ − 2 W₀ M.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

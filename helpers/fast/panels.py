@@ -5,8 +5,6 @@ computed down to the diagonal only, (1 + 2 + 3 + 4)/16 = 5/8 of the products rem
 would save little more, and their products would be too narrow to be fast.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 from torch import Tensor
@@ -39,5 +37,6 @@ def mirror(total: Tensor) -> None:
 def _panels(d_in: int) -> list[slice]:
     """The columns of each panel."""
     # rounded ends, so that the panels cover d_in also where 4 does not divide it
-    ends = [round(d_in * panel / PANELS) for panel in range(PANELS + 1)]
+    numbers = range(PANELS + 1)
+    ends = [round(d_in * number / PANELS) for number in numbers]
     return [slice(start, stop) for start, stop in pairwise(ends)]

@@ -11,8 +11,6 @@ with it:
 - On a GPU: the threshold is found bit by bit (`bisect`), and the host never waits.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -47,7 +45,8 @@ def keep_largest(rows: Tensor, zeros: int, out: Tensor | None = None) -> Tensor:
         number = ties.cumsum(1, dtype=torch.int32)
         larger = (rows > threshold).sum(1, keepdim=True)
         missing = rows.shape[1] - zeros - larger
-        out += ties & (number <= missing)
+        early = number <= missing
+        out += ties & early
     return out
 
 
@@ -65,7 +64,8 @@ def _threshold(rows: Tensor, zeros: int) -> tuple[Tensor, bool]:
     # after a partition the entry at that place is the one a sort would put there, smaller and equal
     # ones are before it and larger and equal ones after it; places count from 0
     parts = np.partition(scores, zeros - 1, axis=1)
-    _, threshold, later = np.split(parts, [zeros - 1, zeros], axis=1)
+    places = [zeros - 1, zeros]
+    _, threshold, later = np.split(parts, places, axis=1)
     tied = (later == threshold).any()
     # a copy, which lets go of the rest
     return torch.from_numpy(threshold.copy()), bool(tied)
@@ -126,7 +126,8 @@ def scores_near(scores: np.ndarray, place: int) -> tuple[np.ndarray, int]:
             high = guess
             count_high = found
     between = (scores > low) & (scores <= high)
-    return scores[np.flatnonzero(between)], count_low
+    near = scores[np.flatnonzero(between)]
+    return near, count_low
 
 
 def bounds_from_sample(
@@ -140,7 +141,8 @@ def bounds_from_sample(
     # side miss it in one case of thousands
     share = (place + 0.5) / len(scores)
     expected = share * len(sample)
-    margin = 4 * math.sqrt(expected * (1 - share)) + 2
+    deviation = math.sqrt(expected * (1 - share))
+    margin = 4 * deviation + 2
     ends = np.clip(
         [expected - margin, expected + margin],
         0,
@@ -159,7 +161,8 @@ def bisect(rows: Tensor, zeros: int) -> Tensor:
     32-bit number that 32 counts find from its highest bit down, for any scores.
     """
     # the same bytes read as int32; the highest bit is the sign of either type
-    order = flip_negative(rows.contiguous().view(torch.int32))
+    bits = rows.contiguous().view(torch.int32)
+    order = flip_negative(bits)
     # int64, because 2³¹, the value of the highest bit, is no int32
     found = torch.full_like(order[:, :1], LOWEST, dtype=torch.int64)
     for bit in reversed(range(32)):
@@ -168,7 +171,8 @@ def bisect(rows: Tensor, zeros: int) -> Tensor:
         below = (order < higher).sum(1, keepdim=True)
         # `where` and not `if`: a decision on the host would wait for the GPU 32 times
         found = torch.where(below < zeros, higher, found)
-    return flip_negative(found.to(torch.int32)).view(torch.float32)
+    bits = flip_negative(found.to(torch.int32))
+    return bits.view(torch.float32)
 
 
 def flip_negative(bits: Tensor) -> Tensor:
@@ -191,6 +195,7 @@ def top_nm(score: Tensor, n: int, m: int) -> Tensor:
         beaten = member >= members[later]  # the earlier wins a tie
         rank[later] += beaten
         # those of the later members that this one has not beaten beat it
-        rank[i] += m - 1 - i - beaten.sum(0, dtype=torch.int16)
+        wins = beaten.sum(0, dtype=torch.int16)
+        rank[i] += m - 1 - i - wins
     keep = rank < n
     return keep.movedim(0, -1).reshape(score.shape)

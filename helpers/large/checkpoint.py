@@ -36,7 +36,7 @@ from helpers.masks import Pattern
 from helpers.methods import get_method
 from helpers.model_state import set_state, state_of
 from helpers.models import find_layers, model_identity
-from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
+from helpers.paths import cache_dir, replace_file, sha256_file, sync
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_request, check_zeros, ignored_layers
 from helpers.target import Sparsity, Target
@@ -243,7 +243,7 @@ class ShardStore(Store):
             self.hash = request_hash(reader, request, team.size)
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                sync_folder(folder.parent)
+                sync(folder.parent)
                 # what a killed writer has left: our temporary files, and those of safetensors
                 for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
                     path.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from helpers.errors import FileError, first_line
-from helpers.paths import replace_file, set_default_mode, sync, sync_folder
+from helpers.paths import replace_file, set_default_mode, sync
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -165,7 +165,7 @@ def write_shard(
             # on the disk before the rename: a power cut could leave a new but empty file
             sync(temporary)
             temporary.replace(path)
-            sync_folder(path.parent)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)  # also after Ctrl-C
 

@@ -1,7 +1,5 @@
 """Norms of the hidden states (the stream) between the blocks of a model, for notebook 01."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from typing import Any
@@ -30,22 +28,19 @@ def stream_norms(
     progress = as_progress(progress)
     blocks = find_blocks(model)
     thread = threading.get_ident()
-    norms: list[Tensor] = []
+    norms = []
 
-    def see(stream: Tensor) -> None:
-        if progress:
-            progress(len(norms), len(tokens) * (len(blocks) + 1), "blocks")
+    def see(stream: Tensor):
+        progress(len(norms), len(tokens) * (len(blocks) + 1), "blocks")
         # (1, length, width) → (length,). float32, as a sum of squares in float16 can overflow
         norms.append(stream[0].float().norm(dim=-1).cpu())
 
     # another thread may run the same model meanwhile: its streams are not ours
-    def entering(
-        block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def entering(block: nn.Module, args: tuple, kwargs: dict):
         if threading.get_ident() == thread:
             see(split_stream(block, args, kwargs)[0])
 
-    def leaving(_block: nn.Module, _args: Any, output: Any) -> None:
+    def leaving(_block: nn.Module, _args: Any, output: Any):
         if threading.get_ident() == thread:
             see(output[0] if isinstance(output, tuple) else output)
             raise Captured

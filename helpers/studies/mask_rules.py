@@ -1,7 +1,5 @@
 """Notebook 03's question: how should the mask of ADMM-Grad grow?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +11,6 @@ from helpers.methods import METHODS
 from helpers.progress import Progress, as_progress
 
 MASK_DEFAULT = {"mask_steps": 15, "schedule": "paper", "budget": "matrix"}
-MASK_STEPS = (0, 5, 10, 15)
 
 
 def mask_study(
@@ -42,7 +39,7 @@ def mask_study(
     cases = []
     for pattern in patterns:
         grouped = Pattern.parse(pattern).grouped
-        changes: list[dict[str, Any]] = [{"mask_steps": steps} for steps in MASK_STEPS]
+        changes = [{"mask_steps": steps} for steps in (0, 5, 10, 15)]
         if not grouped:
             changes += [{"schedule": "released"}, {"budget": "output"}]
         for sparsity in [target_sparsity(None, pattern)] if grouped else sparsities:
@@ -60,7 +57,6 @@ def mask_study(
         )
         # on text that neither mask nor weights have seen: a budget or schedule may fit the
         # calibration text better and other text worse
-        other = relative_error(weight, solved.weight, heldout)
         rows.append(
             {
                 "pattern": pattern,
@@ -68,9 +64,8 @@ def mask_study(
                 **rules,
                 "iterations": iterations,
                 "error": solved.error,
-                "heldout": other,
+                "heldout": relative_error(weight, solved.weight, heldout),
             }
         )
-        if progress:
-            progress(len(rows), len(cases), f"{pattern} at {sparsity:.0%}")
+        progress(len(rows), len(cases), f"{pattern} at {sparsity:.0%}")
     return rows

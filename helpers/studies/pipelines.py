@@ -1,9 +1,7 @@
 """The text and the metrics of notebook 08, which runs the steps of the recipe one at a time."""
 
-from __future__ import annotations
-
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -26,7 +24,7 @@ class Windows(NamedTuple):
 
 
 def draw_windows(
-    source: str | os.PathLike[str],
+    source: str | Path,
     tokenizer: Any,
     *,
     web: int,
@@ -54,9 +52,13 @@ def draw_windows(
             f"repair_windows {repair} do not fit a pool of {pool}, with the {HELD_OUT} held out: "
             f"give 1 to {pool - HELD_OUT}, or a larger pool"
         )
-    drawn = dict(length=length, seed=seed, start_token=start_token)
     every = calibration_tokens(
-        source, tokenizer, sequences=web + layers + pool, **drawn
+        source,
+        tokenizer,
+        sequences=web + layers + pool,
+        length=length,
+        seed=seed,
+        start_token=start_token,
     )
     unseen, read, pooled = every.split([web, layers, pool])
     return Windows(every, unseen, read, read[:guide], pooled[: repair + HELD_OUT])

@@ -4,8 +4,6 @@ The paper says that a few cheap iterations of ADMM reach what gradient methods n
 `update_study` compares the solvers on the calibration gram and on the gram of other text.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import time
@@ -68,7 +66,7 @@ def update_study(
                 "sparsity 0 leaves nothing to update: give numbers in (0, 1)"
             )
     progress = as_progress(progress)
-    study: dict[str, list[dict[str, Any]]] = {"update": [], "curves": []}
+    study = {"update": [], "curves": []}
     variants = _variants(damping)
     total = len(sparsities) * len(variants)
     for sparsity in sparsities:
@@ -80,57 +78,36 @@ def update_study(
             rows, curve = case.run(settings, last)
             study["update"] += rows
             study["curves"].append(curve)
-            if progress:
-                progress(
-                    len(study["curves"]),
-                    total,
-                    f"{settings['solver']} at {sparsity:.0%}",
-                )
+            name = f"{settings['solver']} at {sparsity:.0%}"
+            progress(len(study["curves"]), total, name)
     return study
 
 
-def _settings(
-    solver: str,
-    *,
-    rho: float | None = None,
-    precondition: bool | None = None,
-    damping: float | None = None,
-    learning_rate: float | None = None,
-) -> dict[str, Any]:
+def _settings(**settings: Any) -> dict:
     """A solver and its settings in the order of the rows; None where it has no such setting."""
-    return {
-        "solver": solver,
-        "rho": rho,
-        "precondition": precondition,
-        "damping": damping,
-        "learning_rate": learning_rate,
-    }
+    names = ("solver", "rho", "precondition", "damping", "learning_rate")
+    return dict.fromkeys(names) | settings
 
 
-def _variants(damping: float) -> list[dict[str, Any]]:
+def _variants(damping: float) -> list[dict]:
     """The settings of every solver with iterations; ADMM's options are changed one at a time."""
     variants = []
     # with the paper's scaling of inputs to unit norm, and without it
     for scaled in (True, False):
         for rho in RHOS:
-            variants.append(
-                _settings("admm", rho=rho, precondition=scaled, damping=damping)
-            )
+            variants.append(dict(solver="admm", rho=rho, precondition=scaled))
     if damping != LIGHT_DAMPING:
-        variants.append(
-            _settings("admm", rho=1.0, precondition=True, damping=LIGHT_DAMPING)
-        )
+        light = dict(solver="admm", rho=1.0, precondition=True, damping=LIGHT_DAMPING)
+        variants.append(light)
     for scaled in (True, False):
-        variants.append(_settings("cg", precondition=scaled, damping=damping))
+        variants.append(dict(solver="cg", precondition=scaled))
     for solver, rates in LEARNING_RATES.items():
         for scaled in (False, True):
             for rate in rates:
                 variants.append(
-                    _settings(
-                        solver, precondition=scaled, damping=damping, learning_rate=rate
-                    )
+                    dict(solver=solver, precondition=scaled, learning_rate=rate)
                 )
-    return variants
+    return [_settings(**dict(damping=damping) | variant) for variant in variants]
 
 
 def trace_points(last: int) -> list[int]:
@@ -155,8 +132,11 @@ class _Case:
         sparsity: float,
         damping: float,
     ) -> None:
-        self.weight, self.gram, self.heldout = weight, gram, heldout
-        self.sparsity, self.damping = float(sparsity), damping
+        self.weight = weight
+        self.gram = gram
+        self.heldout = heldout
+        self.sparsity = float(sparsity)
+        self.damping = damping
         # Wanda's score |W|·‖x‖, since gram_ii = ‖x_i‖²: one mask for all solvers, which then differ
         # in their updates only
         self.keep = select(
@@ -171,9 +151,7 @@ class _Case:
         self.total = _inner(weight @ gram, weight)
         # f*, the least of any Ŵ on this mask; in float64, since every excess is relative to it
         optimum, self.optimum_seconds = self.timed(
-            lambda: exact_least_squares(
-                weight.double(), gram, self.keep, damping=damping
-            )
+            exact_least_squares, weight.double(), gram, self.keep, damping=damping
         )
         change = weight.double() - optimum
         image = change @ gram.double() + change * self.ridge.double()
@@ -185,11 +163,11 @@ class _Case:
         synchronise(self.weight.device)
         return time.perf_counter()
 
-    def timed(self, solve: Callable[[], Any]) -> tuple[Any, float]:
+    def timed(self, solve: Callable, *given: Any, **options: Any) -> tuple[Any, float]:
         """Call a solver; return its result and the seconds it took."""
         started = self.now()
         # Python evaluates a tuple from the left, so the clock is read again after the solve
-        return solve(), self.now() - started
+        return solve(*given, **options), self.now() - started
 
     def measure(self, new: Tensor) -> dict[str, float]:
         """Relative error and excess of a weight (d_out, d_in) that is zero outside the mask."""
@@ -210,11 +188,11 @@ class _Case:
 
     def row(
         self,
-        settings: dict[str, Any],
+        settings: dict,
         iteration: int | None,
         new: Tensor,
         seconds: float,
-    ) -> dict[str, Any]:
+    ) -> dict:
         """One row of "update"."""
         measured = self.measure(new)
         return {
@@ -227,34 +205,35 @@ class _Case:
             "seconds": seconds,
         }
 
-    def references(self) -> list[dict[str, Any]]:
+    def references(self) -> list[dict]:
         """The rows without iterations: no update, SparseGPT, and exact least squares."""
-        weight, gram, keep = self.weight, self.gram, self.keep
         # the two ends of the scale are the masked weight without an update and the optimum
-        rows = [self.row(_settings("none"), None, weight * keep, 0.0)]
+        masked = self.weight * self.keep
+        rows = [self.row(_settings(solver="none"), None, masked, 0.0)]
         # the solver itself: the registry's checks and error would count as its time
-        options = dict(
-            sparsity=self.sparsity, keep=keep, damping=LIGHT_DAMPING, block_size=128
+        (new, _, used), seconds = self.timed(
+            sparsegpt.solve,
+            self.weight,
+            self.gram,
+            keep=self.keep,
+            sparsity=self.sparsity,
+            pattern=Pattern(),
+            damping=LIGHT_DAMPING,
+            block_size=128,
         )
-        solve = functools.partial(
-            sparsegpt.solve, weight, gram, pattern=Pattern(), **options
-        )
-        (new, _, used), seconds = self.timed(solve)
-        rows.append(self.row(_settings("sparsegpt", damping=used), None, new, seconds))
-        settings = _settings("exact", damping=self.damping)
+        settings = _settings(solver="sparsegpt", damping=used)
+        rows.append(self.row(settings, None, new, seconds))
+        settings = _settings(solver="exact", damping=self.damping)
         rows.append(self.row(settings, None, self.optimum, self.optimum_seconds))
         for other in sorted({LIGHT_DAMPING, 0.0} - {self.damping}, reverse=True):
-            solve = functools.partial(
-                exact_least_squares, weight, gram, keep, damping=other
+            settings = _settings(solver="exact", damping=other)
+            answer = self.timed(
+                exact_least_squares, self.weight, self.gram, self.keep, damping=other
             )
-            rows.append(
-                self.row(_settings("exact", damping=other), None, *self.timed(solve))
-            )
+            rows.append(self.row(settings, None, *answer))
         return rows
 
-    def run(
-        self, settings: dict[str, Any], last: int
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def run(self, settings: dict, last: int) -> tuple[list[dict], dict]:
         """Solve once with `last` iterations: the rows, and the curve, of a solver with settings."""
         solver = settings["solver"]
         # fewer rows than points: a row also has the error on other text, which costs a product
@@ -263,11 +242,11 @@ class _Case:
         rows_at = {at for at in early if at <= last} | {last}
         # one run gives all rows: what a solver has after 20 of 200 iterations is what 20 would give
         points = rows_at.union(trace_points(last))
-        rows: list[dict[str, Any]] = []
+        rows = []
         names = ("iterations", "seconds", "error", "excess")
-        curve: dict[str, list[Any]] = {name: [] for name in names}
+        curve = {name: [] for name in names}
 
-        def trace(iteration: int, new: Tensor, _: Tensor) -> None:
+        def trace(iteration: int, new: Tensor, _: Tensor):
             nonlocal started
             if iteration not in points:
                 return
