@@ -89,7 +89,7 @@ plan: $(INSTALLED) ## list the runs of a plan: what is done, what is to do
 
 # records stay of today's code through a rename, a move, or a mended bug that touches no digit of them
 same: assets ## prove that today's code computes the same bits as the records' (FROM=commit)
-	@$(PY) tests/same.py $(if $(FROM),--from '$(FROM)')
+	@$(PY) tests/same_bits.py $(if $(FROM),--from '$(FROM)')
 
 # its root is the project's, so that a link from a notebook to ../results opens; after assets, since
 # the first conversion of the model draws bars, which would stay in the outputs of a notebook

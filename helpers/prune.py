@@ -1,7 +1,7 @@
 """`prune_model`: prune all layers of a model in place.
 
 All arguments are checked before a weight changes, and a parity gate compares the replayed blocks
-with the model's own logits. The loop over blocks is in `helpers.loop`.
+with the model's own logits. The loop over blocks is in `helpers.block_loop`.
 """
 
 import fnmatch
@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from helpers.block_loop import Loop, PruneReport, Request, explain_errors
+from helpers.dry_run import try_target
 from helpers.errors import BadParameter, UnsupportedModel, described, join_names
-from helpers.loop import Loop, PruneReport, Request, explain_errors
 from helpers.masks import Pattern, check_divides, target_sparsity
 from helpers.methods import get_method
 from helpers.model_state import state_of
@@ -27,9 +28,8 @@ from helpers.models import (
 from helpers.options import check_switch, check_whole
 from helpers.precision import check_precision
 from helpers.progress import Progress, as_progress
+from helpers.pruning_target import Sparsity, Target
 from helpers.registry import check_method_options
-from helpers.target import Sparsity, Target
-from helpers.trial import try_target
 
 DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
 

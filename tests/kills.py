@@ -1,4 +1,4 @@
-"""Kill a pruning run with SIGKILL and run it again, many times: a process of test_checkpoint.py.
+"""Kill a pruning run with SIGKILL and run it again, many times: a process of test_file_to_file.py.
 
 Everything is imported and the model is built once; each attempt is a fork, which ends when it is
 killed. The parity gate is left out: it reads, and decides nothing.
@@ -17,7 +17,7 @@ import saved
 import torch
 
 from helpers.block_grams import Replay
-from helpers.large import checkpoint
+from helpers.large import file_to_file
 
 WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 TOKENS = fam.random_tokens(2, 8)
@@ -53,7 +53,7 @@ def prune(source: Path, to: Path, log: Path, last: int) -> None:
             if last:
                 count_operations(last)
             show = lambda _done, _total, name: print(name, file=lines)  # noqa: E731
-            checkpoint.prune_checkpoint(source, to, TOKENS, progress=show, **WANDA)
+            file_to_file.prune_checkpoint(source, to, TOKENS, progress=show, **WANDA)
         code = 0
     finally:
         os._exit(code)
@@ -87,12 +87,12 @@ def before_each_operation(source: Path, folder: Path) -> list[int]:
     to = folder / "pruned"
     finished = []
     # what torch and transformers load at first use is loaded here, not in each fork
-    checkpoint.prune_checkpoint(source, to, TOKENS, **WANDA)
+    file_to_file.prune_checkpoint(source, to, TOKENS, **WANDA)
     expected = saved.contents(to)
-    built = checkpoint.load_streamed(source)
+    built = file_to_file.load_streamed(source)
     gc.freeze()  # a fork that collects garbage copies every page
     # each fork has a copy of its own
-    checkpoint.load_streamed = lambda *_args, **_kwargs: built
+    file_to_file.load_streamed = lambda *_args, **_kwargs: built
     while True:
         shutil.rmtree(to)
         if not attempt(source, to, len(finished) + 1):

@@ -20,9 +20,9 @@ from helpers import (
     admm,
     alps,
     block_grams,
+    block_loop,
     blocks,
     evaluate,
-    loop,
     masks,
     methods,
     registry,
@@ -239,11 +239,13 @@ GROUPS = {
         ),
     },
     (GRAD, "methods/wanda-60"): {
-        "the stream of dense blocks": around(loop.Loop, "prune_block", dense_stream),
+        "the stream of dense blocks": around(
+            block_loop.Loop, "prune_block", dense_stream
+        ),
         "the stream stays at the first block": around(
             block_grams.Replay, "advance", lambda *_: None
         ),
-        "one layer stays dense": around(loop, "write_weight", one_stays_dense),
+        "one layer stays dense": around(block_loop, "write_weight", one_stays_dense),
     },
     ("one-pass", "passes/one"): {
         "one pass measures a block before it is pruned": around(

@@ -9,11 +9,11 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from helpers import block_grams
 from helpers import blocks as cap
+from helpers.block_loop import Loop, Request, Team
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.gram import Gram
-from helpers.loop import Loop, Request, Team
 from helpers.models import find_blocks, find_layers
-from helpers.target import Target
+from helpers.pruning_target import Target
 
 EVERY = sorted(fam.FAMILIES)
 BATCH = 2

@@ -11,10 +11,10 @@ from transformers import AutoTokenizer
 
 import helpers
 from helpers import calibration_tokens, evaluation_tokens, load_model, perplexity
+from helpers.block_loop import PruneReport
 from helpers.cli import main, prune
 from helpers.cli.parser import PLAN_VERBS
 from helpers.evaluate import TaskScore
-from helpers.loop import PruneReport
 
 SHORT = "--windows 2 --window 16 --evaluation text.txt"
 HALF = f"--sparsity 0.5 --save out {SHORT}"

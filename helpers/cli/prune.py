@@ -9,8 +9,8 @@ import helpers
 from helpers import large, share
 from helpers.beyond.recipe import text_needed
 from helpers.block_grams import explain_out_of_memory
+from helpers.block_loop import PruneReport
 from helpers.errors import BadParameter
-from helpers.loop import PruneReport
 from helpers.masks import target_sparsity
 
 OUT_OF_MEMORY_ADVICE = "try --streamed, or a smaller --window"

@@ -6,7 +6,7 @@
 Each process takes its part of the calibration sequences through the blocks. The Gram matrices of a
 block are summed over all; its layers are dealt out, and each solved layer is sent to every process.
 So all hold the same pruned block when the hidden states move on. Process 0 writes: see
-`helpers.large.checkpoint`. All must see the same folders; on GPUs each process uses its own. On a
+`helpers.large.file_to_file`. All must see the same folders; on GPUs each process uses its own. On a
 CPU torchrun gives each process one thread, unless OMP_NUM_THREADS is set.
 
 The same number of processes gives the same bits. With another number the grams are added up in
@@ -32,11 +32,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from helpers.block_loop import LayerReport, Team
 from helpers.device import pick_device
 from helpers.errors import BadParameter, RunError, first_line
 from helpers.gram import Gram
-from helpers.large.checkpoint import layer_report
-from helpers.loop import LayerReport, Team
+from helpers.large.file_to_file import layer_report
 from helpers.models import read_weight, write_weight
 
 WAIT = timedelta(hours=2)  # for the slowest layer of a large model

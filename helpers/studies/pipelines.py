@@ -8,9 +8,9 @@ from torch import Tensor
 
 from helpers.beyond.distil import DistilReport
 from helpers.beyond.recipe import HELD_OUT
+from helpers.block_loop import PruneReport
 from helpers.data.corpora import calibration_tokens
 from helpers.errors import BadParameter
-from helpers.loop import PruneReport
 
 
 class Windows(NamedTuple):

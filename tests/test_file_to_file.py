@@ -29,7 +29,7 @@ from helpers import (
     register,
 )
 from helpers.errors import BadParameter, FileError
-from helpers.large import checkpoint
+from helpers.large import file_to_file
 from helpers.large.shards import Checkpoint
 from helpers.models import model_layers
 
@@ -200,16 +200,16 @@ def test_another_request_is_refused(llama, to, tmp_path, monkeypatch, one_line_e
     with monkeypatch.context() as patch:
         patch.setattr(importlib.metadata, "version", lambda _: "0.1")
         refused()
-    core = checkpoint.core_code()
-    wing = checkpoint.wing_code("large")
+    core = file_to_file.core_code()
+    wing = file_to_file.wing_code("large")
     assert "fast/fused.py" in core
-    assert "large/checkpoint.py" in wing
+    assert "large/file_to_file.py" in wing
     for name, code in (
         ("core_code", core | {"masks.py": "0"}),
         ("wing_code", wing | {"large/shards.py": "0"}),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, name, Mock(return_value=code))
+            patch.setattr(file_to_file, name, Mock(return_value=code))
             refused()
     register("by-hand")(METHODS["magnitude"].__wrapped__)
     refused()

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from helpers.block_loop import LayerReport, Loop, PruneReport, Request, Store, Team
 from helpers.code_hashes import code_hash, core_code, hash_of, wing_code
 from helpers.errors import BadParameter, FileError
 from helpers.large.shards import (
@@ -31,7 +32,6 @@ from helpers.large.shards import (
     writing,
 )
 from helpers.large.streaming import WeightReader, load_streamed
-from helpers.loop import LayerReport, Loop, PruneReport, Request, Store, Team
 from helpers.masks import Pattern
 from helpers.methods import get_method
 from helpers.model_state import set_state, state_of
@@ -39,7 +39,7 @@ from helpers.models import find_layers, model_identity
 from helpers.paths import cache_dir, replace_file, sha256_file, sync
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_request, check_zeros, ignored_layers
-from helpers.target import Sparsity, Target
+from helpers.pruning_target import Sparsity, Target
 
 # whose versions decide the bits of a weight, like the code of the core and of this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")

@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 
 import pytest
-import same
+import same_bits as same
 from probes import flat
 
 from helpers.paths import reference_dir, root
@@ -119,7 +119,7 @@ def prove(monkeypatch, tmp_path, capsys):
 
     def run(*arguments, **changes):
         state.update(changes)
-        monkeypatch.setattr(same.sys, "argv", ["same.py", *arguments])
+        monkeypatch.setattr(same.sys, "argv", ["same_bits.py", *arguments])
         code = same.main()
         return code, "".join(capsys.readouterr())
 

@@ -1,6 +1,6 @@
 """Does today's code compute what the code of the records computed? Run as a script by `make same`.
 
-    python tests/same.py [--from COMMIT]
+    python tests/same_bits.py [--from COMMIT]
 
 Records name the hashes of the code that made them. Where today's hashes are others, the code may
 still compute the same, and that is proven here and not argued: the probes (tests/probes.py) and the

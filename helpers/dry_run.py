@@ -5,7 +5,7 @@ from torch import Tensor
 
 from helpers.gram import gram_of
 from helpers.methods import get_method
-from helpers.target import Target
+from helpers.pruning_target import Target
 
 TRIAL = 128  # outputs of the largest layer that is tried, and about as many inputs
 

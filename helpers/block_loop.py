@@ -38,7 +38,7 @@ from helpers.models import (
     write_weight,
 )
 from helpers.progress import Progress, as_progress
-from helpers.target import Target
+from helpers.pruning_target import Target
 
 
 @dataclass(frozen=True)
