@@ -6,8 +6,8 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "beyond": ("pipeline_title",),
-        "claims_page": ("claims_markdown", "write_claims"),
-        "markdown": ("format_number", "to_markdown"),
+        "claims": ("claims_markdown", "write_claims"),
+        "labels": ("format_number", "to_markdown"),
         "notebook_figures": (
             *("block_name", "gradual_mask_figure", "hidden_states_figure"),
             *("lines_figure", "mask_figure", "solve_figure"),

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from helpers.report.labels import (
+    Table,
     column_key,
     method_name,
     row_key,
     target_name,
     with_options,
 )
-from helpers.report.markdown import Table
 from helpers.report.records import Records
 from helpers.report.runs_table import (
     CELL,

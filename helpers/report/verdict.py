@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from helpers.report.markdown import format_number
+from helpers.report.labels import format_number
 from helpers.report.records import Record, Records, record_id
 from helpers.report.runs_table import processor_of
 from helpers.report.tables import all_tables
