@@ -52,7 +52,7 @@ def perplexity_table(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
     cells = perplexity_cells(records)
     means, halves = by_target(cells, sorted(cells.index.unique("label"), key=row_key))
     dense = means.pop("dense") if "dense" in means else math.nan
-    if not len(means.columns):
+    if means.empty:
         means = means.reindex(columns=["0 %"])  # nothing but the dense model was run
     means = means.apply(lambda column: column.fillna(dense)).rename_axis("method")
     return means, halves.reindex(columns=means.columns)
@@ -168,7 +168,9 @@ def answer_table(records: Records) -> pd.DataFrame:
     # of several runs the one with most items is the last
     rows.sort(
         key=lambda row: (
-            *(row_key(row["label"]), row["model"], row["seed"]),
+            row_key(row["label"]),
+            row["model"],
+            row["seed"],
             len(row["items"]),
         )
     )
@@ -189,18 +191,11 @@ def paired_differences(records: Records) -> pd.DataFrame:
         "index_1 < index_2 and model_1 != model_2"
         " and (seed_1 == seed_2 or model_1 == 'dense')"
     )
-    rows = []
-    for pair in pairs.sort_values(["index_1", "index_2"]).itertuples():
-        difference, error = paired_difference(pair.right_2, pair.right_1)
-        row = {
-            "pair": f"{pair.model_2} − {pair.model_1}",
-            "seed": pair.seed_2,
-            "task": pair.task,
-            "difference": difference,
-            "error": error,
-        }
-        rows.append(row)
-    return pd.DataFrame(rows, columns=["pair", "seed", "task", "difference", "error"])
+    pairs = pairs.sort_values(["index_1", "index_2"])
+    rows = map(paired_difference, pairs["right_2"], pairs["right_1"])
+    table = pd.DataFrame(list(rows), pairs.index, ["difference", "error"])
+    table["pair"] = pairs["model_2"] + " − " + pairs["model_1"]
+    return table.join(pairs["task"]).join(pairs["seed_2"].rename("seed"))
 
 
 def _by_task(
@@ -213,12 +208,11 @@ def _by_task(
     """
     rows = rows.dropna(subset=value)
     means = rows.groupby([row, "task"], sort=False)[[value, error]].mean()
-    wide = means.astype(float).unstack()
-    wide = wide.reindex(index=rows[row].unique())
-    known = set(rows["task"])
-    tasks = [name for name in TASK_NAMES.values() if name in known]
-    values = wide[value][tasks].rename_axis(columns=None)
-    errors = wide[error][tasks].rename_axis(columns=None)
+    wide = means.astype(float).unstack().reindex(rows[row].unique())
+    wide = wide.rename_axis(columns=[None, None])
+    tasks = [name for name in TASK_NAMES.values() if name in wide[value]]
+    values = wide[value][tasks]
+    errors = wide[error][tasks]
     counts = values.notna().sum(axis=1)
     values["mean"] = values.mean(axis=1)
     squares = (errors**2).sum(axis=1)
@@ -270,12 +264,9 @@ def paired_table(records: Records) -> pd.DataFrame | None:
 
 def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
     """The row of what guessing scores on each task of an accuracy table, and the mean."""
-    known = {}
-    for task, name in TASK_NAMES.items():
-        known[name] = TASK_TABLE[task].chance
-    chance = pd.Series(known, name="chance")
-    chance = chance.reindex(accuracy.columns)
-    return chance.fillna({"mean": chance.mean()}).to_frame().T
+    known = {name: TASK_TABLE[task].chance for task, name in TASK_NAMES.items()}
+    chance = pd.Series(known, accuracy.columns, name="chance")
+    return chance.fillna(chance.mean()).to_frame().T
 
 
 def _items_note(records: Records) -> str:
@@ -353,8 +344,7 @@ def update_table(records: Records) -> pd.DataFrame | None:
     table = groups[["error", "heldout", "excess", "seconds"]].mean()
     table.insert(0, "problems", groups.size())
     table.insert(4, "excess, worst (%)", groups["excess"].max())
-    names = {"heldout": "held-out", "excess": "excess, mean (%)"}
-    table = table.rename(columns=names)
+    table = table.rename(columns={"heldout": "held-out", "excess": "excess, mean (%)"})
     iterations = table.index.get_level_values("iterations").astype("Int64")
     table.insert(0, "iterations", iterations)
     labels = [_update_label(*key[1:-1]) for key in table.index]
@@ -438,7 +428,7 @@ def all_tables(records: Records) -> dict[str, list[Table]]:
 
     `all_tables(records)["perplexity"][0].frame` is a DataFrame.
     """
-    tables: dict[str, list[Table]] = defaultdict(list)
+    tables = defaultdict(list)
     for model, runs in by_model(records).items():
         for kind in (pruning_tables, zero_shot_tables, layer_tables, beyond_tables):
             for name, table in kind(runs):
