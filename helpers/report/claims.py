@@ -165,7 +165,7 @@ def _second_model(records: list[Record]) -> tuple[str, dict[int, str]]:
     return name, pointers
 
 
-def write_claims(records: Records, folder: str | os.PathLike[str]) -> list[Path]:
+def write_claims(records: Records, folder: str | Path) -> list[Path]:
     """Write claims.md, a section for each model, into the folder of the tables; return its path.
 
     Raises FileError if the folder cannot be written.

@@ -106,19 +106,18 @@ def record_id(record: Record) -> str:
     return f"{record['notebook']}--{record['name']}"
 
 
-def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
+def write_record(path: str | Path, record: Mapping[str, Any]) -> Path:
     """Write a record whole or not at all; "" puts it into results/scratch/records/.
 
     Raises FileError for a bad record and for a folder that cannot be written.
     """
     text = _to_json(check_record(_plain(record)))
-    if not os.fspath(path):
-        folder = results_dir("scratch") / "records"
-        path = folder / f"{record_id(record)}.json"
+    if path == "":
+        path = results_dir("scratch") / "records" / f"{record_id(record)}.json"
     return replace_file(path, text)
 
 
-def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_record(path: str | Path) -> dict[str, Any]:
     """The record in a file; FileError if it cannot be read, is not JSON or lacks a field."""
     path = Path(path)
     try:
@@ -133,7 +132,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     return check_record(record, str(path))
 
 
-def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_records(folder: str | Path) -> list[dict[str, Any]]:
     """All records of a folder, sorted by file name; none if the folder does not exist.
 
     Raises FileError if one of them cannot be used.
@@ -209,7 +208,7 @@ def _to_json(record: Mapping[str, Any]) -> str:
 
 def processor() -> str:
     """The kind of processor: its kernels decide the last bits, and so which weights are pruned."""
-    known: dict[str, str] = {}
+    known = {}
     with contextlib.suppress(OSError):  # there is such a file on Linux only
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         known = dict(re.findall(r"(?m)^(model name|cpu family|model)\s*: (.+)$", text))

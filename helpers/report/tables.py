@@ -5,7 +5,6 @@ A cell is the mean over seeds; `helpers.report.runs_table` says which records sh
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -444,7 +443,7 @@ def perplexity_markdown(records: Records) -> str:
     return "\n".join(table.markdown for table in tables)
 
 
-def write_tables(records: Records, folder: str | os.PathLike[str]) -> list[Path]:
+def write_tables(records: Records, folder: str | Path) -> list[Path]:
     """Write every table of `all_tables` as NAME.md and return the paths.
 
     Raises FileError if the folder cannot be written.
