@@ -6,14 +6,15 @@ starts with it, and both rows of a run are of the same seed.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 from helpers.report.labels import (
+    Parameters,
     Table,
+    WithSpread,
     column_key,
     method_name,
     row_key,
@@ -50,7 +51,7 @@ PIPELINE = {
 }
 
 
-def _allocation_and_passes(parameters: Mapping[str, Any]) -> str:
+def _allocation_and_passes(parameters: Parameters) -> str:
     """What a pipeline adds to the method, without the repair: ", guide (2), one pass"."""
     text = ""
     if allocation := parameters.get("allocation"):
@@ -64,7 +65,7 @@ def _allocation_and_passes(parameters: Mapping[str, Any]) -> str:
     return text if precision == "float32" else f"{text}, {precision}"
 
 
-def _repair(parameters: Mapping[str, Any]) -> str:
+def _repair(parameters: Parameters) -> str:
     """The repair of a pipeline: " + distil (64)", "" without one."""
     parts = parameters.get("repair")
     if not parts:
@@ -73,7 +74,7 @@ def _repair(parameters: Mapping[str, Any]) -> str:
     return f" + {name} ({parameters['repair_windows']})"
 
 
-def pipeline_title(parameters: Mapping[str, Any]) -> str:
+def pipeline_title(parameters: Parameters) -> str:
     """What a run of notebook 04, 05 or 08 does: "admm-grad, owl + distil (64) at 60 %"."""
     if parameters["method"] == "dense":
         return "dense"
@@ -148,9 +149,7 @@ PERPLEXITY_CAPTION = (
 )
 
 
-def perplexity_table(
-    pipelines: pd.DataFrame, number: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def perplexity_table(pipelines: pd.DataFrame, number: str) -> WithSpread:
     """Perplexity by pipeline and target, with the dense model's first, and half its interval.
 
     Args: number, "perplexity" or "perplexity_web".
@@ -173,7 +172,7 @@ GAIN_CAPTION = (
 )
 
 
-def gain_table(pipelines: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def gain_table(pipelines: pd.DataFrame) -> WithSpread:
     """What each pipeline gains and costs at each target, and half the interval of each number.
 
     What was not run has no column.
@@ -205,9 +204,8 @@ def gain_table(pipelines: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def beyond_tables(records: Records) -> Iterator[tuple[str, Table]]:
     """The tables of notebook 08, by name, of the records of one model."""
-    for number, runs in enumerate(by_windows(of_notebook(records, NOTEBOOK))):
-        windows = f"other windows {number}" if number else ""
-        end = f", {windows}" if number else ""
+    for windows, runs in by_windows(of_notebook(records, NOTEBOOK)).items():
+        end = f", {windows}" if windows else ""
         pipelines = pipeline_table(runs)
         setting = setting_sentences(runs)
         note = f"{setting} {PERPLEXITY_CAPTION}"

@@ -128,10 +128,15 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
     if second:
         heads.insert(4, f"on {second}")
     lines = [
-        *(text, "", f"| {' | '.join(heads)} |"),
+        text,
+        "",
+        f"| {' | '.join(heads)} |",
         f"| --: {'| :-- ' * (len(heads) - 1)}|",
         *(rows or [NO_DISAGREEMENT]),
-        *("", f"How each was tested. {RULES}", "", *tests),
+        "",
+        f"How each was tested. {RULES}",
+        "",
+        *tests,
     ]
     if untested:
         parts = [f"{', '.join(numbers)} ({why})" for why, numbers in untested.items()]

@@ -29,13 +29,20 @@ UNKNOWN = math.nan  # the half interval of what is too little to decide
 Margin = tuple[float, float]
 Row = Mapping[str, Any]  # of a series
 ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
-# numbers of `layer_problems`
-ADMM_NUMBERS = ("excess", "error", "heldout", "iterations", "seconds")
-PROBLEM_NUMBERS = (
-    *ADMM_NUMBERS,
-    *("sparsegpt_error", "sparsegpt_heldout"),
-    *("scaled", "unscaled", "one_rho", "rhos"),
-)
+# numbers of `layer_problems`: of ADMM, of SparseGPT, and of the search for ρ
+PROBLEM_NUMBERS = [
+    "excess",
+    "error",
+    "heldout",
+    "iterations",
+    "seconds",
+    "sparsegpt_error",
+    "sparsegpt_heldout",
+    "scaled",
+    "unscaled",
+    "one_rho",
+    "rhos",
+]
 
 
 # ------------------------------------------------------------------ the records of one model
@@ -79,7 +86,7 @@ def _by_seed(runs: pd.DataFrame, method: str, options: str) -> pd.DataFrame:
 def layer_problems(records: Records) -> pd.DataFrame:
     """A row for each layer and sparsity of the update study; what was not run is NaN.
 
-    Columns: layer; timed, whether the run was timed alone; curves, all of them; ADMM_NUMBERS, of
+    Columns: layer; timed, whether the run was timed alone; curves, all of them; the numbers of
     ADMM with its defaults after 20 iterations; errors of SparseGPT; the iterations of ADMM to
     within 1 % of the optimum at the best ρ, with (scaled) and without preconditioning (unscaled),
     and at ρ = 1 (one_rho); how many ρ were tried (rhos). ADMM counts with the study's damping.
@@ -106,13 +113,12 @@ def layer_problems(records: Records) -> pd.DataFrame:
             }
             admm = _matching(updates, solver="admm", damping=damping, iterations=20)
             for ended in _matching(admm, precondition=True, rho=1.0):
-                row |= {name: ended[name] for name in ADMM_NUMBERS}
+                row |= ended
             for ended in _matching(updates, solver="sparsegpt"):
                 row["sparsegpt_error"] = ended["error"]
                 row["sparsegpt_heldout"] = ended["heldout"]
             rows.append(row)
-    columns = ["layer", "timed", "curves", *PROBLEM_NUMBERS]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=["layer", "timed", "curves", *PROBLEM_NUMBERS])
     return table.astype(dict.fromkeys(PROBLEM_NUMBERS, float))
 
 
@@ -203,15 +209,13 @@ def from_seeds(
 
     What is `missing` counts as a margin of which nothing is known.
     """
-    margins = list(margins)
-    numbers = list(numbers)
+    amount = f"{seeds} seeds"
     if seeds < fewest:
         margins = [(margin, UNKNOWN) for margin, _ in margins]
-        numbers.append(f"{seeds} of {fewest} seeds")
-    else:
-        numbers.append(f"{seeds} seeds")
+        amount = f"{seeds} of {fewest} seeds"
+    numbers = [*numbers, amount]
     if missing:
-        margins.append((math.nan, UNKNOWN))
+        margins = [*margins, (math.nan, UNKNOWN)]
         numbers.append(f"not run: {', '.join(missing)}")
     return Evidence(margins, "; ".join(numbers))
 

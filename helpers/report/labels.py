@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+Parameters = Mapping[str, Any]  # of a run
 METHOD_NAMES = {
     "wanda": "Wanda",
     "sparsegpt": "SparseGPT",
@@ -49,7 +50,7 @@ def target_name(pattern: str, sparsity: float) -> str:
     return f"{100 * sparsity:.4g} %" if pattern == "unstructured" else pattern
 
 
-def method_name(parameters: Mapping[str, Any]) -> str:
+def method_name(parameters: Parameters) -> str:
     """The method of a run, with the recipe that its effort names: "admm-grad + recipe"."""
     method = parameters["method"]
     match parameters.get("effort"):
@@ -61,7 +62,7 @@ def method_name(parameters: Mapping[str, Any]) -> str:
             return f"{method} + {effort} recipe"
 
 
-def with_options(name: str, options: Mapping[str, Any]) -> str:
+def with_options(name: str, options: Parameters) -> str:
     """A name followed by its options: "admm-grad (iterations=50)"."""
     details = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     return f"{name} ({details})" if details else name
@@ -123,6 +124,10 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
 
 def _plus_minus(half: float) -> str:
     return "" if pd.isna(half) else f" ± {format_number(half)}"
+
+
+# a table, and what stands behind ± of its numbers
+WithSpread = tuple[pd.DataFrame, pd.DataFrame]
 
 
 class Table(NamedTuple):

@@ -106,7 +106,7 @@ def record_id(record: Record) -> str:
     return f"{record['notebook']}--{record['name']}"
 
 
-def write_record(path: str | Path, record: Mapping[str, Any]) -> Path:
+def write_record(path: str | Path, record: Record) -> Path:
     """Write a record whole or not at all; "" puts it into results/scratch/records/.
 
     Raises FileError for a bad record and for a folder that cannot be written.
@@ -194,7 +194,7 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _to_json(record: Mapping[str, Any]) -> str:
+def _to_json(record: Record) -> str:
     """JSON with one field, and one layer, a line, so that a diff of two records can be read."""
     lines = []
     for key, value in record.items():

@@ -13,7 +13,13 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from helpers.report.labels import column_key, method_name, target_name, with_options
+from helpers.report.labels import (
+    WithSpread,
+    column_key,
+    method_name,
+    target_name,
+    with_options,
+)
 from helpers.report.records import Record, Records
 
 PRUNE_NOTEBOOK = "04_prune_model"
@@ -78,16 +84,19 @@ def by_model(records: Records) -> dict[str, list[Record]]:
     return dict(models)
 
 
-def by_windows(records: Records) -> list[list[Record]]:
-    """The records of each set of evaluation windows, the largest group first.
+def by_windows(records: Records) -> dict[str, list[Record]]:
+    """The records of each set of evaluation windows, the largest group, named "", first.
 
-    Perplexities on different windows cannot be compared.
+    The others are "other windows 1" and so on: perplexities on different windows cannot be
+    compared.
     """
     groups = defaultdict(list)
     for record in records:
         windows = tuple(record["parameters"].get(name) for name in WINDOWS)
         groups[windows].append(record)
-    return sorted(groups.values(), key=len, reverse=True)
+    names = ["", *(f"other windows {number}" for number in range(1, len(groups)))]
+    by_size = sorted(groups.values(), key=len, reverse=True)
+    return dict(zip(names, by_size, strict=False))
 
 
 def with_series(records: Records, name: str) -> list[Record]:
@@ -212,7 +221,7 @@ def perplexity_cells(records: Records) -> pd.DataFrame:
     Without variants.
     """
     groups = by_windows(of_notebook(records, PRUNE_NOTEBOOK))
-    runs = runs_table(max(groups, key=len, default=[]))
+    runs = runs_table(groups.get("", []))
     return over_seeds(runs.query("not variant"), "label", "perplexity")
 
 
@@ -240,9 +249,7 @@ def over_seeds(runs: pd.DataFrame, row: str, number: str) -> pd.DataFrame:
     )
 
 
-def by_target(
-    cells: pd.DataFrame, rows: Sequence[str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def by_target(cells: pd.DataFrame, rows: Sequence[str]) -> WithSpread:
     """The means of `over_seeds` and their half intervals, with a column for each target."""
     columns = sorted(cells.index.unique("target"), key=column_key)
     wide = cells.unstack("target").reindex(rows).rename_axis(columns=[None, None])

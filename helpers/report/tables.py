@@ -15,7 +15,14 @@ import pandas as pd
 from helpers.data.tasks import TASK_TABLE, paired_difference
 from helpers.paths import replace_file
 from helpers.report.beyond import beyond_tables
-from helpers.report.labels import TASK_NAMES, Table, column_key, row_key, target_name
+from helpers.report.labels import (
+    TASK_NAMES,
+    Table,
+    WithSpread,
+    column_key,
+    row_key,
+    target_name,
+)
 from helpers.report.published import RATIO_CAPTION, ratio_table
 from helpers.report.records import Records
 from helpers.report.runs_table import (
@@ -42,7 +49,7 @@ PERPLEXITY_CAPTION = (
 )
 
 
-def perplexity_table(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
+def perplexity_table(records: Records) -> WithSpread:
     """Perplexity, methods by sparsity and pattern, and half of its confidence interval.
 
     The dense model has the same number in every column. NaN: no run, or the interval of one seed.
@@ -119,12 +126,11 @@ def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
     runs = of_notebook(records, PRUNE_NOTEBOOK)
     if not runs:
         return
-    for number, group in enumerate(by_windows(runs)):
+    for about, group in by_windows(runs).items():
         table, spread = perplexity_table(group)
         note = f"{setting_sentences(group)} {PERPLEXITY_CAPTION}"
         if "dense" not in table.index:
             note += " The dense model was not run on these."
-        about = f"other windows {number}" if number else ""
         yield "perplexity", Table(about, note, table, spread)
     setting = setting_sentences(runs)
     devices = "; ".join(sorted({run["device"] for run in runs}))
@@ -197,9 +203,7 @@ def paired_differences(records: Records) -> pd.DataFrame:
     return table.join(pairs["task"]).join(pairs["seed_2"].rename("seed"))
 
 
-def _by_task(
-    rows: pd.DataFrame, row: str, value: str, error: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _by_task(rows: pd.DataFrame, row: str, value: str, error: str) -> WithSpread:
     """Values and standard errors by row and task, with their mean over tasks in the last column.
 
     All seeds have the same items, so the error from the items does not shrink: it is their mean.
@@ -219,9 +223,7 @@ def _by_task(
     return values, errors
 
 
-def accuracy_table(
-    records: Records, metric: str = "acc"
-) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+def accuracy_table(records: Records, metric: str = "acc") -> WithSpread | None:
     """Accuracy and its standard error, in the paper's columns with a mean; None without records.
 
     A row is the mean over seeds of the calibration text. `metric` is "acc" or, for tasks that have

@@ -112,14 +112,14 @@ def judge(records: Records, reference: Records, plan: Records) -> Verdict:
     here = {record_id(record): record for record in records}
     committed = {record_id(record): record for record in reference}
     plan = list(plan)
-    comparisons, machines = [], {}
+    comparisons = []
+    machines = {}
     for name, expected in committed.items():
         run = f"{expected['notebook']} {expected['name']}"
+        parts = [("record", "missing", "", None, "", False)]
         if name in here:
             machines[run] = machine_differences(here[name], expected)
             parts = _compare(here[name], expected, plan, same=not machines[run])
-        else:
-            parts = [("record", "missing", "", None, "", False)]
         comparisons += [Comparison(run, *part) for part in parts]
     apart = {item.run for item in comparisons if not item.within}
     return Verdict(
@@ -155,8 +155,8 @@ def machine_differences(record: Record, reference: Record) -> list[str]:
     differences = []
     there = _machine(reference)
     for key, here in _machine(record).items():
-        unknown = not (here and there[key])
-        if key == "processor" if unknown else here != there[key]:
+        known = here and there[key]
+        if here != there[key] if known else key == "processor":
             differences.append(
                 f"{key} {here or 'unknown'} here, {there[key] or 'unknown'} there"
             )
@@ -229,10 +229,10 @@ def _dense_perplexity(
     for name in (f"{text}_dense", "perplexity_dense"):
         if name in reference["metrics"]:
             return reference["metrics"][name]["value"]
-    measured_on = [reference["parameters"].get(name) for name in MEASURED_ON]
+    ours = reference["parameters"]
     for record in plan:
         parameters = record["parameters"]
-        alike = [parameters.get(name) for name in MEASURED_ON] == measured_on
+        alike = all(parameters.get(name) == ours.get(name) for name in MEASURED_ON)
         if alike and parameters.get("method") == "dense" and text in record["metrics"]:
             return record["metrics"][text]["value"]
     return None
@@ -244,7 +244,7 @@ def _parameters(record: Record) -> dict[str, Any]:
     return {key: value for key, value in parameters if key != "device"}
 
 
-def _series(record: Record) -> Mapping[str, Any]:
+def _series(record: Record) -> Mapping:
     return record.get("series") or {}
 
 
@@ -315,16 +315,16 @@ def _tokens(record: Record, reference: Record) -> Iterator[Part]:
 
 
 def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
-    here = {}
-    for layer in record.get("layers") or ():
-        here[layer["block"], layer["name"]] = layer
+    here = {
+        (layer["block"], layer["name"]): layer for layer in record.get("layers") or ()
+    }
     parameters = reference["parameters"]
     bounds = LAYERS
     if parameters.get("allocation") or parameters.get("effort"):
         bounds = GUIDED
     if same:
         bounds = {0: SAME}
-    groups = defaultdict(list)
+    groups = defaultdict(list)  # of differences, by the block where their bound begins
     masks = []
     for layer in reference.get("layers") or ():
         ours = here.get((layer["block"], layer["name"]), {})
@@ -334,9 +334,9 @@ def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
             groups[first].append(apart)
         if layer.get("mask"):
             masks.append(ours.get("mask") != layer["mask"])
-    for first in sorted(groups):
+    for first, apart in sorted(groups.items()):
         what = f"layer error, furthest from block {first}"
-        furthest = 1 + max(groups[first], key=abs)
+        furthest = 1 + max(apart, key=abs)
         yield _number(what, furthest, 1.0, bounds[first], "bound", same)
     if groups and not same:
         median = 1 + statistics.median(chain(*groups.values()))
@@ -354,7 +354,7 @@ def _rows(record: Record, reference: Record) -> Iterator[Part]:
         yield _count("numbers in series", differing)
 
 
-def _row_values(record: Record) -> dict[tuple[str, int, str], Any]:
+def _row_values(record: Record) -> dict[tuple, Any]:
     """The values of those rows, without seconds, by series, row and column."""
     values = {}
     for name in ROWS:
@@ -385,7 +385,7 @@ def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
 
 def _answers_by_item(
     record: Record, normalised: bool
-) -> dict[tuple[str, int], dict[str, Any]]:
+) -> dict[tuple[str, int], Mapping]:
     """What is known of the answer to each item of each task."""
     found = {}
     for task, score in _series(record).get("zero_shot", {}).items():
