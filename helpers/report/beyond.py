@@ -53,9 +53,8 @@ PIPELINE = {
 
 def _allocation_and_passes(parameters: Parameters) -> str:
     """What a pipeline adds to the method, without the repair: ", guide (2), one pass"."""
-    text = ""
-    if allocation := parameters.get("allocation"):
-        text += f", {allocation}"
+    allocation = parameters.get("allocation")
+    text = f", {allocation}" if allocation else ""
     sequences = parameters.get("guide_sequences", 4)
     if allocation == "guide" and sequences != 4:
         text += f" ({sequences})"

@@ -45,6 +45,10 @@ RULES = (
     f"fewer takes the interval at {SEEDED}, widened for that and, for perplexities, in proportion "
     "to the damage ln(perplexity / dense)."
 )
+DIRECTIONS = {
+    HOLDS: "yes: ",
+    FAILS: "**no**: ",
+}  # where the runs of another model point
 NO_DISAGREEMENT = "| – | nothing | – | – | – |"
 
 
@@ -72,10 +76,11 @@ def claim_verdicts(
         margins, numbers = claim.test(results)
         numbers = re.sub(r"(?<![\w.])-(?=\d)", "−", numbers)  # as wide as a plus
         noiseless = [(margin, 0.0) for margin, _ in margins if not math.isnan(margin)]
-        verdict = ClaimVerdict(
-            claim, decide(margins), display_name(numbers), decide(noiseless)
+        verdicts.append(
+            ClaimVerdict(
+                claim, decide(margins), display_name(numbers), decide(noiseless)
+            )
         )
-        verdicts.append(verdict)
     return verdicts
 
 
@@ -159,13 +164,11 @@ def _second_model(records: list[Record]) -> tuple[str, dict[int, str]]:
     model = common_parameters(others).get("model")
     if not others or model == common_parameters(records).get("model"):
         return "", {}
-    pointers = {}
+    pointers = defaultdict(lambda: "–")
     for other in claim_verdicts(others):
-        directions = {HOLDS: "yes: ", FAILS: "**no**: "}
-        pointer = "–"
-        if other.points in directions:
-            pointer = directions[other.points] + other.main_number
-        pointers[other.claim.number] = pointer
+        if other.points in DIRECTIONS:
+            pointer = DIRECTIONS[other.points] + other.main_number
+            pointers[other.claim.number] = pointer
     name, _, _ = full_name("model", model).partition(" (")
     return name, pointers
 

@@ -120,17 +120,15 @@ def _option_changes_perplexity(
 
 def _as_fast_as_sparsegpt(results: ModelResults) -> Evidence:
     """The evidence that ADMM-Grad takes at most 1 + TOLERATED times the seconds of SparseGPT."""
-    pairs = [results.paired(at, "sparsegpt", timed=True) for at in SPARSITIES]
-    both = pd.concat(pairs)
+    both = pd.concat(results.paired(at, "sparsegpt", timed=True) for at in SPARSITIES)
     if both.empty:
         return untested("runs of admm-grad and sparsegpt, timed alone")
-    common = pd.concat([both["forward_seconds"], both["forward_seconds_"]]).median()
+    common = both[["forward_seconds", "forward_seconds_"]].stack().median()
     own = both["solve_seconds"]
     other = both["solve_seconds_"]
     ratio, half = confidence_interval((common + own) / (common + other))
-    text = both["record"].iloc[0][
-        "parameters"
-    ]  # its size decides how much passes weigh
+    # the size of the text decides how much passes weigh
+    text = both["record"].iloc[0]["parameters"]
     numbers = (
         f"{with_error(ratio, half, digits=2)} times as long with {text['sequences']} x "
         f"{text['length']} calibration tokens; {len(both)} timed pairs, of {FEW_SEEDS} needed; "
@@ -216,7 +214,7 @@ def _intervals(seeds: pd.Series) -> dict[str, tuple[float, float]]:
 def _better_start(results: ModelResults) -> Evidence:
     """The evidence that ADMM-Grad ends below SparseGPT after the same guide and repair."""
     runs = results.pipelines.query("target == @SEEDED")
-    means = runs.groupby(["seed", "pipeline"])["perplexity"].mean().unstack()
+    means = runs.pivot_table(index="seed", columns="pipeline", values="perplexity")
     both = means.reindex(columns=[REPAIRED, REPAIRED.replace(BASE, "sparsegpt")])
     both = both.dropna()
     if both.empty:

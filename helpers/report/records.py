@@ -28,8 +28,17 @@ from helpers.paths import replace_file, results_dir, root
 Record = Mapping[str, Any]
 Records = Iterable[Record]
 # the packages that can change a number
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval")
-PACKAGES += ("numpy", "pandas", "pruning-reproduction")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "lm-eval",
+    "numpy",
+    "pandas",
+    "pruning-reproduction",
+)
 # what decides a number; a change elsewhere in the tree does not make a record "dirty"
 SOURCES = ("helpers", "notebooks", "runs", "pyproject.toml", "constraints.txt")
 # notebook and name together are the name of a record's file, and must not lead to another folder
@@ -173,11 +182,10 @@ def check_type(name: str, value: Any, types: Collection[type]) -> None:
     wanted = " or ".join(
         sorted("None" if kind is NoneType else kind.__name__ for kind in types)
     )
-    # YAML 1.1 wants a point in a float; it reads 2:4 as 124, in base 60, and no as False
-    yaml = (
-        " (in YAML write 1.0e-3 for 1e-3, numbers without quotes, 2:4 and no in quotes)"
-    )
-    hint = yaml if str in {type(value), *types} else ""
+    hint = ""
+    if str in {type(value), *types}:
+        # YAML 1.1 wants a point in a float; it reads 2:4 as 124, in base 60, and no as False
+        hint = " (in YAML write 1.0e-3 for 1e-3, numbers without quotes, 2:4 and no in quotes)"
     raise BadParameter(
         f"{name} = {value!r} is of type {type(value).__name__}: give {wanted}{hint}"
     )
@@ -189,9 +197,9 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    return (
-        [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-    )
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _to_json(record: Record) -> str:

@@ -172,8 +172,8 @@ def runs_table(
     """
     runs = of_notebook(records, notebook)
     common = common_parameters(runs)
-    without_options = [run for run in runs if not run["parameters"].get("options")]
-    plain = {method_name(run["parameters"]) for run in without_options}
+    parameters = [run["parameters"] for run in runs]
+    plain = {method_name(each) for each in parameters if not each.get("options")}
     rows = []
     for run in runs:
         parameters = run["parameters"]

@@ -216,10 +216,9 @@ def _by_task(rows: pd.DataFrame, row: str, value: str, error: str) -> WithSpread
     tasks = [name for name in TASK_NAMES.values() if name in wide[value]]
     values = wide[value][tasks]
     errors = wide[error][tasks]
-    counts = values.notna().sum(axis=1)
+    counts = values.count(axis=1)
     values["mean"] = values.mean(axis=1)
-    squares = (errors**2).sum(axis=1)
-    errors["mean"] = np.sqrt(squares) / counts
+    errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / counts
     return values, errors
 
 
@@ -234,9 +233,9 @@ def accuracy_table(records: Records, metric: str = "acc") -> WithSpread | None:
         return None
     values, errors = _by_task(answers, "model", metric, f"{metric}_stderr")
     # a mean over fewer tasks than the other rows have could not be compared with theirs
-    complete = values.notna().all(axis=1)
-    values["mean"] = values["mean"].where(complete)
-    errors["mean"] = errors["mean"].where(complete)
+    incomplete = values.isna().any(axis=1)
+    for numbers in (values, errors):
+        numbers.loc[incomplete, "mean"] = math.nan
     return values, errors
 
 
@@ -256,10 +255,8 @@ def paired_table(records: Records) -> pd.DataFrame | None:
     if pairs.empty:
         return None
     values, errors = _by_task(pairs, "pair", "difference", "error")
-    texts = values.map("{:+.3f}".format)
-    texts += " ± " + errors.map("{:.3f}".format)
-    bold = values.abs() > 2 * errors
-    texts = texts.mask(bold, "**" + texts + "**")
+    texts = values.map("{:+.3f}".format) + " ± " + errors.map("{:.3f}".format)
+    texts = texts.mask(values.abs() > 2 * errors, "**" + texts + "**")
     return texts.where(values.notna()).rename_axis("difference")
 
 
@@ -385,12 +382,11 @@ def mask_table(records: Records, text: str = "error") -> pd.DataFrame | None:
     if rules.empty:
         return None
     rules["target"] = list(map(target_name, rules["pattern"], rules["sparsity"]))
-    rules["rule"] = [
-        _mask_label(rule.mask_steps, rule.schedule, rule.budget)
-        for rule in rules.itertuples()
-    ]
+    rules["rule"] = list(
+        map(_mask_label, rules["mask_steps"], rules["schedule"], rules["budget"])
+    )
     problem = ["record", "block", "layer", "target"]
-    errors = rules.pivot_table(index=problem, columns="rule", values=text)
+    errors = rules.pivot_table(text, problem, "rule")
     logs = np.log(errors.div(errors[DEFAULT_MASK], axis=0))
     table = 100 * np.exp(logs.groupby(level="target").mean()).T
     columns = sorted(table.columns, key=column_key)
