@@ -116,7 +116,8 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
             f" These runs are too few to decide a claim: verdicts are [those of full]({link})."
             " Shown is where the numbers of these runs point the other way."
         )
-    rows, tests = [], []
+    rows = []
+    tests = []
     untested = defaultdict(list)
     for own, other in zip(verdicts, printed, strict=True):
         number, sentence, how, name, _ = own.claim

@@ -111,8 +111,14 @@ def layer_problems(records: Records) -> pd.DataFrame:
                 "one_rho": _iterations_to_optimum(_matching(scaled, rho=1.0)),
                 "rhos": len({curve["rho"] for curve in scaled}),
             }
-            admm = _matching(updates, solver="admm", damping=damping, iterations=20)
-            for ended in _matching(admm, precondition=True, rho=1.0):
+            for ended in _matching(
+                updates,
+                solver="admm",
+                damping=damping,
+                iterations=20,
+                precondition=True,
+                rho=1.0,
+            ):
                 row |= ended
             for ended in _matching(updates, solver="sparsegpt"):
                 row["sparsegpt_error"] = ended["error"]

@@ -53,13 +53,12 @@ def target_name(pattern: str, sparsity: float) -> str:
 def method_name(parameters: Parameters) -> str:
     """The method of a run, with the recipe that its effort names: "admm-grad + recipe"."""
     method = parameters["method"]
-    match parameters.get("effort"):
-        case None | "":
-            return method
-        case "balanced":
-            return f"{method} + recipe"
-        case effort:
-            return f"{method} + {effort} recipe"
+    effort = parameters.get("effort")
+    if not effort:
+        return method
+    return (
+        f"{method} + recipe" if effort == "balanced" else f"{method} + {effort} recipe"
+    )
 
 
 def with_options(name: str, options: Parameters) -> str:

@@ -207,8 +207,7 @@ def _closes(
 
 def _intervals(seeds: pd.Series) -> dict[str, tuple[float, float]]:
     """`seeded_intervals` of a number by target and seed."""
-    targets = seeds.dropna().groupby("target")
-    return seeded_intervals({target: values.array for target, values in targets})
+    return seeded_intervals(dict(list(seeds.dropna().groupby("target"))))
 
 
 def _better_start(results: ModelResults) -> Evidence:

@@ -61,10 +61,11 @@ def ratio_table(records: Records) -> pd.DataFrame | None:
     ours = ours.reset_index(name="value").assign(model="here", source="here")
     cells = pd.concat([ours, theirs], ignore_index=True)
     cells["group"] = cells.groupby(CELL, sort=False).ngroup()
-    for rival, ratio in zip(RIVALS, RATIOS, strict=True):
-        values = cells["value"].where(cells["method"] == rival)
+    for rival in RIVALS:
+        own = cells["method"] == rival
+        values = cells["value"].where(own)
         rivals = values.groupby(cells["group"]).transform("first")
-        cells[ratio] = (cells["value"] / rivals).where(cells["method"] != rival)
+        cells[f"/ {rival}"] = (cells["value"] / rivals).mask(own)
     cells["order"] = [
         (column_key(cell.at), cell.group, row_key(cell.method))
         for cell in cells.itertuples()

@@ -132,9 +132,7 @@ def judge(records: Records, reference: Records, plan: Records) -> Verdict:
     )
 
 
-def same_run(
-    record: Record, reference: Record, defaults: Mapping[str, Any] | None = None
-) -> bool:
+def same_run(record: Record, reference: Record, defaults: Mapping[str, Any]) -> bool:
     """Whether two records have the same notebook and parameters; the device may differ.
 
     A parameter that the notebook has gained since the reference was made counts there with the
@@ -142,7 +140,7 @@ def same_run(
     """
     here = _parameters(record)
     there = _parameters(reference)
-    gained = {key: value for key, value in (defaults or {}).items() if key in here}
+    gained = {key: value for key, value in defaults.items() if key in here}
     return record["notebook"] == reference["notebook"] and here == gained | there
 
 
@@ -305,9 +303,8 @@ def _tolerance(
 
 
 def _tokens(record: Record, reference: Record) -> Iterator[Part]:
-    there = reference.get("data") or {}
     here = record.get("data") or {}
-    for text, identity in there.items():
+    for text, identity in (reference.get("data") or {}).items():
         if isinstance(identity, Mapping) and "tokens" in identity:
             tokens = (here.get(text) or {}).get("tokens", "missing")
             expected = identity["tokens"]
@@ -348,9 +345,9 @@ def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
 def _rows(record: Record, reference: Record) -> Iterator[Part]:
     """The numbers and texts in the rows that tables are made of."""
     here = _row_values(record)
-    there = _row_values(reference)
+    there = _row_values(reference).items()
     if there:
-        differing = [_differ(here.get(key), there[key]) for key in there]
+        differing = [_differ(here.get(key), value) for key, value in there]
         yield _count("numbers in series", differing)
 
 
@@ -371,10 +368,11 @@ def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
     On the same kind of machine also whether the choice by length-normalised likelihood was right.
     """
     here = _answers_by_item(record, same)
-    differing = []
-    for item, known in _answers_by_item(reference, same).items():
-        ours = here.get(item, {})
-        differing.append(any(ours.get(kind) != known[kind] for kind in known))
+    there = _answers_by_item(reference, same).items()
+    # an item that is not there differs, and so does one of which less is known
+    differing = [
+        not known.items() <= here.get(item, {}).items() for item, known in there
+    ]
     most = 0
     if not same:
         turned = TURNED_BLIND if _blind(reference) else TURNED
