@@ -94,7 +94,7 @@ def _draw_mask(
 ) -> None:
     """Each entry of a mask in the colour of its number."""
     ax.imshow(
-        mask.cpu(),
+        np.asarray(mask.cpu()),
         cmap=ListedColormap(colours),
         vmin=0,
         vmax=len(colours) - 1,
@@ -166,8 +166,8 @@ def gradual_mask_figure(
     one_shot: Any,
     *,
     iteration: int,
-    group: int | None = None,
-    name: str = "",
+    group: int | None,
+    name: str,
 ) -> Figure:
     """One gradual solve at one of its iterations: sparsity, error, and the mask against one-shot's.
 
