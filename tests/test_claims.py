@@ -5,7 +5,7 @@ import re
 import pytest
 from handmade import check_claim, pruned, scored, update_row, with_series
 
-from helpers.report import claims_markdown, claims_page
+from helpers.report import claims, claims_markdown
 from helpers.report.claims import CLAIMS
 from helpers.report.evidence import FAILS, HOLDS, OPEN, UNTESTED, decide
 
@@ -196,7 +196,7 @@ def test_a_claim_says_where_the_runs_of_a_second_model_point(tmp_path, monkeypat
         ]
         committed = {"second": theirs, "full": [], "beyond": []}
         monkeypatch.setattr(
-            claims_page, "read_records", lambda at, of=committed: of[at.parent.name]
+            claims, "read_records", lambda at, of=committed: of[at.parent.name]
         )
         page = claims_markdown(DENSE + GRAD + ONE_SHOT, tmp_path)
         assert (

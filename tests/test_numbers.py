@@ -11,7 +11,7 @@ from helpers.report import claims_markdown
 from helpers.report.beyond import gain_table, perplexity_table, pipeline_table
 from helpers.report.published import read_published
 from helpers.report.records import read_record, read_records
-from helpers.report.zero_shot_tables import accuracy_table, paired_table
+from helpers.report.tables import accuracy_table, paired_table
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 NUMBER = re.compile(r"\*\*([-+]?[\d.,]+(?: %| ± [\d.]+)?)\*\*")

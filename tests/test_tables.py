@@ -10,8 +10,7 @@ import pytest
 from handmade import metric, pruned, scored, update_row, with_series
 
 from helpers.paths import reference_dir, root
-from helpers.report import claims_markdown, layer_tables, tables, write_tables
-from helpers.report import zero_shot_tables as zero_shot
+from helpers.report import claims_markdown, tables, write_tables
 from helpers.report.records import read_records
 from helpers.report.tables import all_tables
 
@@ -160,13 +159,13 @@ def test_zero_shot_has_the_papers_columns_and_a_mean():
         scored("wanda", arc_easy=[1, 0, 0, 0], rte=[1, 1]),
         scored("dense", arc_easy=[1, 1, 1, 0], rte=[1, 0]),
     ]
-    frame, spread = zero_shot.accuracy_table(runs)
+    frame, spread = tables.accuracy_table(runs)
     assert list(frame.columns) == ["RTE", "ARC-e", "mean"]  # the paper's order
     assert list(frame.index) == ["dense", "wanda, 50 %"]
     assert frame.loc["dense"].tolist() == [0.5, 0.75, 0.625]
     assert spread.loc["dense", "mean"] == pytest.approx((2 * 0.03**2) ** 0.5 / 2)
-    assert zero_shot.accuracy_table(runs, "acc_norm") is None
-    assert zero_shot.accuracy_table([]) is None
+    assert tables.accuracy_table(runs, "acc_norm") is None
+    assert tables.accuracy_table([]) is None
     (section, _) = all_tables(runs)["zero_shot"]
     assert section.frame.loc["chance"].tolist() == [0.5, 0.25, 0.375]
     assert "| chance | 0.500 | 0.250 | 0.375 |\n| Dense | 0.500" in section.markdown
@@ -180,13 +179,13 @@ def test_paired_differences_are_of_the_same_items():
         scored("dense", arc_easy=[1, 1, 1, 0] * 10, rte=[1, 0]),
         scored("wanda", arc_easy=[1, 0, 0, 0] * 10, rte=[1, 0]),
     ]
-    row = zero_shot.paired_table(runs).loc["wanda, 50 % − dense"]
+    row = tables.paired_table(runs).loc["wanda, 50 % − dense"]
     # differences 0, −1, −1, 0: mean −0.5, deviation 0.5064, over the root of 40
     assert row["ARC-e"] == "**-0.500 ± 0.080**"
     assert row["RTE"] == "+0.000 ± 0.000"
     for task in runs[1]["series"]["zero_shot"].values():
         task["items"] = [number + 100 for number in task["items"]]
-    assert zero_shot.paired_table(runs) is None
+    assert tables.paired_table(runs) is None
 
 
 def test_weight_update_takes_the_best_rate_of_each_problem():
@@ -204,7 +203,7 @@ def test_weight_update_takes_the_best_rate_of_each_problem():
     second = with_series(
         "02", where | {"block": 5}, update=[slow, ours | {"error": 0.3}]
     )
-    frame = layer_tables.update_table([first, second, {"series": None}])
+    frame = tables.update_table([first, second, {"series": None}])
     other = "ADMM (ρ = 1, not preconditioned)"
     assert list(frame.index) == ["no update", "Adam (best rate)", other, "ADMM (ρ = 1)"]
     assert frame.loc["Adam (best rate)", ["problems", "error"]].tolist() == [2, 0.25]
@@ -212,7 +211,7 @@ def test_weight_update_takes_the_best_rate_of_each_problem():
         [0.2, 0.2]
     )
     assert frame.loc["ADMM (ρ = 1)", "excess, worst (%)"] == 0
-    assert layer_tables.update_table([{"series": None}]) is None
+    assert tables.update_table([{"series": None}]) is None
 
 
 def test_mask_rules_are_shares_of_the_default_on_the_same_layer():
@@ -223,7 +222,7 @@ def test_mask_rules_are_shares_of_the_default_on_the_same_layer():
 
     rows = [row("q", 0.1), row("q", 0.2, mask_steps=0), row("o", 1.0)]
     rows += [row("o", 8.0, mask_steps=0), row("o", 1.0, budget="output")]
-    frame = layer_tables.mask_table([with_series("03", ablation=rows)])
+    frame = tables.mask_table([with_series("03", ablation=rows)])
     assert frame["50 %"].to_dict() == {
         "default": pytest.approx(100),
         "one-shot mask (no steps)": pytest.approx(400),  # root of 2 · 8

@@ -6,20 +6,21 @@ starts with it, and both rows of a run are of the same seed.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 from helpers.report.labels import (
+    Parameters,
+    Table,
+    WithSpread,
     column_key,
     method_name,
     row_key,
     target_name,
     with_options,
 )
-from helpers.report.markdown import Table
 from helpers.report.records import Records
 from helpers.report.runs_table import (
     CELL,
@@ -40,17 +41,20 @@ BASE = (
 )
 GUIDED = f"{BASE}, guide, one pass"  # as in the recipe
 # the parameters that make a pipeline, with the method and its options
-PIPELINE = (
-    *("allocation", "guide_sequences", "passes"),
-    *("repair", "repair_windows", "precision"),
-)
+PIPELINE = {
+    "allocation",
+    "guide_sequences",
+    "passes",
+    "repair",
+    "repair_windows",
+    "precision",
+}
 
 
-def _allocation_and_passes(parameters: Mapping[str, Any]) -> str:
+def _allocation_and_passes(parameters: Parameters) -> str:
     """What a pipeline adds to the method, without the repair: ", guide (2), one pass"."""
-    text = ""
-    if allocation := parameters.get("allocation"):
-        text += f", {allocation}"
+    allocation = parameters.get("allocation")
+    text = f", {allocation}" if allocation else ""
     sequences = parameters.get("guide_sequences", 4)
     if allocation == "guide" and sequences != 4:
         text += f" ({sequences})"
@@ -60,7 +64,7 @@ def _allocation_and_passes(parameters: Mapping[str, Any]) -> str:
     return text if precision == "float32" else f"{text}, {precision}"
 
 
-def _repair(parameters: Mapping[str, Any]) -> str:
+def _repair(parameters: Parameters) -> str:
     """The repair of a pipeline: " + distil (64)", "" without one."""
     parts = parameters.get("repair")
     if not parts:
@@ -69,7 +73,7 @@ def _repair(parameters: Mapping[str, Any]) -> str:
     return f" + {name} ({parameters['repair_windows']})"
 
 
-def pipeline_title(parameters: Mapping[str, Any]) -> str:
+def pipeline_title(parameters: Parameters) -> str:
     """What a run of notebook 04, 05 or 08 does: "admm-grad, owl + distil (64) at 60 %"."""
     if parameters["method"] == "dense":
         return "dense"
@@ -91,38 +95,34 @@ def pipeline_table(records: Records) -> pd.DataFrame:
     and target that is gone. NaN where something was not run, and once runs were timed alone in the
     seconds of those that were not.
     """
-    runs = runs_table(records, NOTEBOOK, cell=(*CELL, *PIPELINE))
+    runs = runs_table(records, NOTEBOOK, cell=CELL | PIPELINE)
     if runs.empty:
         return runs.assign(pipeline="", closed=math.nan, times=math.nan)
-    any_timed = runs["timed"].any()
-    rows = []
-    for run in runs.to_dict("records"):
-        parameters = run["record"]["parameters"]
-        steps = _allocation_and_passes(parameters)
-        repair = _repair(parameters)
-        name = run["label"] + steps
-        order = (row_key(run["method"]), name)
-        run["seconds"] = run["total_seconds"]
-        run["admm_seconds"] = run["prune_seconds"]
-        if any_timed and not run["timed"]:
-            run["seconds"] = run["admm_seconds"] = math.nan
-        if run["label"] != BASE or "one pass" in steps or "bfloat16" in steps:
-            run["admm_seconds"] = math.nan
-        layers = {
-            "pipeline": name,
-            "order": (*order, 0),
-            "perplexity": run["perplexity_layers"],
-            "perplexity_web": run["perplexity_web_layers"],
-            "seconds": run["seconds"] - run["repair_seconds"],
-        }
-        if repair:
-            layers["memory"] = math.nan  # the peak of a run is that of its repair
-        rows.append(run | layers)
-        if repair:
-            # the shorter repair first: 8 windows before 64
-            repaired = {"pipeline": name + repair, "order": (*order, len(repair))}
-            rows.append(run | repaired)
-    table = pd.DataFrame(rows)
+    parameters = runs["record"].str["parameters"]
+    steps = parameters.map(_allocation_and_passes)
+    runs["layers"] = runs["label"] + steps
+    runs["repair"] = parameters.map(_repair)
+    counted = runs["timed"] | (not runs["timed"].any())
+    runs["seconds"] = runs["total_seconds"].where(counted)
+    two_passes = (runs["label"] == BASE) & ~steps.str.contains("one pass|bfloat16")
+    runs["admm_seconds"] = runs["prune_seconds"].where(counted & two_passes)
+    repaired = runs.query("repair != ''")
+    layers = runs.assign(
+        repair="",
+        perplexity=runs["perplexity_layers"],
+        perplexity_web=runs["perplexity_web_layers"],
+        seconds=runs["seconds"] - runs["repair_seconds"],
+        # the peak of a run is that of its repair
+        memory=runs["memory"].where(runs["repair"] == ""),
+    )
+    # the rows of a run one after the other
+    table = pd.concat([layers, repaired]).sort_index(kind="stable", ignore_index=True)
+    table["pipeline"] = table["layers"] + table["repair"]
+    table["order"] = [
+        # the shorter repair first: 8 windows before 64
+        (row_key(row.method), row.layers, len(row.repair))
+        for row in table.itertuples()
+    ]
     # ADMM-Grad's seconds of the same seed if possible: a claim on the ratio must hold for the
     # noise of both
     own = table["admm_seconds"]
@@ -148,9 +148,7 @@ PERPLEXITY_CAPTION = (
 )
 
 
-def perplexity_table(
-    pipelines: pd.DataFrame, number: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def perplexity_table(pipelines: pd.DataFrame, number: str) -> WithSpread:
     """Perplexity by pipeline and target, with the dense model's first, and half its interval.
 
     Args: number, "perplexity" or "perplexity_web".
@@ -173,14 +171,13 @@ GAIN_CAPTION = (
 )
 
 
-def gain_table(pipelines: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def gain_table(pipelines: pd.DataFrame) -> WithSpread:
     """What each pipeline gains and costs at each target, and half the interval of each number.
 
     What was not run has no column.
     """
     # ADMM-Grad's own share is 0, not 1e-9 or −0
-    closed = (100 * pipelines["closed"]).round(6) + 0.0
-    pipelines = pipelines.assign(closed=closed)
+    pipelines = pipelines.assign(closed=(100 * pipelines["closed"]).round(6) + 0.0)
     numbers = (
         ("closed", "closed (%)", "mean"),
         ("seconds", "seconds", "median"),
@@ -206,9 +203,8 @@ def gain_table(pipelines: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def beyond_tables(records: Records) -> Iterator[tuple[str, Table]]:
     """The tables of notebook 08, by name, of the records of one model."""
-    for number, runs in enumerate(by_windows(of_notebook(records, NOTEBOOK))):
-        windows = f"other windows {number}" if number else ""
-        end = f", {windows}" if number else ""
+    for windows, runs in by_windows(of_notebook(records, NOTEBOOK)).items():
+        end = f", {windows}" if windows else ""
         pipelines = pipeline_table(runs)
         setting = setting_sentences(runs)
         note = f"{setting} {PERPLEXITY_CAPTION}"

@@ -1,4 +1,4 @@
-"""The paper's claims, each with a test on the records of a plan, and the verdicts on them.
+"""The paper's claims, the verdicts on them by the records of a plan, and the page of claims.
 
 Without the records that a test needs the verdict is "not tested here". With too few of them to tell
 (few seeds, some of the sparsities, a handful of layers, seconds of runs that shared the machine) or
@@ -6,19 +6,35 @@ within the noise it is "not decided here". See `helpers.report.evidence`.
 """
 
 import math
+import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from helpers.report.beyond_claims import BEYOND_CLAIMS
-from helpers.report.evidence import SEEDED, Claim, decide
+from helpers.paths import reference_dir, replace_file
+from helpers.report.evidence import (
+    FAILS,
+    HOLDS,
+    SEEDED,
+    UNTESTED,
+    Claim,
+    ModelResults,
+    decide,
+)
 from helpers.report.labels import display_name
 from helpers.report.layer_claims import FEWEST_LAYERS, LAYER_CLAIMS, MIDDLE, MOST
 from helpers.report.model_claims import FEW_SEEDS, MODEL_CLAIMS, SEEDS
-from helpers.report.model_results import ModelResults
-from helpers.report.records import Records
+from helpers.report.records import Record, Records, read_records
+from helpers.report.runs_table import (
+    by_model,
+    common_parameters,
+    full_name,
+    model_sentence,
+)
 
-CLAIMS = sorted([*LAYER_CLAIMS, *MODEL_CLAIMS, *BEYOND_CLAIMS])  # by their numbers
+CLAIMS = sorted(LAYER_CLAIMS + MODEL_CLAIMS)  # by their numbers
 RULES = (
     "A problem is a layer at a sparsity, on one mask by Wanda's score (budget per matrix); what is "
     f"said of layers must be true on {100 * MOST:.0f} % of the problems, on {FEWEST_LAYERS} layers "
@@ -29,6 +45,11 @@ RULES = (
     f"fewer takes the interval at {SEEDED}, widened for that and, for perplexities, in proportion "
     "to the damage ln(perplexity / dense)."
 )
+DIRECTIONS = {
+    HOLDS: "yes: ",
+    FAILS: "**no**: ",
+}  # where the runs of another model point
+NO_DISAGREEMENT = "| – | nothing | – | – | – |"
 
 
 class ClaimVerdict(NamedTuple):
@@ -55,8 +76,109 @@ def claim_verdicts(
         margins, numbers = claim.test(results)
         numbers = re.sub(r"(?<![\w.])-(?=\d)", "−", numbers)  # as wide as a plus
         noiseless = [(margin, 0.0) for margin, _ in margins if not math.isnan(margin)]
-        verdict = ClaimVerdict(
-            claim, decide(margins), display_name(numbers), decide(noiseless)
+        verdicts.append(
+            ClaimVerdict(
+                claim, decide(margins), display_name(numbers), decide(noiseless)
+            )
         )
-        verdicts.append(verdict)
     return verdicts
+
+
+# ------------------------------------------------------------------ the page
+
+
+def claims_markdown(records: Records, tables: Path, page: Path | None = None) -> str:
+    """The verdicts on the records of one model, each with its main number and a link to its table.
+
+    Then how each was tested, with all numbers, and which claims these records do not test. A column
+    says where the runs of another model point (`_second_model`). Of records that decide nothing,
+    only what points another way than the committed ones of `full` and `beyond`.
+    Args: tables, the folder of the tables; page, where links start, by default there.
+    """
+    records = list(records)
+    page = page or tables
+    verdicts = claim_verdicts(records)
+    decided = any(own.verdict in (HOLDS, FAILS) for own in verdicts)
+    text = f"{model_sentence(records)} ± is half of a 95 % interval."
+    second = ""
+    if decided:
+        printed = verdicts
+        second, pointers = _second_model(records)
+        if second:
+            text += (
+                f" The runs on {second} are too few to decide a claim: shown is where they "
+                "point."
+            )
+    else:
+        printed = claim_verdicts(_committed("full") + _committed("beyond"))
+        link = os.path.relpath(reference_dir("full") / "tables" / "claims.md", page)
+        text += (
+            f" These runs are too few to decide a claim: verdicts are [those of full]({link})."
+            " Shown is where the numbers of these runs point the other way."
+        )
+    rows = []
+    tests = []
+    untested = defaultdict(list)
+    for own, other in zip(verdicts, printed, strict=True):
+        number, sentence, how, name, _ = own.claim
+        if decided and own.verdict == UNTESTED:
+            untested[own.main_number].append(str(number))
+        elif decided or {own.points, other.points} == {HOLDS, FAILS}:
+            row = [str(number), sentence, f"**{other.verdict}**", own.main_number]
+            if second:
+                row.append(pointers[number])
+            link = os.path.relpath(tables / f"{name}.md", page)
+            rows.append(f"| {' | '.join([*row, f'[{name}]({link})'])} |")
+            tests.append(f"{number}. {how} *{own.numbers}.*")
+    heads = ["#", "claim", "verdict", "number", "evidence"]
+    if second:
+        heads.insert(4, f"on {second}")
+    lines = [
+        text,
+        "",
+        f"| {' | '.join(heads)} |",
+        f"| --: {'| :-- ' * (len(heads) - 1)}|",
+        *(rows or [NO_DISAGREEMENT]),
+        "",
+        f"How each was tested. {RULES}",
+        "",
+        *tests,
+    ]
+    if untested:
+        parts = [f"{', '.join(numbers)} ({why})" for why, numbers in untested.items()]
+        lines += ["", f"Not tested by these records: {'; '.join(parts)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _committed(plan: str) -> list[Record]:
+    """The committed records of a plan."""
+    return read_records(reference_dir(plan) / "records")
+
+
+def _second_model(records: list[Record]) -> tuple[str, dict[int, str]]:
+    """The model of the plan `second`, and by claim whether its committed runs point to it.
+
+    With the number; "–" for a claim that they do not test. ("", {}) if there are no such records,
+    or `records` are of that model.
+    """
+    others = _committed("second")
+    model = common_parameters(others).get("model")
+    if not others or model == common_parameters(records).get("model"):
+        return "", {}
+    pointers = defaultdict(lambda: "–")
+    for other in claim_verdicts(others):
+        if other.points in DIRECTIONS:
+            pointer = DIRECTIONS[other.points] + other.main_number
+            pointers[other.claim.number] = pointer
+    name, _, _ = full_name("model", model).partition(" (")
+    return name, pointers
+
+
+def write_claims(records: Records, folder: str | Path) -> list[Path]:
+    """Write claims.md, a section for each model, into the folder of the tables; return its path.
+
+    Raises FileError if the folder cannot be written.
+    """
+    texts = [claims_markdown(runs, Path(folder)) for runs in by_model(records).values()]
+    path = Path(folder) / "claims.md"
+    return [replace_file(path, "\n".join(texts))] if texts else []

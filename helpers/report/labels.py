@@ -1,9 +1,13 @@
-"""Names of methods, tasks, rows and columns, and the order in which tables show them."""
+"""What tables print: names of methods, tasks, rows and columns, numbers, and Markdown."""
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from numbers import Integral
+from typing import Any, NamedTuple
 
+import pandas as pd
+
+Parameters = Mapping[str, Any]  # of a run
 METHOD_NAMES = {
     "wanda": "Wanda",
     "sparsegpt": "SparseGPT",
@@ -46,19 +50,18 @@ def target_name(pattern: str, sparsity: float) -> str:
     return f"{100 * sparsity:.4g} %" if pattern == "unstructured" else pattern
 
 
-def method_name(parameters: Mapping[str, Any]) -> str:
+def method_name(parameters: Parameters) -> str:
     """The method of a run, with the recipe that its effort names: "admm-grad + recipe"."""
     method = parameters["method"]
-    match parameters.get("effort"):
-        case None | "":
-            return method
-        case "balanced":
-            return f"{method} + recipe"
-        case effort:
-            return f"{method} + {effort} recipe"
+    effort = parameters.get("effort")
+    if not effort:
+        return method
+    return (
+        f"{method} + recipe" if effort == "balanced" else f"{method} + {effort} recipe"
+    )
 
 
-def with_options(name: str, options: Mapping[str, Any]) -> str:
+def with_options(name: str, options: Parameters) -> str:
     """A name followed by its options: "admm-grad (iterations=50)"."""
     details = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     return f"{name} ({details})" if details else name
@@ -80,3 +83,64 @@ def column_key(column: str) -> tuple[float, ...]:
         kept, group = map(int, column.split(":"))
         return 2, group, kept
     return 1, float(column.split()[0])
+
+
+# ------------------------------------------------------------------ numbers and Markdown
+
+
+def format_number(value: float | str) -> str:
+    """Text and counts as they are, NaN as "–", else two decimals (1 to 100) or three digits."""
+    if isinstance(value, str):
+        return value
+    if pd.isna(value):
+        return "–"
+    if isinstance(value, Integral):
+        return f"{value:,}"
+    size = abs(value)
+    if 0 < size < 0.0995:
+        return f"{value:.3g}"
+    if 0 < size < 1:
+        return f"{value:.3f}"
+    if size < 100:
+        return f"{value:.2f}"
+    if size < 1000:
+        return f"{value:.1f}"
+    return f"{value:,.0f}" if size < 1e6 else f"{value:.1e}"
+
+
+def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
+    """The table in Markdown, with display names, numbers to the right, and "± spread" if any."""
+    cells = table.map(format_number)
+    if spread is not None:
+        spread = spread.reindex(cells.index)  # rows such as chance have none
+        cells += spread.map(_plus_minus)
+    width = len(table.columns)
+    rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * width]]
+    rows += cells.itertuples(name=None)
+    lines = [display_name(" | ".join(map(str, row))) for row in rows]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _plus_minus(half: float) -> str:
+    return "" if pd.isna(half) else f" ± {format_number(half)}"
+
+
+# a table, and what stands behind ± of its numbers
+WithSpread = tuple[pd.DataFrame, pd.DataFrame]
+
+
+class Table(NamedTuple):
+    """A table with a note in front of it; its frame is None where the records do not allow it.
+
+    `about` tells the tables of one name apart.
+    """
+
+    about: str
+    note: str
+    frame: pd.DataFrame | None
+    spread: pd.DataFrame | None = None
+
+    @property
+    def markdown(self) -> str:
+        """Note and table in Markdown."""
+        return f"{self.note}\n\n{to_markdown(self.frame, self.spread)}"

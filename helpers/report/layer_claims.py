@@ -5,8 +5,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from helpers.report.evidence import UNKNOWN, Claim, Evidence, untested
-from helpers.report.model_results import ENOUGH, ModelResults, cost_to_reach
+from helpers.report.evidence import (
+    ENOUGH,
+    UNKNOWN,
+    Claim,
+    Evidence,
+    ModelResults,
+    cost_to_reach,
+    untested,
+)
 
 # "on nearly all layers": the share of problems on which a claim must be true; up to MIDDLE it is
 # not true of nearly all, and what lies between decides nothing

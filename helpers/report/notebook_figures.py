@@ -84,17 +84,25 @@ def _kept_share(keep: Any) -> str:
     return f"{share:.0f} % of {' × '.join(map(str, keep.shape))}"
 
 
-def _draw_mask(ax: Axes, keep: Any, title: str) -> None:
+def _draw_mask(
+    ax: Axes,
+    mask: Any,
+    title: str,
+    colours: Sequence[str] = (PRUNED, KEPT),
+    aspect: str = "equal",
+    legend: Mapping[str, Any] | None = None,
+) -> None:
+    """Each entry of a mask in the colour of its number."""
     ax.imshow(
-        np.asarray(keep.cpu()),
-        cmap=ListedColormap([PRUNED, KEPT]),
+        np.asarray(mask.cpu()),
+        cmap=ListedColormap(colours),
         vmin=0,
-        vmax=1,
+        vmax=len(colours) - 1,
         interpolation="nearest",
-        aspect="equal",
+        aspect=aspect,
     )
     ax.grid(False)
-    set_up_axes(ax, title, xlabel="input", ylabel="output")
+    set_up_axes(ax, title, legend=legend, xlabel="input", ylabel="output")
 
 
 def solve_figure(
@@ -120,8 +128,8 @@ def solve_figure(
     left.plot(iterations, above_zero(errors), markersize=4, **line_style("ADMM"))
     draw_references(left, {name: v for name, v in references.items() if v > 0})
     if mask_steps:
-        steps = (0.5, mask_steps + 0.5)
-        left.axvspan(*steps, color="#EEEEEE", zorder=0, label="mask still changes")
+        look = {"color": "#EEEEEE", "label": "mask still changes"}
+        left.axvspan(0.5, mask_steps + 0.5, zorder=0, **look)
     set_up_axes(
         left,
         title,
@@ -135,8 +143,8 @@ def solve_figure(
     # the error of every output, the solve's worst first; three are named
     order = np.argsort(-np.asarray(after), kind="stable")
     ranks = range(1, len(order) + 1)
-    unsolved = above_zero(np.asarray(before)[order])
-    solved = above_zero(np.asarray(after)[order])
+    unsolved = above_zero(before)[order]
+    solved = above_zero(after)[order]
     middle.plot(ranks, unsolved, ".", color="#999999", markersize=3, label="no update")
     middle.plot(ranks, solved, color=ADMM[0], linewidth=2, label="after ADMM")
     set_up_axes(
@@ -158,8 +166,8 @@ def gradual_mask_figure(
     one_shot: Any,
     *,
     iteration: int,
-    group: int | None = None,
-    name: str = "",
+    group: int | None,
+    name: str,
 ) -> Figure:
     """One gradual solve at one of its iterations: sparsity, error, and the mask against one-shot's.
 
@@ -175,22 +183,22 @@ def gradual_mask_figure(
         width_ratios=[1, 1, 1.3],
     )
     percent = [100 * value for value in sparsity]
-    _draw_history(left, percent, iteration, "paper")
-    _draw_history(middle, errors, iteration, "ADMM")
-    title = f"{name}\niteration {iteration}: {percent[iteration - 1]:.1f} % pruned"
-    set_up_axes(
+    here = f"iteration {iteration}:"
+    _draw_history(
         left,
-        title.strip(),
-        whole=8,
-        xlabel="iteration",
+        percent,
+        iteration,
+        "paper",
+        title=f"{name}\n{here} {percent[iteration - 1]:.1f} % pruned".strip(),
         ylabel="sparsity of the mask (%)",
         ylim=(0, 100),
     )
-    set_up_axes(
+    _draw_history(
         middle,
-        f"iteration {iteration}: error {errors[iteration - 1]:.4f}",
-        whole=8,
-        xlabel="iteration",
+        errors,
+        iteration,
+        "ADMM",
+        title=f"{here} error {errors[iteration - 1]:.4f}",
         ylabel=RELATIVE_ERROR,
         ylim=(0, 1.08 * max(errors) or 1),
     )
@@ -198,11 +206,14 @@ def gradual_mask_figure(
     return figure
 
 
-def _draw_history(ax: Axes, values: Sequence[float], iteration: int, look: str) -> None:
+def _draw_history(
+    ax: Axes, values: Sequence[float], iteration: int, look: str, **labels: Any
+) -> None:
     """A number by iteration, with a line and a ring at one of them."""
     ax.plot(range(1, len(values) + 1), values, markersize=4, **line_style(look))
     ax.axvline(iteration, **CHOSEN)
     draw_ring(ax, iteration, values[iteration - 1])
+    set_up_axes(ax, whole=8, xlabel="iteration", **labels)
 
 
 def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> None:
@@ -216,22 +227,9 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
     rows, columns = 40, 60
     if group:  # few groups, each of which can be counted
         rows, columns = 16, 3 * max(8, group)
-    kinds = np.asarray((2 * keep.int() + one_shot.int()).cpu())  # as the colours
-    kinds = kinds[:rows, :columns]
-    ax.imshow(
-        kinds,
-        cmap=ListedColormap(list(colours.values())),
-        vmin=0,
-        vmax=3,
-        interpolation="nearest",
-        aspect="auto",
-    )
-    ax.grid(False)
-    if group:  # lines between groups of M along the input
-        outputs, inputs = kinds.shape
-        edges = np.arange(group - 0.5, inputs - 1, group)
-        ax.vlines(edges, -0.5, outputs - 0.5, color="black", linewidth=2)
+    kinds = (2 * keep.int() + one_shot.int())[:rows, :columns]  # as the colours
     moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
+    title = f"{moved:.1f} % of those kept are not one-shot's"
     legend = {
         "handles": [
             Patch(facecolor=colour, edgecolor="#999999", label=name)
@@ -242,8 +240,11 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
         "loc": "upper center",
         "bbox_to_anchor": (0.45, -0.16),
     }
-    title = f"{moved:.1f} % of those kept are not one-shot's"
-    set_up_axes(ax, title, legend=legend, xlabel="input", ylabel="output")
+    _draw_mask(ax, kinds, title, list(colours.values()), "auto", legend)
+    if group:  # lines between groups of M along the input
+        outputs, inputs = kinds.shape
+        edges = np.arange(group - 0.5, inputs - 1, group)
+        ax.vlines(edges, -0.5, outputs - 0.5, color="black", linewidth=2)
 
 
 def hidden_states_figure(
@@ -277,8 +278,9 @@ def hidden_states_figure(
         xlabel="position in the sequence",
         ylabel="norm of a token's stream",
     )
-    largest = line_style("", 1)
-    right.plot(table.max(axis=1), markersize=4, label="largest token", **largest)
+    right.plot(
+        table.max(axis=1), markersize=4, label="largest token", **line_style("", 1)
+    )
     right.plot(medians, markersize=4, label="median token", **line_style("", 0))
     right.axvline(block, **CHOSEN)
     ratio = here.max() / max(medians[block], 1e-30)

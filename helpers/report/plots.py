@@ -23,6 +23,7 @@ from helpers.report.style import (
     to_png,
 )
 
+Series = Mapping[str, Any]
 # an error at most so many times that of the optimum counts as having arrived
 NEAR = 1.01
 # a perplexity at most so many times the lowest is not told from it: seeds move both
@@ -104,7 +105,7 @@ def _perplexity_title(points: pd.DataFrame) -> str:
 # ------------------------------------------------------------------ series of 02 and 03
 
 
-def convergence_figure(series: Mapping[str, Any]) -> Figure:
+def convergence_figure(series: Series) -> Figure:
     """The relative error of a layer by iteration of ADMM on a fixed mask, a curve for each ρ.
 
     Series "convergence" of notebook 02: "iterations" [n], "error" {curve: [n]}, "references" {name:
@@ -143,7 +144,7 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def schedule_figure(series: Mapping[str, Any]) -> Figure:
+def schedule_figure(series: Series) -> Figure:
     """The sparsity of a mask at each iteration, and the error of each schedule by pattern.
 
     Series "schedule" of notebook 03: "sparsity" {schedule: [n]}, "ratio" {pattern: {schedule: ratio
@@ -190,6 +191,9 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
 # ------------------------------------------------------------------ all figures of a plan
 
 
+SERIES_FIGURES = {"convergence": convergence_figure, "schedule": schedule_figure}
+
+
 def all_figures(records: Records) -> dict[str, Figure]:
     """Every figure that the records allow, by file name without its ending.
 
@@ -202,14 +206,13 @@ def all_figures(records: Records) -> dict[str, Figure]:
         end = f"_{model.rpartition('/')[2].lower()}" if len(models) > 1 else ""
         if figure := perplexity_figure(runs):
             figures[f"perplexity{end}"] = figure
-        if series := _main_series(runs, "convergence"):
-            figures[f"convergence{end}"] = convergence_figure(series)
-        if series := _main_series(runs, "schedule"):
-            figures[f"schedule{end}"] = schedule_figure(series)
+        for name, draw in SERIES_FIGURES.items():
+            if series := _main_series(runs, name):
+                figures[f"{name}{end}"] = draw(series)
     return figures
 
 
-def _main_series(records: Records, name: str) -> Mapping[str, Any] | None:
+def _main_series(records: Records, name: str) -> Series | None:
     """The series of that name, of the record "default" if it has one, else of the first."""
     having = with_series(records, name)
     having.sort(key=lambda record: record.get("name") != "default")
@@ -218,10 +221,7 @@ def _main_series(records: Records, name: str) -> Mapping[str, Any] | None:
 
 def figure_alt(name: str) -> str:
     """The alternative text of a figure by its name in `all_figures`; "" for an unknown one."""
-    for kind, text in ALTERNATIVE_TEXTS.items():
-        if name.startswith(kind):
-            return text
-    return ""
+    return ALTERNATIVE_TEXTS.get(name.partition("_")[0], "")
 
 
 def write_figures(records: Records, folder: str | Path) -> list[Path]:

@@ -57,23 +57,23 @@ def ratio_table(records: Records) -> pd.DataFrame | None:
         # without another name of the method
         source=theirs["source"].str.replace(r" \(as .+\)$", "", regex=True),
     )
-    ours = perplexity_cells(records)["mean"].rename("value")
-    ours = ours.rename_axis(["method", "at"]).reset_index()
-    ours = ours.assign(model="here", source="here")
+    ours = perplexity_cells(records)["mean"].rename_axis(["method", "at"])
+    ours = ours.reset_index(name="value").assign(model="here", source="here")
     cells = pd.concat([ours, theirs], ignore_index=True)
-    numbers = cells.groupby(CELL, sort=False).ngroup()
-    for rival, ratio in zip(RIVALS, RATIOS, strict=True):
-        values = cells["value"].where(cells["method"] == rival)
-        rivals = values.groupby(numbers).transform("first")
-        cells[ratio] = (cells["value"] / rivals).where(cells["method"] != rival)
+    cells["group"] = cells.groupby(CELL, sort=False).ngroup()
+    for rival in RIVALS:
+        own = cells["method"] == rival
+        values = cells["value"].where(own)
+        rivals = values.groupby(cells["group"]).transform("first")
+        cells[f"/ {rival}"] = (cells["value"] / rivals).mask(own)
     cells["order"] = [
-        (column_key(cell.at), number, row_key(cell.method))
-        for cell, number in zip(cells.itertuples(), numbers, strict=True)
+        (column_key(cell.at), cell.group, row_key(cell.method))
+        for cell in cells.itertuples()
     ]
     cells = cells.query("method not in ['dense', 'magnitude', 'sparsegpt']")
     cells = cells.dropna(subset=RATIOS, how="all")
-    ours = cells.query("model == 'here'")
-    cells = cells[cells["at"].isin(ours["at"])]
+    here = cells.query("model == 'here'")["at"]
+    cells = cells[cells["at"].isin(here)]
     if cells.empty:
         return None
     table = cells.sort_values("order").set_index("at")

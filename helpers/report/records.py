@@ -28,8 +28,17 @@ from helpers.paths import replace_file, results_dir, root
 Record = Mapping[str, Any]
 Records = Iterable[Record]
 # the packages that can change a number
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval")
-PACKAGES += ("numpy", "pandas", "pruning-reproduction")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "lm-eval",
+    "numpy",
+    "pandas",
+    "pruning-reproduction",
+)
 # what decides a number; a change elsewhere in the tree does not make a record "dirty"
 SOURCES = ("helpers", "notebooks", "runs", "pyproject.toml", "constraints.txt")
 # notebook and name together are the name of a record's file, and must not lead to another folder
@@ -106,19 +115,18 @@ def record_id(record: Record) -> str:
     return f"{record['notebook']}--{record['name']}"
 
 
-def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
+def write_record(path: str | Path, record: Record) -> Path:
     """Write a record whole or not at all; "" puts it into results/scratch/records/.
 
     Raises FileError for a bad record and for a folder that cannot be written.
     """
     text = _to_json(check_record(_plain(record)))
-    if not os.fspath(path):
-        folder = results_dir("scratch") / "records"
-        path = folder / f"{record_id(record)}.json"
+    if path == "":
+        path = results_dir("scratch") / "records" / f"{record_id(record)}.json"
     return replace_file(path, text)
 
 
-def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_record(path: str | Path) -> dict[str, Any]:
     """The record in a file; FileError if it cannot be read, is not JSON or lacks a field."""
     path = Path(path)
     try:
@@ -133,7 +141,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     return check_record(record, str(path))
 
 
-def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_records(folder: str | Path) -> list[dict[str, Any]]:
     """All records of a folder, sorted by file name; none if the folder does not exist.
 
     Raises FileError if one of them cannot be used.
@@ -174,11 +182,10 @@ def check_type(name: str, value: Any, types: Collection[type]) -> None:
     wanted = " or ".join(
         sorted("None" if kind is NoneType else kind.__name__ for kind in types)
     )
-    # YAML 1.1 wants a point in a float; it reads 2:4 as 124, in base 60, and no as False
-    yaml = (
-        " (in YAML write 1.0e-3 for 1e-3, numbers without quotes, 2:4 and no in quotes)"
-    )
-    hint = yaml if str in {type(value), *types} else ""
+    hint = ""
+    if str in {type(value), *types}:
+        # YAML 1.1 wants a point in a float; it reads 2:4 as 124, in base 60, and no as False
+        hint = " (in YAML write 1.0e-3 for 1e-3, numbers without quotes, 2:4 and no in quotes)"
     raise BadParameter(
         f"{name} = {value!r} is of type {type(value).__name__}: give {wanted}{hint}"
     )
@@ -190,12 +197,12 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    return (
-        [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-    )
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
 
 
-def _to_json(record: Mapping[str, Any]) -> str:
+def _to_json(record: Record) -> str:
     """JSON with one field, and one layer, a line, so that a diff of two records can be read."""
     lines = []
     for key, value in record.items():
@@ -209,7 +216,7 @@ def _to_json(record: Mapping[str, Any]) -> str:
 
 def processor() -> str:
     """The kind of processor: its kernels decide the last bits, and so which weights are pruned."""
-    known: dict[str, str] = {}
+    known = {}
     with contextlib.suppress(OSError):  # there is such a file on Linux only
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         known = dict(re.findall(r"(?m)^(model name|cpu family|model)\s*: (.+)$", text))

@@ -7,13 +7,19 @@ its defaults is a variant, and is compared with the defaults in a table of its o
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import pandas as pd
 from scipy import stats
 
-from helpers.report.labels import column_key, method_name, target_name, with_options
+from helpers.report.labels import (
+    WithSpread,
+    column_key,
+    method_name,
+    target_name,
+    with_options,
+)
 from helpers.report.records import Record, Records
 
 PRUNE_NOTEBOOK = "04_prune_model"
@@ -23,17 +29,30 @@ SECONDS = ["forward_seconds", "solve_seconds", "prune_seconds", "evaluate_second
 NUMBERS = ["perplexity", *SECONDS]
 FLAGS = ["variant", "usual", "timed"]
 COLUMNS = [
-    *("record", "label", "target", "method"),
-    *("options", "seed", "machine", "memory"),
+    "record",
+    "label",
+    "target",
+    "method",
+    "options",
+    "seed",
+    "machine",
+    "memory",
     *FLAGS,
     *NUMBERS,
 ]
 # parameters that decide a run's row and column; the others are its setting
-CELL = (
-    *("method", "effort", "sparsity", "pattern", "options", "device"),
-    *("calibration_seed", "tasks", "limit"),
-)
-CALIBRATION = ("calibration", "sequences", "length")
+CELL = {
+    "method",
+    "effort",
+    "sparsity",
+    "pattern",
+    "options",
+    "device",
+    "calibration_seed",
+    "tasks",
+    "limit",
+}
+CALIBRATION = {"calibration", "sequences", "length"}
 # what a perplexity is measured on
 WINDOWS = ("evaluation", "windows", "window", "web_windows")
 # the embedded models and texts
@@ -58,23 +77,26 @@ def of_notebook(records: Records, notebook: str) -> list[Record]:
 
 def by_model(records: Records) -> dict[str, list[Record]]:
     """The records of each model, without those that have none."""
-    models: dict[str, list[Record]] = defaultdict(list)
+    models = defaultdict(list)
     for record in records:
         if "model" in record["parameters"]:
-            models[str(record["parameters"]["model"])].append(record)
+            models[record["parameters"]["model"]].append(record)
     return dict(models)
 
 
-def by_windows(records: Records) -> list[list[Record]]:
-    """The records of each set of evaluation windows, the largest group first.
+def by_windows(records: Records) -> dict[str, list[Record]]:
+    """The records of each set of evaluation windows, the largest group, named "", first.
 
-    Perplexities on different windows cannot be compared.
+    The others are "other windows 1" and so on: perplexities on different windows cannot be
+    compared.
     """
-    groups: dict[tuple, list[Record]] = defaultdict(list)
+    groups = defaultdict(list)
     for record in records:
         windows = tuple(record["parameters"].get(name) for name in WINDOWS)
         groups[windows].append(record)
-    return sorted(groups.values(), key=len, reverse=True)
+    names = ["", *(f"other windows {number}" for number in range(1, len(groups)))]
+    by_size = sorted(groups.values(), key=len, reverse=True)
+    return dict(zip(names, by_size, strict=False))
 
 
 def with_series(records: Records, name: str) -> list[Record]:
@@ -95,7 +117,7 @@ def series_table(records: Records, name: str) -> pd.DataFrame:
 
 def common_parameters(records: Records) -> dict[str, Any]:
     """The most frequent value of each parameter that is part of the setting."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    counts = defaultdict(Counter)
     for record in records:
         for key, value in record["parameters"].items():
             if key not in CELL:
@@ -137,7 +159,7 @@ def setting_sentences(records: Records) -> str:
 def runs_table(
     records: Records,
     notebook: str = PRUNE_NOTEBOOK,
-    cell: Sequence[str] = CELL,
+    cell: Set[str] = CELL,
 ) -> pd.DataFrame:
     """The runs of a notebook that prunes or scores, one row each, in the order of the records.
 
@@ -150,8 +172,8 @@ def runs_table(
     """
     runs = of_notebook(records, notebook)
     common = common_parameters(runs)
-    without_options = [run for run in runs if not run["parameters"].get("options")]
-    plain = {method_name(run["parameters"]) for run in without_options}
+    parameters = [run["parameters"] for run in runs]
+    plain = {method_name(each) for each in parameters if not each.get("options")}
     rows = []
     for run in runs:
         parameters = run["parameters"]
@@ -161,9 +183,9 @@ def runs_table(
         if method != "dense":
             pattern = parameters.get("pattern", "unstructured")
             target = target_name(pattern, parameters["sparsity"])
-        setting = parameters.keys() - set(cell)
+        setting = parameters.keys() - cell
         if "calibration" not in (run.get("data") or {}):
-            setting -= set(CALIBRATION)  # it read no calibration text
+            setting -= CALIBRATION  # it read no calibration text
         differing = {
             key: parameters[key] for key in setting if parameters[key] != common[key]
         }
@@ -183,8 +205,7 @@ def runs_table(
         }
         rows.append(metrics | row)
     table = pd.DataFrame(rows)
-    missing = [name for name in COLUMNS if name not in table]
-    table = table.reindex(columns=[*table, *missing])
+    table = table.reindex(columns=table.columns.union(COLUMNS, sort=False))
     types = dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float)
     return table.astype(types)
 
@@ -200,8 +221,8 @@ def perplexity_cells(records: Records) -> pd.DataFrame:
     Without variants.
     """
     groups = by_windows(of_notebook(records, PRUNE_NOTEBOOK))
-    most = groups[0] if groups else []
-    return over_seeds(runs_table(most).query("not variant"), "label", "perplexity")
+    runs = runs_table(groups.get("", []))
+    return over_seeds(runs.query("not variant"), "label", "perplexity")
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -228,12 +249,8 @@ def over_seeds(runs: pd.DataFrame, row: str, number: str) -> pd.DataFrame:
     )
 
 
-def by_target(
-    cells: pd.DataFrame, rows: Sequence[str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def by_target(cells: pd.DataFrame, rows: Sequence[str]) -> WithSpread:
     """The means of `over_seeds` and their half intervals, with a column for each target."""
     columns = sorted(cells.index.unique("target"), key=column_key)
-    wide = cells.unstack("target").reindex(index=rows)
-    means = wide["mean"][columns].rename_axis(columns=None)
-    halves = wide["half"][columns].rename_axis(columns=None)
-    return means, halves
+    wide = cells.unstack("target").reindex(rows).rename_axis(columns=[None, None])
+    return wide["mean"][columns], wide["half"][columns]

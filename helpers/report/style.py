@@ -211,5 +211,13 @@ def draw_references(ax: Axes, references: Mapping[str, float]) -> None:
 
 def draw_ring(ax: Axes, x: float, y: float, label: str | None = None) -> None:
     """Ring one point of a line."""
-    look = {"color": "none", "markeredgecolor": "black", "markeredgewidth": 1.6}
-    ax.plot([x], [y], "o", markersize=12, label=label, **look)
+    ax.plot(
+        [x],
+        [y],
+        "o",
+        markersize=12,
+        color="none",
+        markeredgecolor="black",
+        markeredgewidth=1.6,
+        label=label,
+    )

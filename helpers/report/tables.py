@@ -5,33 +5,41 @@ A cell is the mean over seeds; `helpers.report.runs_table` says which records sh
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from helpers.data.tasks import TASK_TABLE, paired_difference
 from helpers.paths import replace_file
 from helpers.report.beyond import beyond_tables
-from helpers.report.labels import row_key
-from helpers.report.layer_tables import layer_tables
-from helpers.report.markdown import Table
+from helpers.report.labels import (
+    TASK_NAMES,
+    Table,
+    WithSpread,
+    column_key,
+    row_key,
+    target_name,
+)
 from helpers.report.published import RATIO_CAPTION, ratio_table
 from helpers.report.records import Records
 from helpers.report.runs_table import (
     PRUNE_NOTEBOOK,
     SECONDS,
+    ZERO_SHOT_NOTEBOOK,
     by_model,
     by_target,
     by_windows,
     confidence_interval,
+    model_sentence,
     of_notebook,
     perplexity_cells,
     runs_table,
+    series_table,
     setting_sentences,
 )
-from helpers.report.zero_shot_tables import zero_shot_tables
 
 # ------------------------------------------------------------------ the pruning notebook
 
@@ -41,7 +49,7 @@ PERPLEXITY_CAPTION = (
 )
 
 
-def perplexity_table(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
+def perplexity_table(records: Records) -> WithSpread:
     """Perplexity, methods by sparsity and pattern, and half of its confidence interval.
 
     The dense model has the same number in every column. NaN: no run, or the interval of one seed.
@@ -50,7 +58,7 @@ def perplexity_table(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
     cells = perplexity_cells(records)
     means, halves = by_target(cells, sorted(cells.index.unique("label"), key=row_key))
     dense = means.pop("dense") if "dense" in means else math.nan
-    if not len(means.columns):
+    if means.empty:
         means = means.reindex(columns=["0 %"])  # nothing but the dense model was run
     means = means.apply(lambda column: column.fillna(dense)).rename_axis("method")
     return means, halves.reindex(columns=means.columns)
@@ -118,12 +126,11 @@ def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
     runs = of_notebook(records, PRUNE_NOTEBOOK)
     if not runs:
         return
-    for number, group in enumerate(by_windows(runs)):
+    for about, group in by_windows(runs).items():
         table, spread = perplexity_table(group)
         note = f"{setting_sentences(group)} {PERPLEXITY_CAPTION}"
         if "dense" not in table.index:
             note += " The dense model was not run on these."
-        about = f"other windows {number}" if number else ""
         yield "perplexity", Table(about, note, table, spread)
     setting = setting_sentences(runs)
     devices = "; ".join(sorted({run["device"] for run in runs}))
@@ -134,6 +141,282 @@ def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
     yield "published_ratios", Table("", f"{setting} {RATIO_CAPTION}", ratio_table(runs))
 
 
+# ------------------------------------------------------------------ the zero-shot notebook
+
+ACCURACIES = ["acc", "acc_stderr", "acc_norm", "acc_norm_stderr"]
+
+
+def answer_table(records: Records) -> pd.DataFrame:
+    """The answers of the zero-shot runs, a row for each model, seed and task.
+
+    Columns: model, its row in the tables; seed, 0 for the dense model; task, by the paper's name;
+    items; right, whether the answer to each was; ACCURACIES; harness, lm-eval's version. In the
+    order of the methods and of the paper's tasks; of several runs the one with most items counts.
+    """
+    key = ["model", "seed", "task"]
+    rows = []
+    for run in runs_table(records, ZERO_SHOT_NOTEBOOK).itertuples():
+        is_dense = run.target == "dense"
+        for task, score in run.record["series"]["zero_shot"].items():
+            row = {
+                "label": run.label,
+                "model": run.label if is_dense else f"{run.label}, {run.target}",
+                "seed": 0 if is_dense else run.seed,
+                "task": TASK_NAMES[task],
+                "items": tuple(score["items"]),
+                "right": score["acc"],
+                "harness": run.record["versions"]["lm-eval"],
+            }
+            for name in ACCURACIES:
+                row[name] = getattr(run, f"{task}_{name}", math.nan)
+            rows.append(row)
+    # of several runs the one with most items is the last
+    rows.sort(
+        key=lambda row: (
+            row_key(row["label"]),
+            row["model"],
+            row["seed"],
+            len(row["items"]),
+        )
+    )
+    columns = [*key, "items", "right", "harness", *ACCURACIES]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.drop_duplicates(key, keep="last", ignore_index=True)
+
+
+def paired_differences(records: Records) -> pd.DataFrame:
+    """Differences in acc between each two models on the same items of a task, with the same seed.
+
+    Columns: pair ("second − first"), seed, task, difference, and its standard error.
+    """
+    answers = answer_table(records).reset_index()
+    pairs = answers.merge(answers, on=["task", "items"], suffixes=("_1", "_2"))
+    # the dense model, which comes first, is paired with every seed
+    pairs = pairs.query(
+        "index_1 < index_2 and model_1 != model_2"
+        " and (seed_1 == seed_2 or model_1 == 'dense')"
+    )
+    pairs = pairs.sort_values(["index_1", "index_2"])
+    rows = map(paired_difference, pairs["right_2"], pairs["right_1"])
+    table = pd.DataFrame(list(rows), pairs.index, ["difference", "error"])
+    table["pair"] = pairs["model_2"] + " − " + pairs["model_1"]
+    return table.join(pairs["task"]).join(pairs["seed_2"].rename("seed"))
+
+
+def _by_task(rows: pd.DataFrame, row: str, value: str, error: str) -> WithSpread:
+    """Values and standard errors by row and task, with their mean over tasks in the last column.
+
+    All seeds have the same items, so the error from the items does not shrink: it is their mean.
+    Tasks are taken as independent.
+    """
+    rows = rows.dropna(subset=value)
+    means = rows.groupby([row, "task"], sort=False)[[value, error]].mean()
+    wide = means.astype(float).unstack().reindex(rows[row].unique())
+    wide = wide.rename_axis(columns=[None, None])
+    tasks = [name for name in TASK_NAMES.values() if name in wide[value]]
+    values = wide[value][tasks]
+    errors = wide[error][tasks]
+    counts = values.count(axis=1)
+    values["mean"] = values.mean(axis=1)
+    errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / counts
+    return values, errors
+
+
+def accuracy_table(records: Records, metric: str = "acc") -> WithSpread | None:
+    """Accuracy and its standard error, in the paper's columns with a mean; None without records.
+
+    A row is the mean over seeds of the calibration text. `metric` is "acc" or, for tasks that have
+    it, "acc_norm" (normalised by the answers' length).
+    """
+    answers = answer_table(records)
+    if answers[metric].isna().all():
+        return None
+    values, errors = _by_task(answers, "model", metric, f"{metric}_stderr")
+    # a mean over fewer tasks than the other rows have could not be compared with theirs
+    incomplete = values.isna().any(axis=1)
+    for numbers in (values, errors):
+        numbers.loc[incomplete, "mean"] = math.nan
+    return values, errors
+
+
+PAIRED_CAPTION = (
+    "Paired differences in accuracy on the same items. ± is one standard error over items here; "
+    "bold where they exceed two, which one in twenty would by chance. Means are over the tasks of "
+    "a row."
+)
+
+
+def paired_table(records: Records) -> pd.DataFrame | None:
+    """`paired_differences` as text, "difference ± standard error", means over seeds.
+
+    None without a pair.
+    """
+    pairs = paired_differences(records)
+    if pairs.empty:
+        return None
+    values, errors = _by_task(pairs, "pair", "difference", "error")
+    texts = values.map("{:+.3f}".format) + " ± " + errors.map("{:.3f}".format)
+    texts = texts.mask(values.abs() > 2 * errors, "**" + texts + "**")
+    return texts.where(values.notna()).rename_axis("difference")
+
+
+def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """The row of what guessing scores on each task of an accuracy table, and the mean."""
+    known = {name: TASK_TABLE[task].chance for task, name in TASK_NAMES.items()}
+    chance = pd.Series(known, accuracy.columns, name="chance")
+    return chance.fillna(chance.mean()).to_frame().T
+
+
+def _items_note(records: Records) -> str:
+    """How many items each task has, whether the same for every model, and by which harness."""
+    answers = answer_table(records)
+    sizes = answers["items"].map(len)
+    amount = str(min(sizes))
+    if min(sizes) < max(sizes):
+        amount += f" to {max(sizes)}"
+    same = "the same"
+    if (answers.groupby("task")["items"].nunique() > 1).any():
+        same = "not the same"
+    harness = ", ".join(sorted(set(answers["harness"])))
+    return f"{amount} items a task, {same} for every model; lm-eval {harness}."
+
+
+def zero_shot_tables(records: Records) -> Iterator[tuple[str, Table]]:
+    """The tables of the zero-shot notebook, by name, of the records of one model."""
+    model = model_sentence(records)
+    for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
+        accuracies = accuracy_table(records, metric)
+        if accuracies:
+            table, errors = accuracies
+            table = pd.concat([chance_accuracy(table), table]).rename_axis("model")
+            note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(records)}"
+            yield "zero_shot", Table(metric, note, table, errors)
+    note = f"{model} {PAIRED_CAPTION}"
+    yield "zero_shot", Table("paired", note, paired_table(records))
+
+
+# ------------------------------------------------------------------ the layer studies
+
+SOLVERS = {
+    "none": "no update",
+    "sparsegpt": "SparseGPT",
+    "sgd": "SGD",
+    "adam": "Adam",
+    "cg": "conjugate gradients",
+    "admm": "ADMM",
+    "exact": "exact optimum",
+}
+DAMPING = 0.1  # ADMM's default
+DEFAULT_MASK = "default"
+
+UPDATE_CAPTION = (
+    "Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix). A problem "
+    "is a layer at a sparsity. Excess: the damped objective over its exact optimum. Adam and SGD "
+    "count with the rate that is best for a problem after so many iterations, and only its own "
+    "seconds count."
+)
+
+
+def update_table(records: Records) -> pd.DataFrame | None:
+    """Errors and seconds of each solver, means over problems; None without the series "update".
+
+    ADMM with other settings than its defaults has a row after 20 iterations only.
+    """
+    rows = series_table(records, "update")
+    if rows.empty:
+        return None
+    rows = rows.query(
+        "solver != 'admm' or iterations == 20"
+        " or (rho == 1 and precondition == True and damping == @DAMPING)"
+    ).copy()
+    # None where a solver has no such setting
+    settings = ["precondition", "damping", "rho", "iterations"]
+    rows["rank"] = rows["solver"].map(list(SOLVERS).index)
+    rows[settings] = rows[settings].astype(float)
+    problems = rows.groupby(["rank", *settings, "record", "sparsity"], dropna=False)
+    best = rows.loc[problems["excess"].idxmin().sort_index()]
+    # the excess is of the damped objective: it says nothing of solvers of another one
+    own = best.eval("solver == 'none' or damping == @DAMPING")
+    best["excess"] = 100 * best["excess"].where(own)
+    groups = best.groupby(["rank", "solver", *settings], dropna=False)
+    table = groups[["error", "heldout", "excess", "seconds"]].mean()
+    table.insert(0, "problems", groups.size())
+    table.insert(4, "excess, worst (%)", groups["excess"].max())
+    table = table.rename(columns={"heldout": "held-out", "excess": "excess, mean (%)"})
+    iterations = table.index.get_level_values("iterations").astype("Int64")
+    table.insert(0, "iterations", iterations)
+    labels = [_update_label(*key[1:-1]) for key in table.index]
+    return table.set_axis(labels).rename_axis("update")
+
+
+def _update_label(solver: str, precondition: float, damping: float, rho: float) -> str:
+    """The name of a solver with the settings that are not its defaults; NaN is no setting."""
+    details = []
+    if solver == "admm":
+        details.append(f"ρ = {rho:g}")
+    if solver in ("adam", "sgd"):
+        details.append("best rate")
+    if precondition == 1 and solver not in ("admm", "cg"):
+        details.append("preconditioned")
+    if precondition == 0 and solver in ("admm", "cg"):
+        details.append("not preconditioned")
+    if solver != "sparsegpt" and damping >= 0 and damping != DAMPING:
+        details.append(f"damping {damping:g}")
+    name = SOLVERS[solver]
+    return f"{name} ({', '.join(details)})" if details else name
+
+
+MASK_CAPTION = (
+    "What mask steps, schedule and budget change: relative error, % of the default's on the same "
+    "layer (geometric mean over layers)."
+)
+
+
+def mask_table(records: Records, text: str = "error") -> pd.DataFrame | None:
+    """The error of each rule for the mask, in percent of the default's on the same layer.
+
+    A geometric mean over layers, on calibration text ("error") or on held-out text ("heldout").
+    None without the series "ablation".
+    """
+    rules = series_table(records, "ablation")
+    if rules.empty:
+        return None
+    rules["target"] = list(map(target_name, rules["pattern"], rules["sparsity"]))
+    rules["rule"] = list(
+        map(_mask_label, rules["mask_steps"], rules["schedule"], rules["budget"])
+    )
+    problem = ["record", "block", "layer", "target"]
+    errors = rules.pivot_table(text, problem, "rule")
+    logs = np.log(errors.div(errors[DEFAULT_MASK], axis=0))
+    table = 100 * np.exp(logs.groupby(level="target").mean()).T
+    columns = sorted(table.columns, key=column_key)
+    return table.loc[rules["rule"].unique(), columns].rename_axis("mask")
+
+
+def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
+    """The name of a rule for the mask: what is not the default."""
+    details = []
+    if mask_steps == 0:
+        details.append("one-shot mask (no steps)")
+    elif mask_steps != 15:
+        details.append(f"{mask_steps} mask steps")
+    if schedule != "paper":
+        details.append(f"{schedule} schedule")
+    if budget != "matrix":
+        details.append(f"budget per {budget}")
+    return ", ".join(details) or DEFAULT_MASK
+
+
+def layer_tables(records: Records) -> Iterator[tuple[str, Table]]:
+    """The tables of the layer studies, by name, of the records of one model."""
+    model = model_sentence(records)
+    note = f"{model} {UPDATE_CAPTION}"
+    yield "weight_update", Table("", note, update_table(records))
+    for text, column in ("calibration", "error"), ("held-out", "heldout"):
+        note = f"{model} On {text} text. {MASK_CAPTION}"
+        yield "mask", Table(text, note, mask_table(records, column))
+
+
 # ------------------------------------------------------------------ all tables of a plan
 
 
@@ -142,7 +425,7 @@ def all_tables(records: Records) -> dict[str, list[Table]]:
 
     `all_tables(records)["perplexity"][0].frame` is a DataFrame.
     """
-    tables: dict[str, list[Table]] = defaultdict(list)
+    tables = defaultdict(list)
     for model, runs in by_model(records).items():
         for kind in (pruning_tables, zero_shot_tables, layer_tables, beyond_tables):
             for name, table in kind(runs):
@@ -158,7 +441,7 @@ def perplexity_markdown(records: Records) -> str:
     return "\n".join(table.markdown for table in tables)
 
 
-def write_tables(records: Records, folder: str | os.PathLike[str]) -> list[Path]:
+def write_tables(records: Records, folder: str | Path) -> list[Path]:
     """Write every table of `all_tables` as NAME.md and return the paths.
 
     Raises FileError if the folder cannot be written.

@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from helpers.report.markdown import format_number
+from helpers.report.labels import format_number
 from helpers.report.records import Record, Records, record_id
 from helpers.report.runs_table import processor_of
 from helpers.report.tables import all_tables
@@ -112,14 +112,14 @@ def judge(records: Records, reference: Records, plan: Records) -> Verdict:
     here = {record_id(record): record for record in records}
     committed = {record_id(record): record for record in reference}
     plan = list(plan)
-    comparisons, machines = [], {}
+    comparisons = []
+    machines = {}
     for name, expected in committed.items():
         run = f"{expected['notebook']} {expected['name']}"
+        parts = [("record", "missing", "", None, "", False)]
         if name in here:
             machines[run] = machine_differences(here[name], expected)
             parts = _compare(here[name], expected, plan, same=not machines[run])
-        else:
-            parts = [("record", "missing", "", None, "", False)]
         comparisons += [Comparison(run, *part) for part in parts]
     apart = {item.run for item in comparisons if not item.within}
     return Verdict(
@@ -132,9 +132,7 @@ def judge(records: Records, reference: Records, plan: Records) -> Verdict:
     )
 
 
-def same_run(
-    record: Record, reference: Record, defaults: Mapping[str, Any] | None = None
-) -> bool:
+def same_run(record: Record, reference: Record, defaults: Mapping[str, Any]) -> bool:
     """Whether two records have the same notebook and parameters; the device may differ.
 
     A parameter that the notebook has gained since the reference was made counts there with the
@@ -142,7 +140,7 @@ def same_run(
     """
     here = _parameters(record)
     there = _parameters(reference)
-    gained = {key: value for key, value in (defaults or {}).items() if key in here}
+    gained = {key: value for key, value in defaults.items() if key in here}
     return record["notebook"] == reference["notebook"] and here == gained | there
 
 
@@ -155,8 +153,8 @@ def machine_differences(record: Record, reference: Record) -> list[str]:
     differences = []
     there = _machine(reference)
     for key, here in _machine(record).items():
-        unknown = not (here and there[key])
-        if key == "processor" if unknown else here != there[key]:
+        known = here and there[key]
+        if here != there[key] if known else key == "processor":
             differences.append(
                 f"{key} {here or 'unknown'} here, {there[key] or 'unknown'} there"
             )
@@ -229,10 +227,10 @@ def _dense_perplexity(
     for name in (f"{text}_dense", "perplexity_dense"):
         if name in reference["metrics"]:
             return reference["metrics"][name]["value"]
-    measured_on = [reference["parameters"].get(name) for name in MEASURED_ON]
+    ours = reference["parameters"]
     for record in plan:
         parameters = record["parameters"]
-        alike = [parameters.get(name) for name in MEASURED_ON] == measured_on
+        alike = all(parameters.get(name) == ours.get(name) for name in MEASURED_ON)
         if alike and parameters.get("method") == "dense" and text in record["metrics"]:
             return record["metrics"][text]["value"]
     return None
@@ -244,7 +242,7 @@ def _parameters(record: Record) -> dict[str, Any]:
     return {key: value for key, value in parameters if key != "device"}
 
 
-def _series(record: Record) -> Mapping[str, Any]:
+def _series(record: Record) -> Mapping:
     return record.get("series") or {}
 
 
@@ -305,9 +303,8 @@ def _tolerance(
 
 
 def _tokens(record: Record, reference: Record) -> Iterator[Part]:
-    there = reference.get("data") or {}
     here = record.get("data") or {}
-    for text, identity in there.items():
+    for text, identity in (reference.get("data") or {}).items():
         if isinstance(identity, Mapping) and "tokens" in identity:
             tokens = (here.get(text) or {}).get("tokens", "missing")
             expected = identity["tokens"]
@@ -315,16 +312,16 @@ def _tokens(record: Record, reference: Record) -> Iterator[Part]:
 
 
 def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
-    here = {}
-    for layer in record.get("layers") or ():
-        here[layer["block"], layer["name"]] = layer
+    here = {
+        (layer["block"], layer["name"]): layer for layer in record.get("layers") or ()
+    }
     parameters = reference["parameters"]
     bounds = LAYERS
     if parameters.get("allocation") or parameters.get("effort"):
         bounds = GUIDED
     if same:
         bounds = {0: SAME}
-    groups = defaultdict(list)
+    groups = defaultdict(list)  # of differences, by the block where their bound begins
     masks = []
     for layer in reference.get("layers") or ():
         ours = here.get((layer["block"], layer["name"]), {})
@@ -334,9 +331,9 @@ def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
             groups[first].append(apart)
         if layer.get("mask"):
             masks.append(ours.get("mask") != layer["mask"])
-    for first in sorted(groups):
+    for first, apart in sorted(groups.items()):
         what = f"layer error, furthest from block {first}"
-        furthest = 1 + max(groups[first], key=abs)
+        furthest = 1 + max(apart, key=abs)
         yield _number(what, furthest, 1.0, bounds[first], "bound", same)
     if groups and not same:
         median = 1 + statistics.median(chain(*groups.values()))
@@ -348,13 +345,13 @@ def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
 def _rows(record: Record, reference: Record) -> Iterator[Part]:
     """The numbers and texts in the rows that tables are made of."""
     here = _row_values(record)
-    there = _row_values(reference)
+    there = _row_values(reference).items()
     if there:
-        differing = [_differ(here.get(key), there[key]) for key in there]
+        differing = [_differ(here.get(key), value) for key, value in there]
         yield _count("numbers in series", differing)
 
 
-def _row_values(record: Record) -> dict[tuple[str, int, str], Any]:
+def _row_values(record: Record) -> dict[tuple, Any]:
     """The values of those rows, without seconds, by series, row and column."""
     values = {}
     for name in ROWS:
@@ -371,10 +368,11 @@ def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
     On the same kind of machine also whether the choice by length-normalised likelihood was right.
     """
     here = _answers_by_item(record, same)
-    differing = []
-    for item, known in _answers_by_item(reference, same).items():
-        ours = here.get(item, {})
-        differing.append(any(ours.get(kind) != known[kind] for kind in known))
+    there = _answers_by_item(reference, same).items()
+    # an item that is not there differs, and so does one of which less is known
+    differing = [
+        not known.items() <= here.get(item, {}).items() for item, known in there
+    ]
     most = 0
     if not same:
         turned = TURNED_BLIND if _blind(reference) else TURNED
@@ -385,7 +383,7 @@ def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
 
 def _answers_by_item(
     record: Record, normalised: bool
-) -> dict[tuple[str, int], dict[str, Any]]:
+) -> dict[tuple[str, int], Mapping]:
     """What is known of the answer to each item of each task."""
     found = {}
     for task, score in _series(record).get("zero_shot", {}).items():

@@ -20,7 +20,7 @@ def verdict_line(verdict: Verdict) -> str:
     known = [item.apart for item in verdict.comparisons if item.apart is not None]
     if known:
         text += f", differences at most {100 * max(map(abs, known)):.2f} %"
-    others = [differences for differences in verdict.machines.values() if differences]
+    others = list(filter(None, verdict.machines.values()))
     reasons = "; ".join(dict.fromkeys(chain(*others)))
     if not verdict.machines:
         return text
