@@ -37,8 +37,8 @@ from helpers.paths import (
     root,
 )
 from helpers.report import read_records
+from helpers.report.record_comparison import COMPUTING, NOT_JUDGED
 from helpers.report.records import SOURCES, processor
-from helpers.report.verdict import COMPUTING, NOT_JUDGED
 from helpers.runner.fingerprint import (
     equal_hashes,
     proofs_path,

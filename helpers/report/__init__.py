@@ -43,7 +43,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "to_png",
         ),
         "tables": ("all_tables", "perplexity_markdown", "write_tables"),
-        "verdict": ("judge", "printed_differences", "same_run"),
-        "verdict_text": ("comparison_lines", "verdict_line"),
+        "record_comparison": ("judge", "printed_differences", "same_run"),
+        "comparison_text": ("comparison_lines", "verdict_line"),
     },
 )

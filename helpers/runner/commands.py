@@ -59,7 +59,7 @@ def write_verdict(plan: str, only: str = "*") -> Any:
     """Compare the current records on this machine with the committed ones of the same runs.
 
     Prints the verdict and what differs, writes every comparison to results/<plan>/verdict.txt, and
-    returns the `helpers.report.verdict.Verdict`.
+    returns the `helpers.report.record_comparison.Verdict`.
     """
     runs = without_tables(read_plan(plan, only))
     verdict = report.judge(

@@ -10,8 +10,7 @@ from handmade import metric, update_row
 
 from helpers.paths import reference_dir
 from helpers.report import comparison_lines, judge, printed_differences, verdict_line
-from helpers.report.records import read_records
-from helpers.report.verdict import (
+from helpers.report.record_comparison import (
     CEILING,
     FLOOR,
     MEDIAN,
@@ -23,6 +22,7 @@ from helpers.report.verdict import (
     most_turned,
     tolerance_of,
 )
+from helpers.report.records import read_records
 
 Record = dict[str, Any]
 ONE = {"platform": {"processor": "one"}}

@@ -5,7 +5,7 @@ from itertools import chain
 
 import pandas as pd
 
-from helpers.report.verdict import Comparison, Verdict
+from helpers.report.record_comparison import Comparison, Verdict
 
 
 def verdict_line(verdict: Verdict) -> str:
