@@ -23,16 +23,16 @@ MODEL = ("[!_]*.py", "fast/*.py", "beyond/*.py")
 # what each benchmark times, as files of helpers/
 TIMED = {
     "solver": (
-        *(
-            "admm.py",
-            "device.py",
-            "gram.py",
-            "layer.py",
-            "masks.py",
-            "methods.py",
-            "registry.py",
-        ),
-        *("fast/fused.py", "fast/selection.py"),
+        "admm.py",
+        "device.py",
+        "gram.py",
+        "layer.py",
+        "masks.py",
+        "methods.py",
+        "registry.py",
+        "tensors.py",
+        "fast/fused.py",
+        "fast/selection.py",
     ),
     "model": MODEL,
     "passes": MODEL,
