@@ -80,6 +80,7 @@ def test_a_run_is_reproduced_within_its_tolerance():
     broken = run(0.0) | {"metrics": {"perplexity": metric(0.0), "new": metric(1.0)}}
     found = one(run(1.0), broken)
     assert found.reproduced == 0
+    assert comparison_lines([]) == []
     assert "inf" not in "".join(comparison_lines(found.comparisons))
 
 

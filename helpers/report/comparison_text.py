@@ -34,6 +34,8 @@ def verdict_line(verdict: Verdict) -> str:
 def comparison_lines(comparisons: Iterable[Comparison]) -> list[str]:
     """The comparisons as aligned lines with a heading; the last column marks what is apart."""
     comparisons = list(comparisons)
+    if not comparisons:
+        return []
     table = pd.DataFrame(comparisons, columns=Comparison._fields)
     table = table.drop(columns=["within", "close"])
     table["apart"] = [_percent(item.apart) for item in comparisons]
