@@ -4,6 +4,8 @@ The modules in this folder, in data/, fast/ and beyond/ decide the numbers; the 
 (wings) do not. Public names are loaded on first use, so that importing the package costs nothing.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module

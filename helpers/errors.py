@@ -3,6 +3,8 @@
 All derive from `HelpersError`, which separates "the user must change something" from a bug.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 
 

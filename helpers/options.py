@@ -4,6 +4,8 @@ An annotation such as `rho: Positive = 1.0` says what values an option may have;
 reads it. The checks return the value or raise BadParameter with what is allowed.
 """
 
+from __future__ import annotations
+
 import difflib
 import functools
 import inspect

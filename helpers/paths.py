@@ -4,6 +4,8 @@ Three environment variables move things: `PRUNING_CACHE` (downloads), `PRUNING_R
 (what runs write) and `PRUNING_RUNS` (run files). They are read at each call, not at import.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import os
