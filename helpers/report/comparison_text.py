@@ -38,13 +38,12 @@ def comparison_lines(comparisons: Iterable[Comparison]) -> list[str]:
         return []
     table = pd.DataFrame(comparisons, columns=Comparison._fields)
     table = table.drop(columns=["within", "close"])
-    table["apart"] = [_percent(item.apart) for item in comparisons]
+    table["apart"] = [
+        "" if item.apart is None else f"{100 * item.apart:+.2f} %"
+        for item in comparisons
+    ]
     table[""] = [_mark(item) for item in comparisons]
     return table.to_string(index=False, float_format="{:.5g}".format).splitlines()
-
-
-def _percent(apart: float | None) -> str:
-    return "" if apart is None else f"{100 * apart:+.2f} %"
 
 
 def _mark(comparison: Comparison) -> str:

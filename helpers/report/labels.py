@@ -113,16 +113,14 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
     cells = table.map(format_number)
     if spread is not None:
         spread = spread.reindex(cells.index)  # rows such as chance have none
-        cells += spread.map(_plus_minus)
+        cells += spread.map(
+            lambda half: "" if pd.isna(half) else f" ± {format_number(half)}"
+        )
     width = len(table.columns)
     rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * width]]
     rows += cells.itertuples(name=None)
     lines = [display_name(" | ".join(map(str, row))) for row in rows]
     return "".join(f"| {line} |\n" for line in lines)
-
-
-def _plus_minus(half: float) -> str:
-    return "" if pd.isna(half) else f" ± {format_number(half)}"
 
 
 # a table, and what stands behind ± of its numbers
