@@ -10,6 +10,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
 LAB_ARGS ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -25,7 +26,7 @@ $(error this needs Linux, macOS or WSL: on Windows, install WSL and run it there
 endif
 
 # make takes any variable, so that plan=smoke would run the plan laptop without a word
-KNOWN := PLAN JOBS ONLY STALE BENCH SCHEDULER FROM PYTHON PIP_ARGS VENV LAB_ARGS NAME UI_FULL CHROMIUM
+KNOWN := PLAN JOBS ONLY STALE BENCH SCHEDULER FROM PYTHON PIP_ARGS TORCH_INDEX VENV LAB_ARGS NAME UI_FULL CHROMIUM
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 UNKNOWN := $(firstword $(filter-out $(KNOWN) MAKE% PRUNING_% HF_% OMP_% MKL_% CUDA_%,$(GIVEN)))
 ifneq ($(UNKNOWN),)
@@ -36,7 +37,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup assets reproduce tables book report drawings accept plan same lab test test-ui doctor owner test-colab lint bench test-gpu clean
+.PHONY: help setup constraints assets reproduce tables book report drawings accept plan same lab test test-ui doctor owner test-colab lint bench test-gpu clean
 
 help: ## show this list
 	@echo "make TARGET [PLAN=smoke|laptop|full|beyond|second|original|t4|paper] [ONLY=glob] [STALE=1] [JOBS=n] [SCHEDULER=tcp://host:8786] [FROM=commit] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
@@ -44,8 +45,7 @@ help: ## show this list
 
 setup: $(INSTALLED) ## create .venv and install what is needed
 
-# pip of an older Python cannot resume a download that broke off, so it is renewed first; it would
-# compile with one core, which takes most of a minute longer
+# compiled here, since pip uses one core for it and takes most of a minute longer
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PY) -m pip --version >/dev/null 2>&1 || { \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -54,11 +54,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  $(PYTHON) -m venv --clear $(VENV) || { \
 	    echo "could not create $(VENV): install Python's venv module (Debian: python3-venv) and run make again" >&2; exit 1; }; }
 	@echo "installing packages into $(VENV); the first time this takes some minutes"
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --upgrade "pip>=25.1" && \
-	  $(PY) -m pip install --quiet --no-compile $(PIP_ARGS) -c constraints.txt -e ".[dev]" || { \
-	    echo "pip could not install the packages (its reason is above): check the network, then run make again" >&2; exit 1; }
+	@$(PY) local_setup.py '$(TORCH_INDEX)' $(PIP_ARGS)
 	@$(PY) -m compileall -q -j 0 -x '/(tests|models)/' $(VENV)/lib >/dev/null 2>&1 || true # rarely read, a third of all
 	@touch $@
+
+# pins that are there stay: delete a line, or all, to have newer ones. torch is a range, since a GPU or
+# a new Python may need another build; with it go the packages of its CUDA builds
+constraints: $(INSTALLED) ## resolve constraints.txt for every supported Python again
+	@$(PY) -m pip install --quiet $(PIP_ARGS) uv
+	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --extra ui --universal --python-version 3.11 \
+	  --no-annotate --no-header --quiet --output-file constraints.txt
+	@{ echo "# Written by make constraints, for every Python from 3.11 on: the exact versions that the committed"; \
+	  echo "# results came from. torch is a range up to the newest that was tested; the results came from 2.13.0."; \
+	  grep -Ev '^(#|torch|triton|nvidia-|cuda-)' constraints.txt; echo "torch>=2.6,<2.16"; } > constraints.new
+	@mv constraints.new constraints.txt
 
 # Gemma, which has terms of its own, is fetched for the plan that prunes it only
 assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CACHE moves them)

@@ -1,6 +1,7 @@
 """House rules that neither ruff nor import-linter checks: notebooks, environments, make."""
 
 import ast
+import importlib.metadata
 import io
 import json
 import os
@@ -13,6 +14,10 @@ import tomllib
 
 import pytest
 import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 import helpers
 from helpers.paths import TABLES_NOTEBOOK, root
@@ -265,14 +270,39 @@ def test_environment_yml_is_in_step():
     assert {"pip": ["-e ."]} in environment["dependencies"]
 
 
-def test_constraints_pin_what_is_required():
+def pins(python="3.13.0"):
+    """The requirements of constraints.txt that apply to this Python, by name."""
+    place = default_environment() | {"python_full_version": python}
+    place["python_version"] = ".".join(python.split(".")[:2])
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(
-        requirement(line) for line in lines if line and not line.startswith("#")
-    )
-    assert set(requirements()) <= set(pins)
-    assert pins.pop("torch").startswith(">="), "torch's builds have labels of their own"
-    assert all(re.fullmatch(r"==[\w.]+", bounds) for bounds in pins.values())
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    found = [pin for pin in found if not pin.marker or pin.marker.evaluate(place)]
+    by_name = {pin.name: pin for pin in found}
+    assert len(by_name) == len(found), "a package has two versions at once"
+    return by_name
+
+
+def test_constraints_pin_what_is_required():
+    exact = pins()
+    assert set(requirements()) <= set(exact)
+    torch = str(exact.pop("torch").specifier)
+    assert ">=" in torch, "torch's builds have labels of their own"
+    assert all(re.fullmatch(r"==[\w.]+", str(pin.specifier)) for pin in exact.values())
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.12.0", "3.13.0", "3.14.0"])
+def test_every_supported_python_may_have_its_pins(python):
+    """By what the installed packages say of the Pythons that they run on."""
+    exact = pins(python)
+    assert set(pins()) <= set(exact)
+    checked = 0
+    for package in importlib.metadata.distributions():
+        pin = exact.get(canonicalize_name(package.metadata["Name"]))
+        needs = package.metadata["Requires-Python"]
+        if pin and needs and pin.specifier.contains(package.version):
+            assert python in SpecifierSet(needs), f"{pin} needs Python {needs}"
+            checked += 1
+    assert checked > 100
 
 
 def test_imports_are_declared():

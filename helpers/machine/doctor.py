@@ -31,10 +31,11 @@ PACKAGES = (
     "ipywidgets",
     "papermill",
 )
-# measured: downloads and the model made from them 0.8 GB, .venv with torch for CPUs 2.2 GB
+# measured: downloads and the model made from them 0.8 GB, .venv with torch for CPUs 2.2 GB, with
+# CUDA 6.9 GB (local_setup.py tells which)
 CACHE_BYTES = 1e9
 RESULTS_BYTES = 0.3e9
-SETUP_BYTES = 2.5e9
+SETUP_BYTES = {"CPU": 2.5e9, "CUDA": 7.5e9}
 RUN_BYTES = 2e9  # of RAM, of one run with the embedded model, whose records say 1.9
 PROBE = """
 import importlib, sys
@@ -137,10 +138,11 @@ def check_memory() -> Finding:
 def check_disk() -> Iterator[Finding]:
     """Space and rights where downloads, results and, before the set-up, the packages go."""
     cached = (cache_dir() / "models").exists()  # the last that is put there
+    packages = SETUP_BYTES["CUDA" if shutil.which("nvidia-smi") else "CPU"]
     for folder, need, move in (
         (cache_dir(), 0 if cached else CACHE_BYTES, "set PRUNING_CACHE to"),
         (results_dir(""), RESULTS_BYTES, "set PRUNING_RESULTS to"),
-        (root(), SETUP_BYTES if missing_packages() else 0, "move the project to"),
+        (root(), packages if missing_packages() else 0, "move the project to"),
     ):
         there = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(there).free
