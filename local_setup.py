@@ -21,8 +21,8 @@ from pathlib import Path
 TORCH = "2.13.0"  # of the committed results
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 SOURCES = r"find-links|index-url|no-index|(^|\s)-[fi]"
-CPU = "torch's build for CPUs: 0.6 GB to download, 2.2 GB of disk with everything else"
-CUDA = "torch comes with CUDA: 3 GB to download, 7 GB of disk with everything else"
+CPU = "0.6 GB to download, 2.2 GB of disk"  # measured, with all other packages
+CUDA = "torch comes with CUDA, in all 3.5 GB to download, 7 GB of disk"
 
 
 def main(index: str, options: list[str]) -> str:
@@ -53,11 +53,11 @@ def choose_torch(index: str, options: list[str]) -> tuple[list[list[str]], str]:
     if platform.system() != "Linux":
         return [], ""  # the only system whose builds have CUDA in them
     if has_nvidia_driver():
-        return [], f"an NVIDIA driver is here: {CUDA}\n"
+        return [], f"an NVIDIA driver is here, so {CUDA}\n"
     if not offers_torch(index):
-        return [], f"torch's own index ({index}) did not answer in 5 s: {CUDA}\n"
+        return [], f"torch's own index ({index}) did not answer in 5 s, so {CUDA}\n"
     step = ["--no-deps", "--no-compile", "--index-url", index, f"torch=={TORCH}"]
-    return [step], f"no NVIDIA driver is here: {CPU}\n"
+    return [step], f"no NVIDIA driver is here, so torch is its CPU build, in all {CPU}\n"
 
 
 def has_nvidia_driver() -> bool:
