@@ -21,7 +21,8 @@ from pathlib import Path
 TORCH = "2.13.0"  # of the committed results
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 SOURCES = r"find-links|index-url|no-index|(^|\s)-[fi]"
-CPU = "0.6 GB to download, 2.2 GB of disk"  # measured, with all other packages
+# as measured, with all other packages
+CPU = "torch is its build for CPUs, in all 0.6 GB to download, 2.2 GB of disk"
 CUDA = "torch comes with CUDA, in all 3.5 GB to download, 7 GB of disk"
 
 
@@ -57,7 +58,7 @@ def choose_torch(index: str, options: list[str]) -> tuple[list[list[str]], str]:
     if not offers_torch(index):
         return [], f"torch's own index ({index}) did not answer in 5 s, so {CUDA}\n"
     step = ["--no-deps", "--no-compile", "--index-url", index, f"torch=={TORCH}"]
-    return [step], f"no NVIDIA driver is here, so torch is its CPU build, in all {CPU}\n"
+    return [step], f"no NVIDIA driver is here, so {CPU}\n"
 
 
 def has_nvidia_driver() -> bool:
