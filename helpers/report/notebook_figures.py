@@ -298,3 +298,20 @@ def hidden_states_figure(
 def block_name(block: int, places: int) -> str:
     """Where the hidden states are on their way: `places` is one more than there are blocks."""
     return f"entering block {block}" if block < places - 1 else "leaving the last block"
+
+
+def two_inputs_figure(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """ADMM on two correlated inputs, by iteration: a panel for each table, with its title.
+
+    The columns are the lines. The first two, and the next two, should meet: their gaps are grey.
+    """
+    figure, axes = new_figure(2, size=(8.4, 3.7), sharey=True)
+    for ax, (title, table) in zip(axes, panels.items(), strict=True):
+        for label in table:
+            ax.plot(table[label], label=label, **line_style(label))
+        for first in (0, 2):
+            pair = table.iloc[:, first : first + 2]
+            ax.fill_between(table.index, *pair.to_numpy().T, color="#E6E6E6")
+        set_up_axes(ax, title, xlabel="iteration", ylabel="weight", whole=6)
+        label_line_ends(ax)
+    return figure

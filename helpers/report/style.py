@@ -52,6 +52,12 @@ LOOKS = {
     "ρ = 0.3": ("#9C63BF", "^", "-."),
     "ρ = 3": ("#421A5C", "s", "-."),
     "ρ = 10": ("#12061B", "D", ":"),
+    # the variables of ADMM
+    "exact optimum": ("#000000", "", ":"),
+    "W and Z": ADMM,
+    "W": ("#9C63BF", "^", "-."),
+    "Z": (DENSE_COLOUR, "", "-"),
+    "U": ("#882255", "", "--"),
     # layers: attention in browns, the feed-forward part in blue-greens
     "q_proj": ("#4A2C0F", "o", "-"),
     "k_proj": ("#7D5226", "s", "--"),
