@@ -1,6 +1,7 @@
 """The drawings that explain the method, as code: `python -m book.drawings` writes docs/drawings/.
 
 They are plain SVG, the same bytes on every machine, on a white card that also suits a dark page.
+One moves, by CSS in the file, unless the reader's system asks for less motion.
 A drawing is 400 units wide, a little more than a phone, and its text is at least 13 units high.
 `DRAWINGS` lists a function for each.
 """
@@ -20,6 +21,17 @@ KEPT, PRUNED = "#3D4653", "#F4F4F4"  # as masks are in helpers/report/style.py
 WEIGHTS = (LIME, "#EDF5DF")
 MEASURED = (DATA, "#F1E7F7")
 OTHER = (GREY, "#F2F2F2")
+# all is seen, then covered, then uncovered from the left: the first frame is also the last
+UNCOVER = """
+@media (prefers-reduced-motion: no-preference) {
+  .cover { animation: uncover 9s linear infinite; transform-box: fill-box; transform-origin: right }
+}
+@keyframes uncover {
+  15% { opacity: 0 }
+  18%, 25% { opacity: 1; transform: none }
+  80%, 100% { opacity: 1; transform: scaleX(0) }
+}
+"""
 SCORES = (  # of a small layer, chosen so that its groups of four are of unequal importance
     (91, 84, 62, 77, 58, 23, 16, 41),
     (15, 64, 12, 29, 87, 95, 68, 52),
@@ -29,12 +41,14 @@ SCORES = (  # of a small layer, chosen so that its groups of four are of unequal
 
 
 def element(name: str, content: str = "", **attributes: object) -> str:
-    """Write an SVG element; numbers have one decimal at most, _ in an attribute's name is -."""
+    """Write an SVG element; numbers have one decimal at most, _ in an attribute's name is -,
+    and class_ is class.
+    """
     shown = ""
     for key, value in attributes.items():
         if isinstance(value, float):
             value = f"{value:.1f}".removesuffix(".0")
-        shown += f' {key.replace("_", "-")}="{value}"'
+        shown += f' {key.rstrip("_").replace("_", "-")}="{value}"'
     return f"<{name}{shown}>{content}</{name}>"
 
 
@@ -107,13 +121,19 @@ class Drawing:
             at += 18
 
     def line(
-        self, *points: tuple[float, float], colour: str = INK, arrow: bool = True
+        self,
+        *points: tuple[float, float],
+        colour: str = INK,
+        arrow: bool = True,
+        dash: str = "",
     ) -> None:
         """Add a line through points, with an arrowhead at its end."""
         path = " ".join(f"{x:g},{y:g}" for x, y in points)
         look = {"fill": "none", "stroke": colour, "stroke_width": 1.5}
         if arrow:
             look["marker_end"] = "url(#tip)"
+        if dash:
+            look["stroke_dasharray"] = dash
         self.add("polyline", points=path, **look)
 
     def arrows(self, x: float, *ends: tuple[float, float]) -> None:
@@ -303,6 +323,85 @@ def loop() -> str:
     return drawing.svg(340)
 
 
+def through(*points: tuple[float, float]) -> str:
+    """Write points as an attribute of a polyline or a polygon."""
+    return " ".join(f"{x:g},{y:.1f}" for x, y in points)
+
+
+def admm_steps(*, with_u: bool) -> list[tuple[float, float, float]]:
+    """ADMM for one output of two inputs with a correlation of 0.6, of whose weights one is pruned.
+
+    Returns (W kept, W pruned, U pruned) after 0 to 5 iterations, with a damping of 0.1 and ρ = 1. Z
+    is W + U where kept, and 0 elsewhere; the U of a weight that is kept is 0.
+    """
+    a, b = 1.1, 0.6  # G, damped, is (a b; b a); G + ρI has the diagonal c
+    c = a + 1
+    W0 = (1.0, 0.8)
+    target = (a * W0[0] + b * W0[1], b * W0[0] + a * W0[1])  # G W₀
+    W, U = W0, 0.0
+    steps = []
+    for _ in range(6):
+        steps.append((*W, U))
+        if with_u:
+            U += W[1]  # W − Z, as Z is 0
+        # (G + ρI)⁻¹ (G W₀ + ρ (Z − U)), where Z − U is (W kept, −U)
+        right = (target[0] + W[0], target[1] - U)
+        size = c * c - b * b
+        W = (c * right[0] - b * right[1]) / size, (c * right[1] - b * right[0]) / size
+    return steps
+
+
+def height(value: float) -> float:
+    """The y of a value in `two_inputs`."""
+    return round(246 - 138 * value, 1)
+
+
+def two_inputs() -> str:
+    """Draw why ADMM needs U: two panels whose iterations appear one after another."""
+    drawing = Drawing("""
+        ADMM on two correlated inputs, five iterations, one weight kept and one pruned. With U, the
+        pruned weight in W falls to zero, its value in Z, while U grows, and the kept weight reaches
+        the exact optimum. With U held at zero, W keeps a part of the pruned weight, so W and Z
+        never agree, and the kept weight stops short of the optimum.""")
+    drawing.parts.append(element("style", UNCOVER))
+    # least squares with the kept weight alone, and Z's zero
+    top, zero = height(1 + 0.8 * 0.6 / 1.1), height(0)
+    for left, steps in (30, admm_steps(with_u=True)), (230, admm_steps(with_u=False)):
+        kept, pruned, U = (
+            [(left + 30 * t, height(value)) for t, value in enumerate(values)]
+            for values in zip(*steps, strict=True)
+        )
+        for points, goal in ((kept, top), (pruned, zero)):
+            corners = [*points, (left + 150, goal), (left, goal)]
+            gap = " ".join(f"{x:g},{y:g}" for x, y in corners)
+            drawing.add("polygon", points=gap, fill="#E4E4E4")
+            drawing.line(*points, colour=LIME, arrow=False)
+            for x, y in points:
+                drawing.add("circle", cx=x, cy=y, r=4, fill=LIME)
+        drawing.line(*U, colour=DATA, arrow=False, dash="5 3")
+        drawing.rect(left + 5, 36, 151, 224, "#FFFFFF", class_="cover", opacity=0)
+        drawing.line((left, top), (left + 158, top), arrow=False, dash="2 3")
+        drawing.line((left, zero), (left + 158, zero), arrow=False)
+        for t in range(6):
+            drawing.text(left + 30 * t, 292, str(t))
+    drawing.heading(109, 20, "with U")
+    drawing.heading(309, 20, "U held at 0")
+    for x, y, words in (
+        (188, 40, "exact optimum"),
+        (388, 40, "exact optimum"),
+        (188, 80, "W and Z, kept"),
+        (388, 100, "W and Z, kept"),
+        (388, 186, "W, pruned"),
+        (188, 270, "W and Z, pruned"),
+        (388, 270, "Z and U, pruned"),
+    ):
+        drawing.text(x, y, words, anchor="end")
+    drawing.text(188, 140, "U", fill=DATA)
+    drawing.text(200, 310, "iteration")
+    drawing.text(200, 332, "grey: the gaps that have to close")
+    return drawing.svg(344)
+
+
 def growth() -> str:
     """Draw the sparsity at each mask step, and the mask at four of them."""
     drawing = Drawing("""
@@ -426,7 +525,7 @@ def choices() -> str:
     return drawing.svg(294)
 
 
-DRAWINGS = (block, gram, mask, loop, growth, pipeline, choices)
+DRAWINGS = (block, gram, mask, loop, two_inputs, growth, pipeline, choices)
 
 
 if __name__ == "__main__":

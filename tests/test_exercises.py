@@ -10,6 +10,7 @@ import shutil
 import pytest
 from matplotlib.figure import Figure
 
+from book.drawings import admm_steps
 from helpers.errors import BadParameter
 from helpers.methods import METHODS
 from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, results_dir, root
@@ -38,7 +39,7 @@ METRICS = {
 # notebook → cells that show a picture
 PICTURES = {
     "00_start_here": ["mask"],
-    "02_admm_layer_solve": ["mask", "convergence", "race"],
+    "02_admm_layer_solve": ["mask", "why", "convergence", "race"],
     "03_mask_schedule": ["schedule"],
     "07_your_own_method": ["picture"],
     "08_beyond_the_paper": ["curve"],
@@ -152,6 +153,13 @@ def test_solutions_run(kernel, capsys):
         capsys.readouterr()
         shown = run_cell(code, kernel.names)
         assert shown is not None or capsys.readouterr().out, f"nothing to see: {code}"
+
+
+@pytest.mark.parametrize("kernel", ["02_admm_layer_solve"], indirect=True)
+def test_why_u_is_as_in_the_drawing(kernel):
+    for with_u, table in zip((1, 0), kernel.names["panels"].values(), strict=True):
+        *W, U = admm_steps(with_u=with_u)[5]
+        assert table.values[5] == pytest.approx([1 + 0.48 / 1.1, *W, 0, U])
 
 
 @pytest.mark.parametrize("kernel", PRUNES, indirect=True)

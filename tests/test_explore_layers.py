@@ -71,6 +71,8 @@ def test_layer_explorer_shows_what_the_method_does(problem, schedule):
     else:
         solved = METHODS["admm-grad"](weight, gram, sparsity=0.5, schedule=schedule)
     assert line(explorer, 0)[-1] == pytest.approx(solved.error, rel=1e-4)
+    notes = [text.get_text() for text in explorer.figure.axes[0].texts]
+    assert ("more is pruned\nat each step" in notes) == (schedule == "paper")
     assert torch.equal(mask_drawn(explorer).bool(), solved.keep)
     errors = [
         relative_error(weight[[output]], solved.weight[[output]], gram)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pandas as pd
 import pytest
 import torch
@@ -9,6 +11,7 @@ from handmade import pruned, with_series
 
 from helpers.errors import FileError
 from helpers.report import figure_alt, notebook_figures, plots, write_figures
+from helpers.report.style import new_figure, set_up_axes
 
 CONVERGENCE = {
     "iterations": [1, 2, 3],
@@ -74,9 +77,7 @@ def test_perplexity_figure(records):
     # the axis ends above the methods that refit, and names do not overlap
     assert 80 < figure.axes[0].get_ylim()[1] < 500
     heights = sorted(text.xy[1] for text in figure.axes[0].texts)
-    assert all(
-        high - low >= 0.05 for low, high in zip(heights, heights[1:], strict=False)
-    )
+    assert all(high - low >= 0.05 for low, high in pairwise(heights))
 
 
 def test_figures_of_series():
@@ -97,9 +98,19 @@ def test_figures_of_series():
     assert pd.isna(drawn["step"][1][1])  # a gap where a log axis has no value
 
 
+def test_labels_of_a_log_axis_do_not_touch():
+    figure, ax = new_figure(size=(4, 2.5))
+    ax.plot([0.01, 1])
+    set_up_axes(ax, "", log=True)
+    figure.draw_without_rendering()
+    labels = [label for label in ax.get_yticklabels(which="both") if label.get_text()]
+    heights = sorted(label.get_window_extent().y0 for label in labels)
+    assert min(b - a for a, b in pairwise(heights)) > 10  # pixels
+
+
 def test_pictures_of_masks():
     keep = torch.rand(100, 300) > 0.5
-    picture = notebook_figures.mask_figure(keep, size=10)
+    picture = notebook_figures.mask_figure(keep, "", size=10)
     image = picture.axes[0].get_images()[0].get_array()
     assert image.shape == (10, 20)
     assert (torch.tensor(image.data).bool() == keep[:10, :20]).all()

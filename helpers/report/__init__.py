@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "lines_figure",
             "mask_figure",
             "solve_figure",
+            "two_inputs_figure",
         ),
         "plots": (
             "all_figures",

@@ -30,9 +30,17 @@ from helpers.report.style import (
 )
 
 # explorers redraw while a slider is dragged: nothing may jump, and laying out takes time
-MARGINS = {"left": 0.08, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.36}
+MARGINS = {"left": 0.09, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.36}
 # the line at the iteration or block that a slider has chosen
 CHOSEN = {"color": "black", "linewidth": 1, "linestyle": (0, (4, 2))}
+# lines of the variables of ADMM, after that of the optimum
+VARIABLES = {
+    ":": "black",
+    "o-": ADMM[0],
+    "^-.": "#9C63BF",
+    "-": DENSE_COLOUR,
+    "--": "#882255",
+}
 MANY = 60  # points of a line; more are drawn without markers
 
 
@@ -70,18 +78,11 @@ def lines_figure(
     return figure
 
 
-def mask_figure(keep: Any, *, size: int = 48, title: str = "") -> Figure:
+def mask_figure(keep: Any, title: str, *, size: int = 48) -> Figure:
     """The corner of a mask, `size` outputs by twice as many inputs; kept weights are dark."""
     figure, ax = new_figure(size=(6.4, 3.6))
-    title = title or f"kept weights (dark), {_kept_share(keep)}"
     _draw_mask(ax, keep[:size, : 2 * size], title)
     return figure
-
-
-def _kept_share(keep: Any) -> str:
-    """How much of a mask is kept: "50 % of 64 × 64"."""
-    share = 100 * keep.float().mean().item()
-    return f"{share:.0f} % of {' × '.join(map(str, keep.shape))}"
 
 
 def _draw_mask(
@@ -128,8 +129,11 @@ def solve_figure(
     left.plot(iterations, above_zero(errors), markersize=4, **line_style("ADMM"))
     draw_references(left, {name: v for name, v in references.items() if v > 0})
     if mask_steps:
-        look = {"color": "#EEEEEE", "label": "mask still changes"}
-        left.axvspan(0.5, mask_steps + 0.5, zorder=0, **look)
+        left.axvspan(0.5, mask_steps + 0.5, zorder=0, color="#EEEEEE")
+        # on fewer and fewer weights the error rises, with as many it falls
+        what = "more is pruned" if errors[-1] > errors[0] else "a new mask"
+        look = {"transform": left.get_xaxis_transform(), "ha": "center", "size": 8.5}
+        left.text(0.6 * mask_steps, 0.3, f"{what}\nat each step", **look)
     set_up_axes(
         left,
         title,
@@ -151,11 +155,13 @@ def solve_figure(
         middle,
         f"hurt most: outputs {', '.join(map(str, order[:3]))}",
         log=True,
-        legend={"fontsize": 8.5, "loc": "best", "markerscale": 3},
+        legend={"fontsize": 8.5, "markerscale": 3},
         xlabel="output, most hurt first",
         ylabel="relative error of an output",
     )
-    _draw_mask(right, keep[:48, :48], f"kept (dark): {_kept_share(keep)}")
+    share = 100 * keep.float().mean().item()
+    kept = f"{share:.0f} % of {' × '.join(map(str, keep.shape))}"
+    _draw_mask(right, keep[:48, :48], f"kept (dark): {kept}")
     return figure
 
 
@@ -298,3 +304,20 @@ def hidden_states_figure(
 def block_name(block: int, places: int) -> str:
     """Where the hidden states are on their way: `places` is one more than there are blocks."""
     return f"entering block {block}" if block < places - 1 else "leaving the last block"
+
+
+def two_inputs_figure(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """ADMM on two correlated inputs, by iteration: a panel for each table, with its title.
+
+    The columns are the lines. The first two, and the next two, should meet: their gaps are grey.
+    """
+    figure, axes = new_figure(2, size=(8.4, 3.7), sharey=True)
+    for ax, (title, table) in zip(axes, panels.items(), strict=True):
+        for label, (line, colour) in zip(table, VARIABLES.items(), strict=True):
+            ax.plot(table[label], line, color=colour, label=label)
+        for first in (0, 2):
+            pair = table.T.values[first : first + 2]
+            ax.fill_between(table.index, *pair, color="#E6E6E6")
+        set_up_axes(ax, title, xlabel="iteration", ylabel="weight", whole=6)
+        label_line_ends(ax)
+    return figure

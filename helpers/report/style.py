@@ -152,13 +152,14 @@ def set_up_axes(
         if whole:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
         if log:
-            # every tick if it spans less than a decade, some if a few decades
+            # as many labels as do not touch: more, the more inches a decade has
             low, high = ax.get_ylim()
-            digits = ""
-            if high <= 5 * low:
-                digits = "123456789"
-            elif high < 1e3 * low:
+            inches = ax.bbox.height / ax.figure.dpi / np.log10(high / low)
+            digits = "25" if inches > 0.8 else ""
+            if inches > 1.3:
                 digits = "2345"
+            if inches > 3.4:
+                digits = "123456789"
             ax.yaxis.set_major_formatter("{x:.4g}")
             ax.yaxis.set_minor_formatter(
                 lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in digits else ""
