@@ -1,7 +1,7 @@
 """Notebooks run cell by cell: their records, solutions of exercises, and cells that fail."""
 
 import ast
-import contextlib
+import functools
 import json
 import math
 import re
@@ -103,12 +103,11 @@ class Kernel:
             and not {"colab-setup", "explorer"} & set(cell["metadata"].get("tags", []))
         }
 
-    def run(self, first, last="record", *, anyway=False):
-        """Run the cells from one to another; `anyway` also after one that fails."""
+    def run(self, first, last="record"):
+        """Run the cells from one to another."""
         order = list(self.code)
         for cell in order[order.index(first) : order.index(last) + 1]:
-            with contextlib.suppress(Exception if anyway else ()):
-                self.shown[cell] = run_cell(self.code[cell], self.names)
+            self.shown[cell] = run_cell(self.code[cell], self.names)
             if cell == "parameters":
                 self.names.update(self.parameters)
 
@@ -154,20 +153,58 @@ def test_solutions_run(kernel, capsys):
         assert shown is not None or capsys.readouterr().out, f"nothing to see: {code}"
 
 
+@pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)
+def test_no_name_of_a_notebook_is_taken_for_a_misspelt_parameter(kernel):
+    """Nor those of its solutions, when all cells are run again in the same kernel."""
+    opening = [cell for cell, code in kernel.code.items() if "open_run(" in code]
+    kernel.run(*opening, *opening)
+    assert kernel.names["run"].parameters.items() >= kernel.parameters.items()
+
+
 @pytest.mark.parametrize("kernel", PRUNES, indirect=True)
-def test_after_a_failure_nothing_is_left_to_record(kernel):
-    """A record holds the right numbers, or there is none."""
-    records = results_dir("scratch") / "records"
-    assert list(records.iterdir())
-    for record in records.iterdir():
-        record.unlink()
+def test_after_an_interrupt_nothing_goes_by_a_methods_name(kernel):
+    """The cells that follow say which to run; a record holds the right numbers, or is not there."""
+    kernel.run("parameters")
+    folder = results_dir("scratch") / "records"
+    (path,) = folder.glob(f"{kernel.notebook}--*.json")
+    whole = read_record(path)
+    path.unlink()
 
-    def fail(*_, **__):
-        raise BadParameter("out of patience")
+    def stop(done, *_):
+        if (
+            done > 9
+        ):  # in the second of the tiny model's blocks, which have seven layers
+            raise KeyboardInterrupt
 
-    cell = PRUNES[kernel.notebook]
-    kernel.names["prune_model"] = fail
-    with pytest.raises(BadParameter, match="patience"):
-        kernel.run(cell, cell)
-    kernel.run(cell, anyway=True)
-    assert list(records.iterdir()) == []
+    names = kernel.names
+    prune = names["prune_model"]
+    names["prune_model"] = functools.partial(prune, progress=stop)
+    cells = cells_of(kernel.notebook)
+    at = [cell["id"] for cell in cells].index(PRUNES[kernel.notebook])
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(cells[at]["source"], names)
+    headings = re.findall(
+        "(?m)^## (.+)", "\n".join(cell["source"] for cell in cells[: at + 1])
+    )
+    said = []
+    for cell in cells[at + 1 :]:
+        if cell["cell_type"] == "code":
+            try:
+                assert run_cell(cell["source"], names) is None, cell["id"]
+            except BadParameter as error:
+                said.append(str(error))
+    assert len(said) > 3
+    assert f"run the cells under {headings[-1]!r} to their end" in said[0]
+    assert all("not done yet: run the cells under" in words for words in said)
+    assert not path.exists()
+    names["prune_model"] = prune
+    kernel.run(cells[at]["id"], cells[at]["id"])  # twice does not prune twice
+    kernel.run(cells[at]["id"])
+    again = read_record(path)
+    for record in (whole, again):
+        values = record["metrics"].items()
+        record["metrics"] = {k: v for k, v in values if v["unit"] not in ("s", "bytes")}
+    assert again["metrics"] == whole["metrics"]
+    names["sparsity"] = 0.35  # rows of another sparsity would stand in one table
+    with pytest.raises(BadParameter, match="sparsity is 0.35 and was"):
+        run_cell(cells[at]["source"], names)
