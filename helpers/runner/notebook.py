@@ -4,10 +4,11 @@ A notebook names each parameter once, in its parameters cell:
 
     run = open_run("04_prune_model", globals())  # after the parameters cell
     ...
+    run.after("Prune, block by block", network)  # where a cell needs what an earlier one has made
+    ...
     run.write({"perplexity": (value, "1")}, model=model_identity(network), name="admm-grad-60")
 """
 
-import ast
 import copy
 import difflib
 import re
@@ -31,9 +32,6 @@ from helpers.runner.parameters import (
     effective_parameters,
     read_parameters_cell,
 )
-
-# how alike a name and a parameter are (`difflib`) where the one is taken for a slip of the other
-ALIKE = 0.8
 
 
 class NotebookRun:
@@ -143,7 +141,7 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     # a live kernel still has the old value of the parameter that was meant
     code = " ".join(re.sub("#.*", "", source) for source, _ in code_cells(path))
     for name in namespace.keys() - {*re.findall(r"\w+", code)}:
-        for near in difflib.get_close_matches(name, types, n=1, cutoff=ALIKE):
+        for near in difflib.get_close_matches(name, types, n=1, cutoff=0.8):
             raise BadParameter(
                 f"{name} is not a parameter: did you mean {near!r}? Correct it and run "
                 f"`del {name}` (a variable of your own needs a name less like a parameter's)"
@@ -159,10 +157,9 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
         if name in injected or namespace[name] != default:
             written[name] = namespace[name]
     parameters = effective_parameters(defaults, written)
-    preset = namespace.get("preset", "")
-    parameters |= choose(preset, notebook, parameters, defaults)
+    parameters |= choose(namespace.get("preset", ""), notebook, parameters, defaults)
     namespace.update(parameters)
-    if parameters.get("method", "dense") != "dense":  # now rather than after loading
+    if "method" in parameters:  # now rather than after loading
         pattern = parameters.get("pattern", "unstructured")
         target_sparsity(parameters["sparsity"], pattern)
     needs = None
@@ -178,15 +175,7 @@ def injected_names(namespace: Mapping[str, Any]) -> set[str]:
     sets into a cell that begins with a comment of its own, and IPython keeps the text of each cell
     that has run in `In`.
     """
-    injected = [
-        text for text in namespace.get("In", []) if text.startswith("# Parameters\n")
-    ]
-    if not injected:
-        return set()
-    return {
-        node.id
-        for node in ast.walk(ast.parse(injected[-1]))  # the last, after a second try
-        if isinstance(node, ast.Name)
-        and isinstance(node.ctx, ast.Store)
-        and not node.id.startswith("PAPERMILL_")  # of --inject-paths
-    }
+    first = "# Parameters\n"
+    cells = [text for text in namespace.get("In", []) if text.startswith(first)]
+    # the last, after a second try; PAPERMILL_… is of --inject-paths
+    return {*re.findall(r"(?m)^(?!PAPERMILL_)(\w+) = ", "".join(cells[-1:]))}
