@@ -128,8 +128,8 @@ def solve_figure(
     left.plot(iterations, above_zero(errors), markersize=4, **line_style("ADMM"))
     draw_references(left, {name: v for name, v in references.items() if v > 0})
     if mask_steps:
-        changes = "mask still changes"
-        left.axvspan(0.5, mask_steps + 0.5, zorder=0, color="#EEEEEE", label=changes)
+        look = {"color": "#EEEEEE", "label": "mask still changes"}
+        left.axvspan(0.5, mask_steps + 0.5, zorder=0, **look)
     set_up_axes(
         left,
         title,

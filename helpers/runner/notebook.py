@@ -135,7 +135,12 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     prepare_kernel()
     path = notebooks_dir() / f"{notebook}.ipynb"
     defaults, types = read_parameters_cell(path)
-    injected = injected_names(namespace)
+    # papermill only warns of a name that the parameters cell does not have. What it sets is in a
+    # cell that begins with a comment of its own (the last of them, after a second try)
+    first = "# Parameters\n"
+    cells = [text for text in namespace.get("In", []) if text.startswith(first)]
+    # PAPERMILL_… is of --inject-paths
+    injected = re.findall(r"(?m)^(?!PAPERMILL_)(\w+) = ", "".join(cells[-1:]))
     for name in injected:
         check_choice("parameter", name, types)
     # a live kernel still has the old value of the parameter that was meant
@@ -166,16 +171,3 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     if "model" in parameters:
         needs = pd.DataFrame({"this machine": check_memory(notebook, parameters)})
     return NotebookRun(notebook, namespace, parameters, needs)
-
-
-def injected_names(namespace: Mapping[str, Any]) -> set[str]:
-    """The names that papermill has set, with `-p` or from Python.
-
-    papermill itself only warns of a name that the parameters cell does not have. It puts what it
-    sets into a cell that begins with a comment of its own, and IPython keeps the text of each cell
-    that has run in `In`.
-    """
-    first = "# Parameters\n"
-    cells = [text for text in namespace.get("In", []) if text.startswith(first)]
-    # the last, after a second try; PAPERMILL_… is of --inject-paths
-    return {*re.findall(r"(?m)^(?!PAPERMILL_)(\w+) = ", "".join(cells[-1:]))}
