@@ -90,8 +90,9 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
         return folder, None
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
         raise BadParameter(
-            f'model {text!r} is unknown: use "embedded", "embedded-gemma", "tiny" (in memory), an '
-            'existing folder or a hub id such as "owner/name"'
+            f'model {text!r} is unknown: use "embedded" (SmolLM2-135M-Instruct), "embedded-gemma" '
+            '(Gemma-3-270M), "tiny" (random weights), an existing folder or a hub id such as '
+            '"owner/name"'
         )
     if revision is None:
         raise BadParameter(

@@ -208,8 +208,10 @@ def files_of_text():
 
 @probe("text/split")
 def split_text():
-    counts = dict(web=2, layers=4, guide=2, repair=3, pool=10, length=32, seed=0)
-    split = draw_windows("embedded", embedded()[1], **counts)
+    given = dict(web_windows=2, sequences=4, guide_sequences=2, repair_windows=3)
+    given |= dict(pool=10, length=32, calibration_seed=0)
+    given |= dict(calibration="embedded", start_token="auto")
+    split = draw_windows(given, embedded()[1])
     return {name: digest(windows) for name, windows in split._asdict().items()}
 
 

@@ -13,6 +13,7 @@ from helpers.runner import notebook, open_run
 CELL = """\
 preset = ""
 model = "tiny"
+method = "wanda"
 sparsity: float | None = 0.5
 pattern = "unstructured"
 options = {"iterations": 20}
@@ -41,13 +42,13 @@ def parameters(**changes):
 
 
 def test_a_record_holds_every_parameter_of_the_cell():
-    values = parameters(sparsity=None, extra=1)
+    values = parameters(sparsity=None, pattern="2:4", extra=1)
     run = open_run("book", values)
     contents = {"seeds": {"calibration": 3}, "layers": [{"layer": "q"}]}
     metrics = {"perplexity": (7.5, "1"), "acc": (0.5, "1", 0.1)}
     table = run.write(metrics, name="by-hand", **contents)
     record = read_record(results_dir("scratch") / "records/book--by-hand.json")
-    names = ["model", "sparsity", "pattern", "options", "sequences", "device"]
+    names = ["model", "method", "sparsity", "pattern", "options", "sequences", "device"]
     assert record["parameters"] == {name: values[name] for name in names}
     assert record["metrics"]["acc"] == {"value": 0.5, "unit": "1", "tolerance": 0.1}
     assert (record["notebook"], record["name"]) == ("book", "by-hand")
@@ -94,12 +95,16 @@ def test_what_open_run_refuses(one_line_error):
         open_run("book", parameters(device="gpu"))
     with one_line_error(BadParameter, "sparsty", "sparsity"):
         open_run("book", parameters(In=injected))
+    with one_line_error(BadParameter, "sparcity", "'sparsity'", "del sparcity"):
+        open_run("book", parameters(sparcity=0.7))  # in a live kernel
+    with one_line_error(BadParameter, "60", "0.6"):
+        open_run("book", parameters(sparsity=60.0))
     # the right name, after a first try in the same kernel, and with what --inject-paths adds
     injected.append('# Parameters\nsparsity = 0.7\nPAPERMILL_OUTPUT_PATH = "a.ipynb"\n')
     values = parameters(In=injected, sparsity=0.7)
     assert open_run("book", values).parameters["sparsity"] == 0.7
     del values["sequences"]
-    with one_line_error(BadParameter, "sequences"):
+    with one_line_error(BadParameter, "sequences", "misspelt"):
         open_run("book", values)
 
 

@@ -1,6 +1,7 @@
 """The numbers that the notebooks tell a reader to expect are those of the committed records."""
 
 import json
+import math
 import re
 import statistics
 
@@ -175,7 +176,14 @@ def expected(notebook):
                 *rivals[1:],
             ]
         case "08":
-            return beyond_the_paper()
+            ends = ("dense", "layers", "")
+            shown = [
+                value(notebook, "recipe-60", f"perplexity_{end}".strip("_"))
+                for end in ends
+            ]
+            gaps = [math.log(after / shown[0]) for after in shown[1:]]
+            closed = percent(1 - gaps[1] / gaps[0])
+            return [*map("{:.1f}".format, shown), closed, *beyond_the_paper()]
         case "09":
             bench = json.loads(
                 (reference_dir("bench") / "bench.json").read_text(encoding="utf-8")
@@ -201,6 +209,23 @@ def test_bold_numbers_are_those_of_the_records(notebook):
     assert NUMBER.findall(text) == promised
     assert NUMBER.search(texts[0])  # the answer to the question in the title
     assert set(NUMBER.findall("\n".join(texts))) <= set(promised)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_minutes_and_memory_are_one_figure_each(notebook):
+    texts = [
+        path.read_text("utf-8") for path in sorted(notebooks_dir().glob("*.ipynb"))
+    ]
+    text = texts[NOTEBOOKS.index(notebook)]
+    (said,) = re.findall(r"(\d+) minutes? on one CPU core and (\d+) GB of mem", text)
+    minutes, gigabytes = map(int, said)
+    assert f"*Kernel > Shut Down Kernel* frees its {gigabytes} GB of mem" in text
+    if notebook != NOTEBOOKS[0]:  # whose last table has the minutes of the others
+        assert re.search(rf"{notebook}.ipynb.* \| {minutes} \| ", texts[0])
+    for run in read_records(reference_dir("laptop") / "records"):
+        if run["notebook"] == notebook:
+            assert abs(run["peak_memory_bytes"] / 1e9 - gigabytes) < 0.6
+            assert run["run_seconds"] < 66 * minutes
 
 
 def test_layer_error_and_perplexity_disagree_where_06_says_so():

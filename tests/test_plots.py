@@ -68,6 +68,9 @@ def test_perplexity_figure(records):
         "ADMM1 and ADMM-Grad have the"
         in plots.perplexity_figure(tied).axes[0].get_title()
     )
+    figure = plots.perplexity_figure([*records, pruned("admm1", "50 %", 38.0)])
+    places = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    assert places["ADMM1"] == (50.0, 38.0)  # its name is beside its only point
     figure = plots.perplexity_figure([*records, pruned("admm1", "60 %", 68.0)])
     assert (
         figure.axes[0]

@@ -108,9 +108,10 @@ def test_the_text_that_a_run_needs(one_line_error):
 
 def test_a_longer_repair_sees_what_a_shorter_one_has_seen():
     tokenizer = load_model("tiny", device="cpu")[1]
-    counts = dict(web=2, layers=3, guide=2, pool=9, length=16, seed=1)
+    given = dict(web_windows=2, sequences=3, guide_sequences=2, pool=9, length=16)
+    given |= dict(calibration="embedded", calibration_seed=1, start_token="auto")
     short, long = (
-        draw_windows("embedded", tokenizer, repair=n, **counts) for n in (2, 5)
+        draw_windows(given | {"repair_windows": n}, tokenizer) for n in (2, 5)
     )
     every = calibration_tokens("embedded", tokenizer, sequences=14, length=16, seed=1)
     assert torch.equal(short.every, every)
@@ -119,8 +120,8 @@ def test_a_longer_repair_sees_what_a_shorter_one_has_seen():
     assert torch.equal(short.guide, long.layers[:2])
     assert torch.equal(short.repair, long.repair[: 2 + HELD_OUT])
     for change, words in (
-        ({"repair": 6}, "repair_windows 6"),
-        ({"guide": 4}, "guide_sequences 4"),
+        ({"repair_windows": 6}, "repair_windows 6"),
+        ({"guide_sequences": 4}, "guide_sequences 4"),
     ):
         with pytest.raises(HelpersError, match=words):
-            draw_windows("embedded", tokenizer, **{"repair": 2} | counts | change)
+            draw_windows({"repair_windows": 2} | given | change, tokenizer)

@@ -73,8 +73,9 @@ def perplexity_figure(records: Records) -> Figure | None:
     top = (cells if refitting.empty else refitting)["perplexity"].max()
     dense = cells.query("target == 'dense'")["perplexity"].min()
     if pd.notna(dense):
-        look = line_style("dense") | {"marker": ""}
-        ax.axhline(dense, label=f"Dense {dense:.1f}", **look)
+        ax.axhline(
+            dense, label=f"Dense {dense:.1f}", **line_style("dense") | {"marker": ""}
+        )
     set_up_axes(
         ax,
         _perplexity_title(points),
@@ -121,8 +122,8 @@ def convergence_figure(series: Series) -> Figure:
         ax.plot(iterations, values, label=label, **line_style(name, position))
     references = series["references"]
     draw_references(ax, references)
-    exact = [error for name, error in references.items() if name.startswith("exact")]
-    optimum = exact[0] if exact else 0.0
+    exact = (error for name, error in references.items() if name.startswith("exact"))
+    optimum = next(exact, 0.0)
     title = "ADMM on one fixed mask, for several ρ"
     recommended = series["error"].get("ρ = 1", [])
     for iteration, error in zip(iterations, recommended, strict=False):
@@ -197,6 +198,8 @@ SERIES_FIGURES = {"convergence": convergence_figure, "schedule": schedule_figure
 def all_figures(records: Records) -> dict[str, Figure]:
     """Every figure that the records allow, by file name without its ending.
 
+    A series is that of the record "default" if it has one, else of the first that has.
+
     Where there are several models, each has its own, with the model in their names.
     `all_figures(records)["perplexity"].savefig("perplexity.svg")` writes one as a file.
     """
@@ -207,16 +210,11 @@ def all_figures(records: Records) -> dict[str, Figure]:
         if figure := perplexity_figure(runs):
             figures[f"perplexity{end}"] = figure
         for name, draw in SERIES_FIGURES.items():
-            if series := _main_series(runs, name):
-                figures[f"{name}{end}"] = draw(series)
+            having = with_series(runs, name)
+            having.sort(key=lambda record: record.get("name") != "default")
+            for record in having[:1]:
+                figures[f"{name}{end}"] = draw(record["series"][name])
     return figures
-
-
-def _main_series(records: Records, name: str) -> Series | None:
-    """The series of that name, of the record "default" if it has one, else of the first."""
-    having = with_series(records, name)
-    having.sort(key=lambda record: record.get("name") != "default")
-    return having[0]["series"][name] if having else None
 
 
 def figure_alt(name: str) -> str:

@@ -60,6 +60,7 @@ LOOKS = {
     "gate_proj": ("#123B3F", "v", "-."),
     "up_proj": ("#2F6F75", "P", "--"),
     "down_proj": ("#6FAFB4", "X", ":"),
+    "the others": ("#999999", "d", ":"),
 }
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
 HOUSE = Path(__file__).with_name("house.mplstyle")
@@ -169,7 +170,10 @@ def set_up_axes(
 
 
 def label_line_ends(ax: Axes) -> None:
-    """The name of each line at its right end instead of a legend, above those it would overlap."""
+    """The name of each line at its right end instead of a legend, above those it would overlap.
+
+    A single point that others go beyond has its name beside it.
+    """
     low, _ = ax.get_ylim()  # settles the limits
     to_axes = ax.transScale + ax.transLimits
     ends = {}
@@ -183,16 +187,22 @@ def label_line_ends(ax: Axes) -> None:
         name = line.get_label()
         if place > 1:
             name = f"↑ {name}"  # off the scale
-        place = max(min(place, 0.9), free)
-        free = place + 0.07
+        x, *more = line.get_xdata()
+        alone = not more and x < ax.dataLim.x1
+        if not alone:
+            place = max(min(place, 0.9), free)
+            free = place + 0.07
         ax.annotate(
             name,
-            (1.01, place),
-            xycoords="axes fraction",
+            (x, ends[line]) if alone else (1.01, place),
+            xytext=(8 * alone, 0),
+            xycoords="data" if alone else "axes fraction",
+            textcoords="offset points",
             color=line.get_color(),
             fontsize=9,
             fontweight="bold",
             va="center",
+            bbox={"color": "white", "pad": 0},
         )
 
 

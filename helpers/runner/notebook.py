@@ -4,11 +4,14 @@ A notebook names each parameter once, in its parameters cell:
 
     run = open_run("04_prune_model", globals())  # after the parameters cell
     ...
+    run.after("Prune, block by block", network)  # where a cell needs what an earlier one has made
+    ...
     run.write({"perplexity": (value, "1")}, model=model_identity(network), name="admm-grad-60")
 """
 
-import ast
 import copy
+import difflib
+import re
 import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
@@ -19,11 +22,13 @@ import pandas as pd
 from helpers.device import describe_device, peak_memory_bytes, pick_device
 from helpers.errors import BadParameter
 from helpers.machine import check_memory, choose, prepare_kernel
+from helpers.masks import target_sparsity
 from helpers.options import check_choice
 from helpers.paths import notebooks_dir
 from helpers.report import check_type, make_record, write_record
 from helpers.runner.parameters import (
     Parameters,
+    code_cells,
     effective_parameters,
     read_parameters_cell,
 )
@@ -60,6 +65,25 @@ class NotebookRun:
         """Peak memory so far, in bytes: of the GPU, or of this process on a CPU."""
         return peak_memory_bytes(self.device)
 
+    def after(self, heading: str, result: Any) -> None:
+        """Raise BadParameter if `result` is None, which says that the cells under `heading` are to
+        be run first, and if a parameter has changed since the run was opened.
+
+        A cell sets its result to None first and binds it last: if it is interrupted, None is left,
+        and no half-pruned model goes by a method's name.
+        """
+        for parameter, value in self.parameters.items():
+            now = self._namespace.get(parameter)
+            if now != value:
+                raise BadParameter(
+                    f"{parameter} is {now!r} and was {value!r} when the run was opened: run the "
+                    "notebook again from its parameters cell"
+                )
+        if result is None:
+            raise BadParameter(
+                f"not done yet: run the cells under {heading!r} to their end"
+            )
+
     def record(
         self, metrics: Mapping[str, Any], *, name: str = "default", **contents: Any
     ) -> dict[str, Any]:
@@ -69,16 +93,9 @@ class NotebookRun:
             number
         name: the record's name when the notebook is run by hand
         contents: `model`, `data`, `seeds`, `layers` and `series` of `make_record`
-        Raises FileError as `make_record` does, and BadParameter if a parameter has changed since
-        the run was opened: the results could belong to either value.
+        Raises FileError as `make_record` does, and BadParameter as `after` does.
         """
-        for parameter, value in self.parameters.items():
-            now = self._namespace.get(parameter)
-            if now != value:
-                raise BadParameter(
-                    f"{parameter} is {now!r} and was {value!r} when the run was opened: run the "
-                    "notebook again from its parameters cell"
-                )
+        self.after("Try it yourself", metrics)  # a cell there puts them together
         keys = ("value", "unit", "tolerance")
         named = {
             key: dict(zip(keys, metric, strict=False))
@@ -110,50 +127,47 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     parameters that `preset` chooses are written back into it, and where an N:M pattern is given, by
     papermill or by hand, the default sparsity is None there.
 
-    Raises BadParameter for a parameter that is missing, of a wrong type or at odds with the preset,
-    and for a name given to papermill that is not a parameter; OutOfMemory if the run does not fit
-    this machine; and RunError on Colab if the kernel has to be restarted first.
+    Raises BadParameter for a parameter that is missing, misspelt, of a wrong type or at odds with
+    the preset, for a sparsity out of range, and for a name given to papermill that is not a
+    parameter; OutOfMemory if the run does not fit this machine; and RunError on Colab if the kernel
+    has to be restarted first.
     """
     prepare_kernel()
-    defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
-    injected = injected_names(namespace)
+    path = notebooks_dir() / f"{notebook}.ipynb"
+    defaults, types = read_parameters_cell(path)
+    # papermill only warns of a name that the parameters cell does not have. What it sets is in a
+    # cell that begins with a comment of its own (the last of them, after a second try)
+    first = "# Parameters\n"
+    cells = [text for text in namespace.get("In", []) if text.startswith(first)]
+    # PAPERMILL_… is of --inject-paths
+    injected = re.findall(r"(?m)^(?!PAPERMILL_)(\w+) = ", "".join(cells[-1:]))
     for name in injected:
         check_choice("parameter", name, types)
+    # a live kernel still has the old value of the parameter that was meant
+    code = " ".join(re.sub("#.*", "", source) for source, _ in code_cells(path))
+    for name in namespace.keys() - {*re.findall(r"\w+", code)}:
+        for near in difflib.get_close_matches(name, types, n=1, cutoff=0.8):
+            raise BadParameter(
+                f"{name} is not a parameter: did you mean {near!r}? Correct it and run "
+                f"`del {name}` (a variable of your own needs a name less like a parameter's)"
+            )
     written = {}  # by papermill, or by hand in the parameters cell
     for name, default in defaults.items():
         if name not in namespace:
             raise BadParameter(
-                f"parameter {name} is not set: run the parameters cell first"
+                f"parameter {name} is not set: run the parameters cell first, or is its name "
+                "misspelt there?"
             )
         check_type(name, namespace[name], types[name])
         if name in injected or namespace[name] != default:
             written[name] = namespace[name]
     parameters = effective_parameters(defaults, written)
-    preset = namespace.get("preset", "")
-    parameters |= choose(preset, notebook, parameters, defaults)
+    parameters |= choose(namespace.get("preset", ""), notebook, parameters, defaults)
     namespace.update(parameters)
+    if "method" in parameters:  # now rather than after loading
+        pattern = parameters.get("pattern", "unstructured")
+        target_sparsity(parameters["sparsity"], pattern)
     needs = None
     if "model" in parameters:
         needs = pd.DataFrame({"this machine": check_memory(notebook, parameters)})
     return NotebookRun(notebook, namespace, parameters, needs)
-
-
-def injected_names(namespace: Mapping[str, Any]) -> set[str]:
-    """The names that papermill has set, with `-p` or from Python.
-
-    papermill itself only warns of a name that the parameters cell does not have. It puts what it
-    sets into a cell that begins with a comment of its own, and IPython keeps the text of each cell
-    that has run in `In`.
-    """
-    injected = [
-        text for text in namespace.get("In", []) if text.startswith("# Parameters\n")
-    ]
-    if not injected:
-        return set()
-    return {
-        node.id
-        for node in ast.walk(ast.parse(injected[-1]))  # the last, after a second try
-        if isinstance(node, ast.Name)
-        and isinstance(node.ctx, ast.Store)
-        and not node.id.startswith("PAPERMILL_")  # of --inject-paths
-    }

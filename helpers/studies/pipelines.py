@@ -1,7 +1,6 @@
 """The text and the metrics of notebook 08, which runs the steps of the recipe one at a time."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -23,25 +22,18 @@ class Windows(NamedTuple):
     repair: Tensor  # the last HELD_OUT of them are never trained on
 
 
-def draw_windows(
-    source: str | Path,
-    tokenizer: Any,
-    *,
-    web: int,
-    layers: int,
-    guide: int,
-    repair: int,
-    pool: int,
-    length: int,
-    seed: int,
-    start_token: bool | str = "auto",
-) -> Windows:
+def draw_windows(parameters: Mapping[str, Any], tokenizer: Any) -> Windows:
     """Draw all text of a run at once, so that its parts do not overlap as long as the text lasts.
 
     A longer repair sees what a shorter one has seen, in the same order, and more: it takes the
-    first `repair` windows of a pool that has one size in all runs, and holds out those after them.
+    first `repair_windows` of a pool that has one size in all runs, and holds out those after them.
+    parameters: those of notebook 08.
     Raises BadParameter and what `calibration_tokens` raises.
     """
+    layers = parameters["sequences"]
+    guide = parameters["guide_sequences"]
+    repair = parameters["repair_windows"]
+    pool = parameters["pool"]
     if not 1 <= guide <= layers:
         raise BadParameter(
             f"guide_sequences {guide} are not among the {layers} sequences for the layers: give "
@@ -52,15 +44,16 @@ def draw_windows(
             f"repair_windows {repair} do not fit a pool of {pool}, with the {HELD_OUT} held out: "
             f"give 1 to {pool - HELD_OUT}, or a larger pool"
         )
+    sizes = [parameters["web_windows"], layers, pool]
     every = calibration_tokens(
-        source,
+        parameters["calibration"],
         tokenizer,
-        sequences=web + layers + pool,
-        length=length,
-        seed=seed,
-        start_token=start_token,
+        sequences=sum(sizes),
+        length=parameters["length"],
+        seed=parameters["calibration_seed"],
+        start_token=parameters["start_token"],
     )
-    unseen, read, pooled = every.split([web, layers, pool])
+    unseen, read, pooled = every.split(sizes)
     return Windows(every, unseen, read, read[:guide], pooled[: repair + HELD_OUT])
 
 
