@@ -5,7 +5,7 @@ from itertools import chain
 
 import pandas as pd
 
-from helpers.report.record_comparison import Comparison, Verdict
+from helpers.report.record_comparison import COMPUTING, Comparison, Verdict
 
 
 def verdict_line(verdict: Verdict) -> str:
@@ -20,14 +20,24 @@ def verdict_line(verdict: Verdict) -> str:
     known = [item.apart for item in verdict.comparisons if item.apart is not None]
     if known:
         text += f", differences at most {100 * max(map(abs, known)):.2f} %"
-    others = list(filter(None, verdict.machines.values()))
-    reasons = "; ".join(dict.fromkeys(chain(*others)))
+    others = [found.items() for found in verdict.machines.values() if found]
+    differing = dict.fromkeys(chain(*others))
+    reasons = "; ".join(f"{what} {a} here, {b} there" for what, (a, b) in differing)
     if not verdict.machines:
         return text
     if not others:
         return f"{text} (same kind of machine)"
     if len(others) < len(verdict.machines):
         return f"{text} (same kind of machine, but another for {len(others)} of them: {reasons})"
+    if all(what in COMPUTING for what, _ in differing):
+        pairs = ", ".join(
+            f"{name} {a} where ours had {b}" for name, (a, b) in differing
+        )
+        ours = ", ".join(f"{name} {there}" for name, (_, there) in differing)
+        return (
+            f"{text} (the same kind of processor, {pairs}: results may differ as on another "
+            f"machine; for equal digits install {ours})"
+        )
     return f"{text} (another machine: {reasons})"
 
 

@@ -99,7 +99,8 @@ class Verdict(NamedTuple):
     reproduced: int
     missing: int  # not run here
     without: int  # run here, without a reference
-    machines: dict[str, list[str]]  # by run: what differs between the two machines
+    # by run: what differs between the two machines, as `machine_differences` has it
+    machines: dict[str, dict[str, tuple[Any, Any]]]
 
 
 def judge(records: Records, reference: Records, plan: Records) -> Verdict:
@@ -144,20 +145,20 @@ def same_run(record: Record, reference: Record, defaults: Mapping[str, Any]) -> 
     return record["notebook"] == reference["notebook"] and here == gained | there
 
 
-def machine_differences(record: Record, reference: Record) -> list[str]:
-    """What may make two records round differently: empty on the same kind of machine.
+def machine_differences(
+    record: Record, reference: Record
+) -> dict[str, tuple[Any, Any]]:
+    """What may make two records round differently, here and there: empty on one kind of machine.
 
     What one of them does not name is not compared, except the processor: an unknown one equals no
     other.
     """
-    differences = []
+    differences = {}
     there = _machine(reference)
     for key, here in _machine(record).items():
         known = here and there[key]
         if here != there[key] if known else key == "processor":
-            differences.append(
-                f"{key} {here or 'unknown'} here, {there[key] or 'unknown'} there"
-            )
+            differences[key] = here or "unknown", there[key] or "unknown"
     return differences
 
 
