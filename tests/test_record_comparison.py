@@ -117,8 +117,8 @@ def test_two_kinds_of_processor_agree_and_are_not_one():
         ({"device": "cpu, 2 threads"}, "(another machine: threads 2 here, 1 there)"),
         (
             {"versions": {"torch": "2.14"}},
-            "(the same kind of processor, torch 2.14 where ours had 2.13: results may differ as on "
-            "another machine; for equal digits install torch 2.13)",
+            "(the same kind of processor, but torch 2.14 here, 2.13 there: results may differ as "
+            "on another machine; for equal digits install torch 2.13)",
         ),
         (
             OTHER | {"versions": {"torch": "2.14"}},

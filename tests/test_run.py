@@ -1,5 +1,6 @@
 """The runner: papermill's traps are guarded, failures are reported, and nothing runs twice."""
 
+import itertools
 import os
 import signal
 import sys
@@ -11,8 +12,9 @@ import pytest
 import small_project
 from small_project import runner_process, wait_for_kernel
 
-from helpers.paths import root
-from helpers.report.records import make_record, read_record, write_record
+from helpers import report
+from helpers.paths import reference_dir, root
+from helpers.report.records import make_record, read_record, read_records, write_record
 from helpers.runner import commands, schedule
 from helpers.runner import plan as plans
 from helpers.runner.fingerprint import fingerprint
@@ -32,7 +34,7 @@ def test_failures_reruns_and_records(project):
     assert "01_work--bad: ValueError: rho is too sad [" in err
     assert "second line" not in err
     assert "01_work--die: the kernel died: was there enough memory?" in err
-    assert "[3/3] 01_work--good done in" in out
+    assert "[3/3] 01_work--good: " in out
     files = "bad.failed.ipynb bad.log die.failed.ipynb die.log good.ipynb good.json"
     assert project.files() == [".lock", *(f"01_work--{f}" for f in files.split())]
     path = project.result("records/01_work--good.json")
@@ -85,6 +87,56 @@ def test_no_kernel_outlives_its_runner(number, project):
         assert project.files() == [".lock"], "nothing half done"
     with schedule.lock_plan("p"):  # the lock is free at once
         pass
+
+
+def test_a_run_that_ends_is_a_line_with_its_number(project, monkeypatch, capsys):
+    """Ten seconds each, of which the committed run took one; `c` has no committed record."""
+    for name in "abc":
+        project.run_file(f"{name}.yaml")
+    stamped(project, "a", 10.0, True)
+    stamped(project, "b", 10.0, True)
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=clock.__next__))
+
+    def submit(run, _):
+        stamped(project, run.name, 10.5)
+        future = Future()
+        future.set_result(None)
+        return future
+
+    def lines(*runs):
+        schedule.execute_runs(list(runs), list(runs), submit, lambda: 1, project.folder)
+        return capsys.readouterr().out.splitlines()[1:]
+
+    a, b, c = plans.read_plan("p")
+    ended = "perplexity 10.50 (ours 10.00), 10 s"
+    assert lines(a, b) == [
+        f"[1/2] 01_work--a: {ended}; about 10 s left",
+        f"[2/2] 01_work--b: {ended}",
+    ]
+    assert lines(a, c) == [
+        f"[1/2] 01_work--a: {ended}",  # how long c takes is not known
+        "[2/2] 01_work--c: perplexity 10.50, 10 s",
+    ]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert lines(b)[0] == "[1/1] 01_work--b …"
+
+
+def test_every_notebook_has_a_main_number():
+    for record in read_records(reference_dir("laptop") / "records"):
+        text = report.main_number(record, record)
+        number = text.split()[-1]
+        assert text.endswith(f" {number[:-1]} (ours {number}"), record["notebook"]
+
+
+def test_a_run_is_called_by_what_it_prunes():
+    values = {"model": "embedded", "method": "admm-grad", "calibration_seed": 0}
+    values |= {"pattern": "2:4", "sparsity": None}
+    assert report.run_title("04_prune_model--x", values) == "ADMM-Grad at 2:4"
+    assert report.run_title("09_use_it--x", values) == "09_use_it--x"
+    values |= {"model": "some/gpt", "method": "dense", "calibration_seed": 3}
+    title = report.run_title("04_prune_model--x", values)
+    assert title == "Dense, some/gpt, seed 3"
 
 
 def test_order_without_notebooks(project, monkeypatch):

@@ -1,11 +1,37 @@
-"""The verdict in words: one line, and every comparison."""
+"""In words: a run's main number beside the committed one, the verdict, and every comparison."""
 
 from collections.abc import Iterable
 from itertools import chain
 
 import pandas as pd
 
+from helpers.report.labels import format_number
 from helpers.report.record_comparison import COMPUTING, Comparison, Verdict
+from helpers.report.records import Record
+
+# the main metric of each notebook, and what it is called
+MAIN = {
+    "perplexity": "perplexity",
+    "perplexity_admm-grad": "perplexity",
+    "mean_acc": "mean accuracy",
+    "error_admm": "relative error of the layer",
+    "paper_unstructured": "error, gradual over one-shot mask:",
+    "condition_q_proj": "condition number of q_proj's Gram matrix",
+    "records": "records",
+}
+
+
+def main_number(record: Record, committed: Record | None) -> str:
+    """The main number of a record: "perplexity 65.24 (ours 65.24)"; "done" if it has none."""
+    for metric, words in MAIN.items():
+        if metric in record["metrics"]:
+            here, *ours = (
+                format_number(each["metrics"][metric]["value"])
+                for each in (record, committed)
+                if each and metric in each["metrics"]
+            )
+            return f"{words} {here} (ours {ours[0]})" if ours else f"{words} {here}"
+    return "done"
 
 
 def verdict_line(verdict: Verdict) -> str:
@@ -30,13 +56,10 @@ def verdict_line(verdict: Verdict) -> str:
     if len(others) < len(verdict.machines):
         return f"{text} (same kind of machine, but another for {len(others)} of them: {reasons})"
     if all(what in COMPUTING for what, _ in differing):
-        pairs = ", ".join(
-            f"{name} {a} where ours had {b}" for name, (a, b) in differing
-        )
         ours = ", ".join(f"{name} {there}" for name, (_, there) in differing)
         return (
-            f"{text} (the same kind of processor, {pairs}: results may differ as on another "
-            f"machine; for equal digits install {ours})"
+            f"{text} (the same kind of processor, but {reasons}: results may differ as on "
+            f"another machine; for equal digits install {ours})"
         )
     return f"{text} (another machine: {reasons})"
 
