@@ -92,9 +92,10 @@ same: assets ## prove that today's code computes the same bits as the records' (
 	@$(PY) tests/same_bits.py $(if $(FROM),--from '$(FROM)')
 
 # its root is the project's, so that a link from a notebook to ../results opens; after assets, since
-# the first conversion of the model draws bars, which would stay in the outputs of a notebook
+# the first conversion of the model draws bars, which would stay in the outputs of a notebook; book/lab
+# keeps JupyterLab from writing into the committed copies with outputs that one looks at
 lab: assets ## open JupyterLab on the notebooks
-	@$(PY) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" \
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/book/lab:$$JUPYTER_CONFIG_PATH" $(PY) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" \
 	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB_ARGS)
 
 # two at a time, a file on one side; their kernels compute with one thread each

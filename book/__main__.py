@@ -71,7 +71,8 @@ class Sources:
             if product := PRODUCT.fullmatch(path):
                 return f"[{words}](#{product[1]}-{product[2] or 'plan'})"
             if path.startswith(COPIES):
-                return f"[{words}](/notebooks/{path.removeprefix(COPIES).strip('/') or 'index.md'})"
+                name = path.removeprefix(COPIES).strip("/").replace(".ran.", ".")
+                return f"[{words}](/notebooks/{name or 'index.md'})"
             if path.startswith("helpers/own/"):
                 return f"[{words}](#own-file)"
             if path.startswith("helpers/"):

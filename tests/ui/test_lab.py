@@ -5,7 +5,8 @@ A new explorer needs its controls in SLIDERS and DROPDOWNS.
 """
 
 import pytest
-from lab_page import choose, content, named, settled, slide
+from lab_page import Book, choose, content, named, settled, slide
+from lab_server import AUTOSAVE
 
 from helpers.paths import root
 
@@ -72,6 +73,21 @@ def test_everything_is_drawn(notebook, open_notebook):
     assert pictures.evaluate_all(blank) == []
     for cell, output in outputs(book.read()):
         assert output.get("name") != "stderr", (cell, output["text"])
+
+
+@pytest.mark.parametrize("notebook", ["06_tables_and_plots"])
+def test_looking_at_a_committed_copy_keeps_it(notebook, open_notebook, watched):
+    """JupyterLab saves by itself what has changed, but not into the copies with outputs."""
+    book = open_notebook(notebook)
+    path = f"results/reference/notebooks/{notebook}.ran.ipynb"
+    copy = Book(watched.page(), book.lab, path)
+    before = copy.file.read_bytes(), book.file.read_bytes()
+    for each in (copy, book):
+        each.menu("Edit", "editmenu:clear-all")
+    copy.pause(3 * AUTOSAVE)
+    assert copy.file.read_bytes() == before[0]
+    assert book.file.read_bytes() != before[1], "the notebooks to work in are saved"
+    copy.page.close()
 
 
 # --- explorers -----------------------------------------------------------------------------
