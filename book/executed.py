@@ -3,7 +3,8 @@
 Text and code of such a page are today's; only its outputs, and the values in its parameters cell,
 come from the run. A run of other code gives no page. The command, a part of `make accept`, writes
 NAME.ran.ipynb into results/reference/notebooks: of each notebook the run of the plan laptop that is
-nearest to its defaults. The book shows runs that were made here, and those copies of the other notebooks.
+nearest to its defaults. The book shows runs that were made here, and those copies of the other
+notebooks.
 """
 
 from __future__ import annotations
