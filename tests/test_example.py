@@ -41,6 +41,25 @@ def test_it_is_short_and_needs_torch_and_transformers_only():
     assert len(text.splitlines()) <= 180
 
 
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["--sparsity", "60"], "0.6 for 60 %"),
+        (["--sparsity", "1"], "below 1"),
+        (["--sparsity", "-0.1"], "give 0"),
+        ([], "no file nothing.txt"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_a_model_is_loaded(
+    given, said, monkeypatch, capsys
+):
+    arguments = [str(PATH), str(PATH), "nothing.txt", "--model", "nowhere", *given]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(PATH), run_name="__main__")
+    assert said in capsys.readouterr().err
+
+
 # With one mask only rounding differs. ADMM-Grad chooses its mask 15 times, and what rounding
 # moves across a threshold moves other weights later: there the test after this one is exact
 @pytest.mark.parametrize(
