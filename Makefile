@@ -36,7 +36,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup assets reproduce tables book report drawings accept plan same lab test test-ui doctor owner test-colab lint bench test-gpu clean
+.PHONY: help setup assets reproduce tables book report drawings accept plan same lab test test-ui recording doctor owner test-colab lint bench test-gpu clean
 
 help: ## show this list
 	@echo "make TARGET [PLAN=smoke|laptop|full|beyond|second|original|t4|paper] [ONLY=glob] [STALE=1] [JOBS=n] [SCHEDULER=tcp://host:8786] [FROM=commit] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
@@ -116,6 +116,9 @@ test-gpu: assets ## run the checks that need an NVIDIA GPU (skipped with a reaso
 
 test-ui: assets $(INSTALLED_UI) ## run the notebooks in JupyterLab and a browser (UI_FULL=1: as they are)
 	@$(PY) -m pytest tests/ui
+
+recording: assets $(INSTALLED_UI) ## record docs/recording.gif again, an explorer in a browser
+	@PYTHONPATH=.:tests/ui $(PY) -m book.recording
 
 $(INSTALLED_UI): $(INSTALLED)
 	@$(PY) -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[ui]" || { \

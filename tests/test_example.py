@@ -42,21 +42,15 @@ def test_it_is_short_and_needs_torch_and_transformers_only():
 
 
 @pytest.mark.parametrize(
-    "given, said",
-    [
-        (["--sparsity", "60"], "0.6 for 60 %"),
-        (["--sparsity", "1"], "below 1"),
-        (["--sparsity", "-0.1"], "give 0"),
-        ([], "no file nothing.txt"),
-    ],
+    "sparsity, said", [("60", "0.6 for 60 %"), ("-1", "give 0"), ("0", "no file none")]
 )
 def test_wrong_arguments_are_refused_before_a_model_is_loaded(
-    given, said, monkeypatch, capsys
+    sparsity, said, monkeypatch, capsys
 ):
-    arguments = [str(PATH), str(PATH), "nothing.txt", "--model", "nowhere", *given]
-    monkeypatch.setattr(sys, "argv", arguments)
+    given = [*2 * [str(PATH)], *f"none --model none --sparsity {sparsity}".split()]
+    monkeypatch.setattr(sys, "argv", given)
     with pytest.raises(SystemExit):
-        runpy.run_path(str(PATH), run_name="__main__")
+        runpy.run_path(PATH, run_name="__main__")
     assert said in capsys.readouterr().err
 
 

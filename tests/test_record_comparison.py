@@ -118,7 +118,7 @@ def test_two_kinds_of_processor_agree_and_are_not_one():
         (
             {"versions": {"torch": "2.14"}},
             "(the same kind of processor, but torch 2.14 here, 2.13 there: results may differ as "
-            "on another machine; for equal digits install torch 2.13)",
+            "on another machine; for equal digits install the latter)",
         ),
         (
             OTHER | {"versions": {"torch": "2.14"}},

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import sys
 from concurrent.futures import Future
@@ -93,50 +94,49 @@ def test_a_run_that_ends_is_a_line_with_its_number(project, monkeypatch, capsys)
     """Ten seconds each, of which the committed run took one; `c` has no committed record."""
     for name in "abc":
         project.run_file(f"{name}.yaml")
-    stamped(project, "a", 10.0, True)
-    stamped(project, "b", 10.0, True)
+        if name != "c":
+            stamped(project, name, 10.0, True)
     clock = itertools.count(0, 10)
     monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=clock.__next__))
 
     def submit(run, _):
         stamped(project, run.name, 10.5)
-        future = Future()
-        future.set_result(None)
+        (future := Future()).set_result(None)
         return future
 
     def lines(*runs):
-        schedule.execute_runs(list(runs), list(runs), submit, lambda: 1, project.folder)
+        schedule.execute_runs(runs, runs, submit, lambda: 1, project.folder)
         return capsys.readouterr().out.splitlines()[1:]
 
     a, b, c = plans.read_plan("p")
     ended = "perplexity 10.50 (ours 10.00), 10 s"
-    assert lines(a, b) == [
-        f"[1/2] 01_work--a: {ended}; about 10 s left",
-        f"[2/2] 01_work--b: {ended}",
-    ]
-    assert lines(a, c) == [
-        f"[1/2] 01_work--a: {ended}",  # how long c takes is not known
-        "[2/2] 01_work--c: perplexity 10.50, 10 s",
+    assert lines(a, b)[0] == f"[1/2] 01_work--a: {ended}; about 10 s left"
+    assert lines(a, b, c) == [
+        f"[1/3] 01_work--a: {ended}",  # how long c takes is not known
+        f"[2/3] 01_work--b: {ended}",
+        "[3/3] 01_work--c: perplexity 10.50, 10 s",
     ]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert lines(b)[0] == "[1/1] 01_work--b …"
+    assert lines(c)[0] == "[1/1] 01_work--c …"
 
 
 def test_every_notebook_has_a_main_number():
     for record in read_records(reference_dir("laptop") / "records"):
-        text = report.main_number(record, record)
-        number = text.split()[-1]
-        assert text.endswith(f" {number[:-1]} (ours {number}"), record["notebook"]
+        assert re.fullmatch(r".+ [\d,.]+", report.main_number(record))
 
 
-def test_a_run_is_called_by_what_it_prunes():
-    values = {"model": "embedded", "method": "admm-grad", "calibration_seed": 0}
-    values |= {"pattern": "2:4", "sparsity": None}
-    assert report.run_title("04_prune_model--x", values) == "ADMM-Grad at 2:4"
-    assert report.run_title("09_use_it--x", values) == "09_use_it--x"
-    values |= {"model": "some/gpt", "method": "dense", "calibration_seed": 3}
-    title = report.run_title("04_prune_model--x", values)
-    assert title == "Dense, some/gpt, seed 3"
+@pytest.mark.parametrize(
+    "name, model, seed, title",
+    [
+        ("04_prune_model--x", "embedded", 0, "ADMM-Grad at 2:4"),
+        ("04_prune_model--x", "some/gpt", 3, "ADMM-Grad at 2:4, some/gpt, seed 3"),
+        ("09_use_it--x", "embedded", 0, "09_use_it--x"),
+    ],
+)
+def test_a_run_is_called_by_what_it_prunes(name, model, seed, title):
+    values = {"method": "admm-grad", "pattern": "2:4", "sparsity": None}
+    values |= {"model": model, "calibration_seed": seed}
+    assert report.run_title(name, values) == title
 
 
 def test_order_without_notebooks(project, monkeypatch):

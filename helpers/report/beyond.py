@@ -90,12 +90,11 @@ def run_title(run_id: str, parameters: Parameters) -> str:
     """A run of notebook 04 as "ADMM-Grad at 60 %, seed 1", one of another notebook by its id."""
     if not run_id.startswith(PRUNE_NOTEBOOK):
         return run_id
-    parts = [display_name(pipeline_title(parameters))]
-    if parameters["model"] != "embedded":
-        parts.append(parameters["model"])
-    if parameters["calibration_seed"]:
-        parts.append(f"seed {parameters['calibration_seed']}")
-    return ", ".join(parts)
+    title = (
+        f"{display_name(pipeline_title(parameters))}, {parameters['model']}, "
+        f"seed {parameters['calibration_seed']}"
+    )
+    return title.replace(", embedded,", ",").removesuffix(", seed 0")  # what is usual
 
 
 def pipeline_table(records: Records) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""In words: a run's main number beside the committed one, the verdict, and every comparison."""
+"""In words: the main number of a run, the verdict in one line, and every comparison."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -21,17 +21,12 @@ MAIN = {
 }
 
 
-def main_number(record: Record, committed: Record | None) -> str:
-    """The main number of a record: "perplexity 65.24 (ours 65.24)"; "done" if it has none."""
+def main_number(record: Record) -> str:
+    """The main number of a record, last behind its name: "perplexity 65.24"; "" if it has none."""
     for metric, words in MAIN.items():
         if metric in record["metrics"]:
-            here, *ours = (
-                format_number(each["metrics"][metric]["value"])
-                for each in (record, committed)
-                if each and metric in each["metrics"]
-            )
-            return f"{words} {here} (ours {ours[0]})" if ours else f"{words} {here}"
-    return "done"
+            return f"{words} {format_number(record['metrics'][metric]['value'])}"
+    return ""
 
 
 def verdict_line(verdict: Verdict) -> str:
@@ -46,20 +41,19 @@ def verdict_line(verdict: Verdict) -> str:
     known = [item.apart for item in verdict.comparisons if item.apart is not None]
     if known:
         text += f", differences at most {100 * max(map(abs, known)):.2f} %"
-    others = [found.items() for found in verdict.machines.values() if found]
+    others = list(filter(None, verdict.machines.values()))
     differing = dict.fromkeys(chain(*others))
-    reasons = "; ".join(f"{what} {a} here, {b} there" for what, (a, b) in differing)
+    reasons = "; ".join(differing)
     if not verdict.machines:
         return text
     if not others:
         return f"{text} (same kind of machine)"
     if len(others) < len(verdict.machines):
         return f"{text} (same kind of machine, but another for {len(others)} of them: {reasons})"
-    if all(what in COMPUTING for what, _ in differing):
-        ours = ", ".join(f"{name} {there}" for name, (_, there) in differing)
+    if all(reason.startswith(COMPUTING) for reason in differing):
         return (
-            f"{text} (the same kind of processor, but {reasons}: results may differ as on "
-            f"another machine; for equal digits install {ours})"
+            f"{text} (the same kind of processor, but {reasons}: results may differ as on another "
+            "machine; for equal digits install the latter)"
         )
     return f"{text} (another machine: {reasons})"
 

@@ -99,8 +99,7 @@ class Verdict(NamedTuple):
     reproduced: int
     missing: int  # not run here
     without: int  # run here, without a reference
-    # by run: what differs between the two machines, as `machine_differences` has it
-    machines: dict[str, dict[str, tuple[Any, Any]]]
+    machines: dict[str, list[str]]  # by run: what differs between the two machines
 
 
 def judge(records: Records, reference: Records, plan: Records) -> Verdict:
@@ -145,20 +144,20 @@ def same_run(record: Record, reference: Record, defaults: Mapping[str, Any]) -> 
     return record["notebook"] == reference["notebook"] and here == gained | there
 
 
-def machine_differences(
-    record: Record, reference: Record
-) -> dict[str, tuple[Any, Any]]:
-    """What may make two records round differently, here and there: empty on one kind of machine.
+def machine_differences(record: Record, reference: Record) -> list[str]:
+    """What may make two records round differently: empty on the same kind of machine.
 
     What one of them does not name is not compared, except the processor: an unknown one equals no
     other.
     """
-    differences = {}
+    differences = []
     there = _machine(reference)
     for key, here in _machine(record).items():
         known = here and there[key]
         if here != there[key] if known else key == "processor":
-            differences[key] = here or "unknown", there[key] or "unknown"
+            differences.append(
+                f"{key} {here or 'unknown'} here, {there[key] or 'unknown'} there"
+            )
     return differences
 
 

@@ -207,11 +207,13 @@ def error_of(future: Future) -> str | None:
 
 
 def outcome(run: Run) -> str:
-    """The main number of a run that is done, beside that of its committed record."""
+    """The main number of a run that is done, the committed one beside it; "done" without one."""
     if not run.record_path.is_file():  # a cluster's shared folder may show it later
         return "done"
-    record = report.read_record(run.record_path)
-    return report.main_number(record, committed_record(run))
+    text = report.main_number(report.read_record(run.record_path))
+    if text and (committed := committed_record(run)):
+        text += f" (ours {report.main_number(committed).rpartition(' ')[2]})"
+    return text or "done"
 
 
 def committed_record(run: Run) -> Record | None:
