@@ -7,7 +7,7 @@ some: `python -m helpers assets c4 wiki embedded` prints three paths, to be put 
 
     python examples/admm_pruning.py C4 WIKI --model EMBEDDED --sparsity 0.6
 
-MINUTES. Without --model it downloads a model.
+It takes about eight minutes on one core. Without --model it downloads a model.
 
 Each linear layer is a problem of its own. Let X (tokens, d_in) be its inputs on calibration text
 and W₀ (d_in, d_out) its dense weights. We look for weights Ŵ, a given share of them zero, that
