@@ -15,6 +15,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_UI := $(VENV)/.installed-ui
 RUN := $(PY) -m helpers
+NO_BARS = [ -t 2 ] || export TQDM_DISABLE=1;# of a conversion, where they would fill a file
 COLAB := .venv-colab/bin/python
 OWNER = $(if $(filter command,$(origin NAME)),$(NAME))# not of the environment: WSL sets a NAME there
 ADDRESSED = $(wildcard notebooks/*.ipynb docs/*.md book/*.md README.md CITATION.cff)
@@ -62,8 +63,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # Gemma, which has terms of its own, is fetched for the plan that prunes it only
 assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CACHE moves them)
-	@$(RUN) assets
-	@$(if $(filter second,$(PLAN)),$(RUN) assets embedded-gemma)
+	@$(NO_BARS) $(RUN) assets
+	@$(if $(filter second,$(PLAN)),$(NO_BARS) $(RUN) assets embedded-gemma)
 
 reproduce: assets ## run a plan, write its tables and figures, compare with the committed results
 	@$(RUN) reproduce $(CHOSEN) --jobs $(JOBS) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)')
