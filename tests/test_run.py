@@ -110,7 +110,7 @@ def test_a_run_that_ends_is_a_line_with_its_number(project, monkeypatch, capsys)
 
     a, b, c = plans.read_plan("p")
     ended = "perplexity 10.50 (ours 10.00), 10 s"
-    assert lines(a, b)[0] == f"[1/2] 01_work--a: {ended}; about 10 s left"
+    assert lines(c, a, b)[1] == f"[2/3] 01_work--a: {ended}; about 10 s left"
     assert lines(a, b, c) == [
         f"[1/3] 01_work--a: {ended}",  # how long c takes is not known
         f"[2/3] 01_work--b: {ended}",
@@ -125,18 +125,13 @@ def test_every_notebook_has_a_main_number():
         assert re.fullmatch(r".+ [\d,.]+", report.main_number(record))
 
 
-@pytest.mark.parametrize(
-    "name, model, seed, title",
-    [
-        ("04_prune_model--x", "embedded", 0, "ADMM-Grad at 2:4"),
-        ("04_prune_model--x", "some/gpt", 3, "ADMM-Grad at 2:4, some/gpt, seed 3"),
-        ("09_use_it--x", "embedded", 0, "09_use_it--x"),
-    ],
-)
-def test_a_run_is_called_by_what_it_prunes(name, model, seed, title):
-    values = {"method": "admm-grad", "pattern": "2:4", "sparsity": None}
-    values |= {"model": model, "calibration_seed": seed}
-    assert report.run_title(name, values) == title
+@pytest.mark.parametrize("plan", plans.plan_names())
+def test_runs_are_called_by_what_they_prune(plan):
+    runs = plans.read_plan(plan)
+    titles = {report.run_title(run.id, run.effective) for run in runs}
+    assert len(titles) == len(runs)
+    if plan == "full":
+        assert {"ADMM-Grad at 60 %", "Wanda at 60 %, seed 1"} < titles
 
 
 def test_order_without_notebooks(project, monkeypatch):
