@@ -16,6 +16,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_UI := $(VENV)/.installed-ui
 RUN := $(PY) -m helpers
+NO_BARS = [ -t 2 ] || export TQDM_DISABLE=1;# of a conversion, where they would fill a file
 COLAB := .venv-colab/bin/python
 OWNER = $(if $(filter command,$(origin NAME)),$(NAME))# not of the environment: WSL sets a NAME there
 ADDRESSED = $(wildcard notebooks/*.ipynb docs/*.md book/*.md README.md CITATION.cff)
@@ -37,11 +38,11 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup constraints assets reproduce tables book report drawings accept plan same lab test test-ui doctor owner test-colab lint bench test-gpu clean
+.PHONY: help setup constraints assets reproduce tables book report drawings accept plan same lab test test-ui recording doctor owner test-colab lint bench test-gpu clean
 
 help: ## show this list
-	@echo "make TARGET [PLAN=smoke|laptop|full|beyond|second|original|t4|paper] [ONLY=glob] [STALE=1] [JOBS=n] [SCHEDULER=tcp://host:8786] [FROM=commit] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "make TARGET [PLAN=smoke|laptop|full|beyond|second|original|t4|paper] [ONLY=glob] [STALE=1] [JOBS=n] [SCHEDULER=tcp://host:8786] [FROM=commit] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [TORCH_INDEX=...] [LAB_ARGS=--no-browser]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv and install what is needed
 
@@ -71,8 +72,8 @@ constraints: $(INSTALLED) ## resolve constraints.txt for every supported Python 
 
 # Gemma, which has terms of its own, is fetched for the plan that prunes it only
 assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CACHE moves them)
-	@$(RUN) assets
-	@$(if $(filter second,$(PLAN)),$(RUN) assets embedded-gemma)
+	@$(NO_BARS) $(RUN) assets
+	@$(if $(filter second,$(PLAN)),$(NO_BARS) $(RUN) assets embedded-gemma)
 
 reproduce: assets ## run a plan, write its tables and figures, compare with the committed results
 	@$(RUN) reproduce $(CHOSEN) --jobs $(JOBS) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)')
@@ -101,9 +102,10 @@ same: assets ## prove that today's code computes the same bits as the records' (
 	@$(PY) tests/same_bits.py $(if $(FROM),--from '$(FROM)')
 
 # its root is the project's, so that a link from a notebook to ../results opens; after assets, since
-# the first conversion of the model draws bars, which would stay in the outputs of a notebook
+# the first conversion of the model draws bars, which would stay in the outputs of a notebook; book/lab
+# keeps JupyterLab from writing into the committed copies with outputs that one looks at
 lab: assets ## open JupyterLab on the notebooks
-	@$(PY) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" \
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/book/lab:$$JUPYTER_CONFIG_PATH" $(PY) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" \
 	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB_ARGS)
 
 # two at a time, a file on one side; their kernels compute with one thread each
@@ -124,6 +126,9 @@ test-gpu: assets ## run the checks that need an NVIDIA GPU (skipped with a reaso
 
 test-ui: assets $(INSTALLED_UI) ## run the notebooks in JupyterLab and a browser (UI_FULL=1: as they are)
 	@$(PY) -m pytest tests/ui
+
+recording: assets $(INSTALLED_UI) ## record docs/recording.gif again, an explorer in a browser
+	@PYTHONPATH=.:tests/ui $(PY) -m book.recording
 
 $(INSTALLED_UI): $(INSTALLED)
 	@$(PY) -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[ui]" || { \

@@ -35,7 +35,8 @@ PRODUCTS = (
     *("claims", "perplexity", "variants", "zero_shot", "weight_update"),
     *("convergence", "mask", "schedule", "cost", "beyond", "published_ratios"),
 )
-NOTHING_RUN = "Nothing was run on this machine: what follows is committed.\n"
+YOURS = "`make reproduce` puts yours {} (runs made in JupyterLab are not shown)."
+NOTHING_RUN = f"The numbers in this book came with the repository; {YOURS.format('beside them')}\n"
 COPIES = "results/reference/notebooks"  # of which each is a page
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
 PRODUCT = re.compile(r"results/(?:reference/)?(\w+)/(?:tables|figures)(?:/(\w+)\.\w+)?")
@@ -71,7 +72,8 @@ class Sources:
             if product := PRODUCT.fullmatch(path):
                 return f"[{words}](#{product[1]}-{product[2] or 'plan'})"
             if path.startswith(COPIES):
-                return f"[{words}](/notebooks/{path.removeprefix(COPIES).strip('/') or 'index.md'})"
+                name = path.removeprefix(COPIES).strip("/").replace(".ran.", ".")
+                return f"[{words}](/notebooks/{name or 'index.md'})"
             if path.startswith("helpers/own/"):
                 return f"[{words}](#own-file)"
             if path.startswith("helpers/"):
@@ -99,7 +101,7 @@ class Sources:
             opening = f"**Plan {plan}, made here: {verdict}**\n\n{notes}\n\n"
             every = f"<details><summary>Every comparison</summary>\n\n```text\n{lines}```\n\n"
             every += "</details>\n\n"
-        text = f"({plan}-plan)=\n# The plan {plan}\n\n{opening}{every}"
+        text = f"({plan}-plan)=\n# Results: plan `{plan}`\n\n{opening}{every}"
         for name in PRODUCTS:
             parts = ""
             for whose, folder in shown.items():
@@ -137,6 +139,7 @@ class Sources:
 
         The list of notebooks has their numbers, which their titles lack.
         """
+        yours = YOURS.format("in its place")
         listed = "\n```{toctree}\n:maxdepth: 1\n\n"
         runs = [
             run for plan in PLANS if plan in plan_names() for run in read_plan(plan)
@@ -148,8 +151,10 @@ class Sources:
                 run.executed_path: f"Run here: {run.name}, plan {run.plan}."
                 for run in made
             }
-            found |= {copy_path(path.stem): "Not run here: shown as committed."}
-            found |= {path: "Not run here: shown without outputs."}
+            found |= {
+                copy_path(path.stem): f"This run came with the repository; {yours}"
+            }
+            found |= {path: f"Shown without outputs; {yours}"}
             for where, note in found.items():
                 if page := as_it_ran(path.stem, where):
                     self.notebook(page, note, f"notebooks/{path.name}")
@@ -179,6 +184,22 @@ class Sources:
         self.write(name, nbformat.writes(page))
 
 
+def claims_line() -> str:
+    """Count the verdicts on the claims that the page of claims of the plan full has."""
+    page = (reference_dir("full") / "tables" / "claims.md").read_text(encoding="utf-8")
+    claims = re.findall(r"(?m)^\| \d+ \| (.*?) \| \*\*(.*?)\*\* ", page)
+    verdicts = [verdict for _, verdict in claims]
+    own = sum("not in the paper" in claim for claim, _ in claims)
+    hold, fail, unknown = map(
+        verdicts.count, ("holds", "does not hold", "not decided here")
+    )
+    return (
+        f"Code tests [{len(claims)} claims](#full-claims) ({len(claims) - own} of the paper, "
+        f"{own} ours) on the records of the plan `full`: **{hold} hold, {fail} do not, "
+        f"{unknown} are open** (too little data to decide them).\n"
+    )
+
+
 def main() -> int:
     """Write the book; returns Sphinx's exit code. If it is not 0, an earlier book stays."""
     here = Path(__file__).resolve().parent
@@ -190,6 +211,7 @@ def main() -> int:
         for name in COPIED:
             sources.copy(root() / name, name)
         openings = [opening for plan in PLANS if (opening := sources.plan(plan))]
+        sources.write("claims_line.txt", claims_line())
         sources.write("agreement.txt", "".join(openings) or NOTHING_RUN)
         lines = (opening.partition("\n\n")[0] for opening in openings)
         sources.write("agreement_line.txt", "\n\n".join(lines) or NOTHING_RUN)

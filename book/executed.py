@@ -2,8 +2,9 @@
 
 Text and code of such a page are today's; only its outputs, and the values in its parameters cell,
 come from the run. A run of other code gives no page. The command, a part of `make accept`, writes
-results/reference/notebooks: of each notebook the run of the plan laptop that is nearest to its
-defaults. The book shows runs that were made here, and those copies of the other notebooks.
+NAME.ran.ipynb into results/reference/notebooks: of each notebook the run of the plan laptop that is
+nearest to its defaults. The book shows runs that were made here, and those copies of the other
+notebooks.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BADGE = re.compile(r"\[.*\]\(https://colab\.research[^)]*\)\n*")
 
 def copy_path(notebook: str) -> Path:
     """Path of the committed copy of a notebook with the outputs of a run."""
-    return reference_dir("notebooks") / f"{notebook}.ipynb"
+    return reference_dir("notebooks") / f"{notebook}.ran.ipynb"
 
 
 def nearness(run: Run) -> tuple[int, str]:
@@ -79,7 +80,7 @@ def as_it_ran(notebook: str, path: Path) -> NotebookNode | None:
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = number
-    return with_links(page, "](../../../", "](../")  # in the outputs of a copy
+    return with_links(page, r"\]\(\.\./\.\./\.\./", "](../")  # in the outputs of a copy
 
 
 def still(outputs: list[NotebookNode]) -> list[NotebookNode]:
@@ -121,13 +122,13 @@ def with_values(source: str, values: dict[str, Any]) -> str:
 
 
 def with_links(page: NotebookNode, old: str, new: str) -> NotebookNode:
-    """Replace the beginning of links, in a page's text and in its outputs."""
+    """Replace a pattern in links, in a page's text and in its outputs."""
     for cell in page.cells:
         if cell.cell_type == "markdown":
-            cell.source = cell.source.replace(old, new)
+            cell.source = re.sub(old, new, cell.source)
         for output in cell.get("outputs", []):
             if text := output.get("data", {}).get("text/markdown"):
-                output.data["text/markdown"] = text.replace(old, new)
+                output.data["text/markdown"] = re.sub(old, new, text)
     return page
 
 
@@ -152,7 +153,12 @@ def main() -> int:
                 f"{notebook}: {run.name} was not run here with today's code\n"
             )
             continue
-        with_links(page, "](../", "](../../../")  # a copy lies deeper than its notebook
+        with_links(
+            page, r"\]\(\.\./", "](../../../"
+        )  # a copy lies deeper than its notebook
+        with_links(
+            page, r"(\]\(\d\d_\w+)\.ipynb", r"\1.ran.ipynb"
+        )  # beside other copies
         source = f"[notebook](../../../notebooks/{notebook}.ipynb)"
         # notebook 06 shows the tables of another plan's records
         plan = run.effective.get("plan", COPIED_PLAN)

@@ -87,7 +87,7 @@ def test_records_and_failures_are_those_of_local_runs(scheduler, project, monkey
         assert code == 1
         assert "01_work--b: ValueError: rho is too sad [" in err
         assert "2 of 2 runs to do, 2 at a time" in out
-        assert "01_work--c done in" in out
+        assert "01_work--c: done" in out
         records.append(read_record(plans.read_plan("p", "c")[0].record_path))
     for record in records:
         del record["created"], record["seconds"], record["run_seconds"]

@@ -41,6 +41,19 @@ def test_it_is_short_and_needs_torch_and_transformers_only():
     assert len(text.splitlines()) <= 180
 
 
+@pytest.mark.parametrize(
+    "sparsity, said", [("60", "0.6 for 60 %"), ("-1", "give 0"), ("0", "no file none")]
+)
+def test_wrong_arguments_are_refused_before_a_model_is_loaded(
+    sparsity, said, monkeypatch, capsys
+):
+    given = [*2 * [str(PATH)], *f"none --model none --sparsity {sparsity}".split()]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit):
+        runpy.run_path(PATH, run_name="__main__")
+    assert said in capsys.readouterr().err
+
+
 # With one mask only rounding differs. ADMM-Grad chooses its mask 15 times, and what rounding
 # moves across a threshold moves other weights later: there the test after this one is exact
 @pytest.mark.parametrize(

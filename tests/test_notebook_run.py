@@ -56,7 +56,7 @@ def test_a_record_holds_every_parameter_of_the_cell():
     assert record["data"] is None
     assert record["seconds"] > 0
     assert record["peak_memory_bytes"] > 1e6
-    assert table.loc["perplexity", "value"] == 7.5
+    assert list(table.loc["perplexity", ["value", "unit"]]) == [7.5, ""]
     assert run.needs["this machine"].to_dict() == {"needs": "1 GB"}
 
 

@@ -72,17 +72,18 @@ def test_the_claims_are_those_of_the_committed_records():
     counts = [
         len(rows),
         sum("not in the paper" not in row[0] for row in rows),
+        sum("not in the paper" in row[0] for row in rows),
         verdicts.count("holds"),
         verdicts.count("does not hold"),
         verdicts.count("not decided here"),
         sum(row[1::2] in (("holds", "yes"), ("does not hold", "no")) for row in rows),
     ]
-    (said,) = re.findall(
-        r"\[(\d+) claims\].+\((\d+) from the paper\): (\d+) hold, (\d+) do not, "
-        r"(\d+) are undecided\.\sGemma-3 agrees on (\d+)",
-        README,
+    said = re.search(
+        r"\[(\d+) claims\].+ \((\d+) of the paper, (\d+) ours\): (\d+) hold, (\d+) do not, "
+        r"(\d+) cannot be decided with this little data\. Gemma-3 points the same way on (\d+)",
+        README.replace("\n", " "),
     )
-    assert list(map(int, said)) == counts
+    assert list(map(int, said.groups())) == counts
 
 
 def test_it_says_how_many_records_of_its_tables_are_of_earlier_code():
@@ -98,7 +99,7 @@ def test_it_says_how_many_records_of_its_tables_are_of_earlier_code():
 
 
 def test_it_is_read_in_four_minutes():
-    assert len(re.sub(r"[|:-]{2,}|\|", " ", README).split()) <= 940
+    assert len(re.sub(r"[|:-]{2,}|\|", " ", README).split()) <= 1000
     blocks = re.findall(r"```\w*\n(.*?)```", README, re.DOTALL)
     assert (
         max(map(len, "\n".join(blocks).splitlines())) <= 80

@@ -117,7 +117,12 @@ def test_two_kinds_of_processor_agree_and_are_not_one():
         ({"device": "cpu, 2 threads"}, "(another machine: threads 2 here, 1 there)"),
         (
             {"versions": {"torch": "2.14"}},
-            "(another machine: torch 2.14 here, 2.13 there)",
+            "(the same kind of processor, but torch 2.14 here, 2.13 there: results may differ as "
+            "on another machine; for equal digits install the latter)",
+        ),
+        (
+            OTHER | {"versions": {"torch": "2.14"}},
+            "(another machine: processor another here, one there; torch 2.14 here, 2.13 there)",
         ),
         (
             {"versions": {"torch": "2.13+cpu"}},

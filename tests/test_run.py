@@ -1,6 +1,8 @@
 """The runner: papermill's traps are guarded, failures are reported, and nothing runs twice."""
 
+import itertools
 import os
+import re
 import signal
 import sys
 from concurrent.futures import Future
@@ -11,8 +13,9 @@ import pytest
 import small_project
 from small_project import runner_process, wait_for_kernel
 
-from helpers.paths import root
-from helpers.report.records import make_record, read_record, write_record
+from helpers import report
+from helpers.paths import reference_dir, root
+from helpers.report.records import make_record, read_record, read_records, write_record
 from helpers.runner import commands, schedule
 from helpers.runner import plan as plans
 from helpers.runner.fingerprint import fingerprint
@@ -32,7 +35,7 @@ def test_failures_reruns_and_records(project):
     assert "01_work--bad: ValueError: rho is too sad [" in err
     assert "second line" not in err
     assert "01_work--die: the kernel died: was there enough memory?" in err
-    assert "[3/3] 01_work--good done in" in out
+    assert "[3/3] 01_work--good: " in out
     files = "bad.failed.ipynb bad.log die.failed.ipynb die.log good.ipynb good.json"
     assert project.files() == [".lock", *(f"01_work--{f}" for f in files.split())]
     path = project.result("records/01_work--good.json")
@@ -85,6 +88,50 @@ def test_no_kernel_outlives_its_runner(number, project):
         assert project.files() == [".lock"], "nothing half done"
     with schedule.lock_plan("p"):  # the lock is free at once
         pass
+
+
+def test_a_run_that_ends_is_a_line_with_its_number(project, monkeypatch, capsys):
+    """Ten seconds each, of which the committed run took one; `c` has no committed record."""
+    for name in "abc":
+        project.run_file(f"{name}.yaml")
+        if name != "c":
+            stamped(project, name, 10.0, True)
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=clock.__next__))
+
+    def submit(run, _):
+        stamped(project, run.name, 10.5)
+        (future := Future()).set_result(None)
+        return future
+
+    def lines(*runs):
+        schedule.execute_runs(runs, runs, submit, lambda: 1, project.folder)
+        return capsys.readouterr().out.splitlines()[1:]
+
+    a, b, c = plans.read_plan("p")
+    ended = "perplexity 10.50 (ours 10.00), 10 s"
+    assert lines(c, a, b)[1] == f"[2/3] 01_work--a: {ended}; about 10 s left"
+    assert lines(a, b, c) == [
+        f"[1/3] 01_work--a: {ended}",  # how long c takes is not known
+        f"[2/3] 01_work--b: {ended}",
+        "[3/3] 01_work--c: perplexity 10.50, 10 s",
+    ]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert lines(c)[0] == "[1/1] 01_work--c …"
+
+
+def test_every_notebook_has_a_main_number():
+    for record in read_records(reference_dir("laptop") / "records"):
+        assert re.fullmatch(r".+ [\d,.]+", report.main_number(record))
+
+
+@pytest.mark.parametrize("plan", plans.plan_names())
+def test_runs_are_called_by_what_they_prune(plan):
+    runs = plans.read_plan(plan)
+    titles = {report.run_title(run.id, run.effective) for run in runs}
+    assert len(titles) == len(runs)
+    if plan == "full":
+        assert {"ADMM-Grad at 60 %", "Wanda at 60 %, seed 1"} < titles
 
 
 def test_order_without_notebooks(project, monkeypatch):

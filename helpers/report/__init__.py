@@ -5,7 +5,7 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "beyond": ("pipeline_title",),
+        "beyond": ("pipeline_title", "run_title"),
         "claims": ("claims_markdown", "write_claims"),
         "labels": ("format_number", "to_markdown"),
         "notebook_figures": (
@@ -45,6 +45,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         ),
         "tables": ("all_tables", "perplexity_markdown", "write_tables"),
         "record_comparison": ("judge", "printed_differences", "same_run"),
-        "comparison_text": ("comparison_lines", "verdict_line"),
+        "comparison_text": ("comparison_lines", "main_number", "verdict_line"),
     },
 )

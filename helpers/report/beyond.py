@@ -16,6 +16,7 @@ from helpers.report.labels import (
     Table,
     WithSpread,
     column_key,
+    display_name,
     method_name,
     row_key,
     target_name,
@@ -24,6 +25,7 @@ from helpers.report.labels import (
 from helpers.report.records import Records
 from helpers.report.runs_table import (
     CELL,
+    PRUNE_NOTEBOOK,
     by_target,
     by_windows,
     common_parameters,
@@ -82,6 +84,17 @@ def pipeline_title(parameters: Parameters) -> str:
     return (
         f"{name}{_allocation_and_passes(parameters)}{_repair(parameters)} at {target}"
     )
+
+
+def run_title(run_id: str, parameters: Parameters) -> str:
+    """A run of notebook 04 as "ADMM-Grad at 60 %, seed 1", one of another notebook by its id."""
+    if not run_id.startswith(PRUNE_NOTEBOOK):
+        return run_id
+    title = (
+        f"{display_name(pipeline_title(parameters))}, {parameters['model']}, "
+        f"seed {parameters['calibration_seed']}"
+    )
+    return title.replace(", embedded,", ",").removesuffix(", seed 0")  # what is usual
 
 
 def pipeline_table(records: Records) -> pd.DataFrame:

@@ -119,10 +119,13 @@ def _one_rho_fits(results: ModelResults) -> Evidence:
     tried = results.problems.query("rhos > 1").dropna(subset="one_rho")
     ratio = tried["one_rho"] / tried["scaled"]  # NaN where no ρ gets there
     fits = ratio <= NEARLY
+    times = f"at most {ratio.max():.2g} times the iterations of the best ρ"
+    if ratio.max() == 1:
+        times = "no other ρ was faster"
     numbers = (
-        f"at most {ratio.max():.2g} times the iterations of the best of up to "
-        f"{tried['rhos'].max():.0f} values of ρ; {tried['one_rho'].median():.2g} to 1 % (median); "
-        f"up to {NEARLY} times the best's on {fits.sum()} of {len(tried)} problems"
+        f"{times}, of up to {tried['rhos'].max():.0f} tried; "
+        f"{tried['one_rho'].median():.2g} iterations to 1 % (median); up to {NEARLY} times the "
+        f"best's on {fits.sum()} of {len(tried)} problems"
     )
     return _on_nearly_all(tried, fits, numbers)
 

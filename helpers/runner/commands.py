@@ -15,13 +15,15 @@ from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_
 from helpers.runner.fingerprint import is_current, is_done
 from helpers.runner.plan import Run, plan_names, read_plan
 from helpers.runner.schedule import (
+    Record,
+    committed_record,
     format_seconds,
     reference_seconds,
     run_plan,
     write_line,
 )
 
-Records = dict[str, dict[str, Any]]  # by `Run.id`
+Records = dict[str, Record]  # by `Run.id`
 
 
 # --- verbs ------------------------------------------------------------------------------------
@@ -176,15 +178,7 @@ def current_records(runs: Iterable[Run]) -> Records:
 
 def committed_records(runs: Iterable[Run]) -> Records:
     """The committed records of those runs that still have a record's parameters."""
-    records = {}
-    for run in runs:
-        if not run.reference_path.is_file():
-            continue
-        committed = report.read_record(run.reference_path)
-        today = {"notebook": run.notebook, "parameters": run.effective}
-        if report.same_run(today, committed, run.defaults):
-            records[run.id] = committed
-    return records
+    return {run.id: record for run in runs if (record := committed_record(run))}
 
 
 def records_of_earlier_code(runs: Iterable[Run], records: Records) -> Records:

@@ -116,7 +116,8 @@ class NotebookRun:
         """Write the run's record (see `record`) and return its metrics as a table to show."""
         record = self.record(metrics, **contents)
         path = write_record(self._record_path, record)
-        return pd.DataFrame(record["metrics"]).T.rename_axis(path.name)
+        table = pd.DataFrame(record["metrics"]).T.replace({"unit": {"1": ""}})
+        return table.rename_axis(path.name)
 
 
 def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:

@@ -3,9 +3,13 @@
 By default two runs go at a time where there are two cores, 8 GB of memory and no GPU to share; the
 cores are divided between them through OMP_NUM_THREADS and its relatives. With the address of a Dask
 scheduler the runs go to its workers instead (`helpers.runner.cluster`).
+
+A run that ends is a line with its main number, the committed one beside it. On a terminal its start
+is a line too.
 """
 
 import contextlib
+import math
 import shutil
 import sys
 import time
@@ -16,17 +20,17 @@ from typing import Any
 
 import filelock
 
+from helpers import report  # its names are loaded on use: pandas takes seconds
 from helpers.errors import RunError
 from helpers.machine import cpus, ram
 from helpers.paths import TABLES_NOTEBOOK, replace_file, results_dir
-from helpers.report import read_record
 from helpers.runner.cluster import dask_pool
 from helpers.runner.execute import execute, run_variables
 from helpers.runner.fingerprint import fingerprint, is_done
 from helpers.runner.plan import Run, read_plan
 
+Record = dict[str, Any]
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
-USUAL_SECONDS = 60.0  # of a run without a committed record
 STOP_SECONDS = 15.0  # for runs to end after Ctrl-C
 
 
@@ -131,7 +135,10 @@ def execute_runs(
     ones go seed by seed, so that those that are compared run in turns. Ctrl-C stops them all.
     submit: starts a run, given with its fingerprint. slots: how many can go at a time now.
     """
-    titles = {run.id: f"[{n}/{len(runs)}] {run.id}" for n, run in enumerate(runs, 1)}
+    titles = {
+        run.id: f"[{n}/{len(runs)}] {report.run_title(run.id, run.effective)}"
+        for n, run in enumerate(runs, 1)
+    }
     # expected seconds of each run that has not ended; the sum of those that have, which here took
     # `taken` seconds
     expected = {run.id: reference_seconds(run) for run in todo}
@@ -151,26 +158,29 @@ def execute_runs(
         while waiting or active:
             while waiting and len(active) < limit(waiting[0].id):
                 run = waiting.pop(0)
-                write_line(f"{titles[run.id]} …")
+                if sys.stdout.isatty():
+                    write_line(f"{titles[run.id]} …")
                 active[submit(run, fingerprint(run))] = (run, time.monotonic())
             for future in wait(active, return_when=FIRST_COMPLETED).done:
                 error = error_of(future)
                 run, started = active.pop(future)
                 seconds = time.monotonic() - started
-                taken += seconds
-                ended += expected.pop(run.id)
-                text = f"done in {format_seconds(seconds)}"
-                if error is not None:
-                    text = f"FAILED: {error}"
+                usual = expected.pop(run.id)
+                if usual > 0:  # NaN is not
+                    taken += seconds
+                    ended += usual
+                text = f"FAILED: {error}"
+                if error is None:
+                    text = f"{outcome(run)}, {format_seconds(seconds)}"
+                else:
                     failures.append((run, error))
                     run.record_path.unlink(missing_ok=True)  # it may be half written
-                if expected:
-                    left = sum(
-                        s / min(limit(key), len(expected))
-                        for key, s in expected.items()
-                    )
+                left = sum(
+                    s / min(limit(key), len(expected)) for key, s in expected.items()
+                )
+                if ended and left > 0:  # nothing is said of what is unknown
                     text += f"; about {format_seconds(taken / ended * left)} left"
-                write_line(f"{titles[run.id]} {text}")
+                write_line(f"{titles[run.id]}: {text}")
     finally:
         if active:
             marker.unlink(missing_ok=True)
@@ -196,12 +206,30 @@ def error_of(future: Future) -> str | None:
     return future.result()
 
 
-def reference_seconds(run: Run) -> float:
-    """How long the committed run took; `USUAL_SECONDS` if there is none."""
+def outcome(run: Run) -> str:
+    """The main number of a run that is done, the committed one beside it; "done" without one."""
+    if not run.record_path.is_file():  # a cluster's shared folder may show it later
+        return "done"
+    text = report.main_number(report.read_record(run.record_path))
+    if text and (committed := committed_record(run)):
+        text += f" (ours {report.main_number(committed).rpartition(' ')[2]})"
+    return text or "done"
+
+
+def committed_record(run: Run) -> Record | None:
+    """The committed record of a run; None if there is none with the run's parameters."""
     if not run.reference_path.is_file():
-        return USUAL_SECONDS
-    record = read_record(run.reference_path)
-    return record.get("run_seconds", record["seconds"])
+        return None
+    record = report.read_record(run.reference_path)
+    today = {"notebook": run.notebook, "parameters": run.effective}
+    return record if report.same_run(today, record, run.defaults) else None
+
+
+def reference_seconds(run: Run) -> float:
+    """How long the committed run took; NaN if there is none."""
+    if record := committed_record(run):
+        return record.get("run_seconds", record["seconds"])
+    return math.nan
 
 
 def format_seconds(seconds: float) -> str:

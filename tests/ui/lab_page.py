@@ -39,7 +39,8 @@ class Book:
         self.page = page
         self.lab = lab
         self.file = lab.project / path
-        page.goto(lab.address(path, workspace=Path(path).stem))
+        # JupyterLab opens nothing in a workspace whose name has a dot
+        page.goto(lab.address(path, workspace=Path(path).stem.replace(".", "-")))
         page.wait_for_selector(".jp-Notebook .jp-RenderedMarkdown h1")
         self.wait_idle(KERNEL_SECONDS, beats=3)
 

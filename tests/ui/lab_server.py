@@ -20,6 +20,7 @@ from helpers.paths import root
 from helpers.runner import plan as plans
 
 SECONDS = 60  # in which a server must have started
+AUTOSAVE = 5  # seconds
 JUPYTER_FOLDERS = {
     "JUPYTER_CONFIG_DIR": "config",
     "JUPYTER_DATA_DIR": "data",
@@ -31,6 +32,7 @@ JUPYTER_FOLDERS = {
 SETTINGS = {
     # every cell in the page, not only those in view
     "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
+    "docmanager-extension/plugin": {"autosaveInterval": AUTOSAVE},
     "apputils-extension/notification": {
         "fetchNews": "false",
         "checkForUpdates": False,
@@ -104,6 +106,7 @@ def private_environment(folder: Path) -> dict[str, str]:
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values), encoding="utf-8")
+    variables["JUPYTER_CONFIG_PATH"] = str(root() / "book" / "lab")  # as make lab does
     variables["PRUNING_RESULTS"] = str(folder / "results")
     variables["PYTHONPATH"] = str(root())  # where .venv is another clone's
     variables["HF_HUB_OFFLINE"] = "1"

@@ -5,7 +5,8 @@ A new explorer needs its controls in SLIDERS and DROPDOWNS.
 """
 
 import pytest
-from lab_page import choose, content, named, settled, slide
+from lab_page import Book, choose, content, named, settled, slide
+from lab_server import AUTOSAVE
 
 from helpers.paths import root
 
@@ -72,6 +73,21 @@ def test_everything_is_drawn(notebook, open_notebook):
     assert pictures.evaluate_all(blank) == []
     for cell, output in outputs(book.read()):
         assert output.get("name") != "stderr", (cell, output["text"])
+
+
+@pytest.mark.parametrize("notebook", ["06_tables_and_plots"])
+def test_looking_at_a_committed_copy_keeps_it(notebook, open_notebook, watched):
+    """JupyterLab saves by itself what has changed, but not into the copies with outputs."""
+    book = open_notebook(notebook)
+    path = f"results/reference/notebooks/{notebook}.ran.ipynb"
+    both = [book, Book(watched.page(), book.lab, path)]
+    before = [each.file.read_bytes() for each in both]
+    for each in both:
+        each.menu("Edit", "editmenu:clear-all")
+    book.pause(3 * AUTOSAVE)
+    saved = [each.file.read_bytes() for each in both]
+    assert saved[0] != before[0], "a notebook to work in is saved"
+    assert saved[1] == before[1]
 
 
 # --- explorers -----------------------------------------------------------------------------
