@@ -9,7 +9,7 @@ import pytest
 from handmade import metric, update_row
 
 from helpers.paths import reference_dir
-from helpers.report import comparison_lines, judge, printed_differences, verdict_line
+from helpers.report import comparison_lines, judge, verdict_line
 from helpers.report.record_comparison import (
     CEILING,
     FLOOR,
@@ -337,22 +337,3 @@ def test_series_that_tables_are_made_of_are_compared_on_the_same_machine():
         here["series"]["update"][0]["error"] = error
         assert one(here, reference).reproduced == 0
         assert one(here | OTHER, reference).reproduced == 1
-
-
-def test_printed_digits():
-    reference = run(66.156308, model="m")
-    reference["series"] = {
-        "update": [update_row("admm", excess=2e-7, error=0.0412345)],
-        "curves": [{"error": [0.1]}],
-    }
-    here = copy.deepcopy(reference)
-    here["metrics"]["perplexity"]["value"] = 66.1587  # 66.16 as well
-    here["metrics"]["prune_seconds"]["value"] = 1.0
-    here["series"]["curves"][0]["error"][0] = 0.2  # drawn, not printed
-    here["series"]["update"][0] |= {"seconds": 9.0, "excess": 5e-7, "error": 0.0412349}
-    assert printed_differences(here, reference) == []
-    here["metrics"]["perplexity"]["value"] = 66.1452
-    here["series"]["update"][0] |= {"excess": 5e-5, "error": 0.04135}
-    lines = printed_differences(here, reference)
-    for part in ("perplexity: 66.15, reference 66.16", "excess", "error"):
-        assert any(part in line for line in lines), lines

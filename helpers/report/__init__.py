@@ -44,7 +44,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "to_png",
         ),
         "tables": ("all_tables", "perplexity_markdown", "write_tables"),
-        "record_comparison": ("judge", "printed_differences", "same_run"),
+        "record_comparison": ("judge", "same_run"),
         "comparison_text": ("comparison_lines", "main_number", "verdict_line"),
     },
 )

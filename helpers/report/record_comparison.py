@@ -39,10 +39,8 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from helpers.report.labels import format_number
 from helpers.report.records import Record, Records, record_id
 from helpers.report.runs_table import processor_of
-from helpers.report.tables import all_tables
 
 SAME = 1e-3
 ROUNDING = 1e-4
@@ -445,37 +443,3 @@ def _differ(here: Any, there: Any) -> bool:
     if here is None or isinstance(here, str) or isinstance(there, str):
         return here != there
     return abs(_apart(here, there, ABSOLUTE_SAME)) > SAME
-
-
-# ------------------------------------------------------------------ printed digits
-
-
-def printed_differences(record: Record, reference: Record) -> list[str]:
-    """The lines that differ between what is printed of two records of a run.
-
-    That is their numbers, and the tables that each alone would give, without seconds and memory.
-    """
-    here = _printed(record)
-    there = _printed(reference)
-    lines = []
-    for name in sorted(here.keys() | there.keys()):
-        one = here.get(name, "missing")
-        other = there.get(name, "missing")
-        if one != other:
-            lines.append(f"{record_id(reference)} {name}: {one}, reference {other}")
-    return lines
-
-
-def _printed(record: Record) -> dict[str, str]:
-    """The numbers that tables and pages print, as text, by where they are printed."""
-    texts = {}
-    for name, metric in record["metrics"].items():
-        if metric["unit"] not in NOT_JUDGED:
-            texts[name] = format_number(metric["value"])
-    for table in chain(*all_tables([record]).values()):
-        frame = table.frame.filter(regex=r"^(?!.*(second|\(s\)|memory))")
-        # an excess is zero at the optimum: below this it is rounding
-        frame = frame.round({name: 4 for name in frame if name.startswith("excess")})
-        for (row, column), value in frame.stack().items():
-            texts[f"{table.about} {row}, {column}"] = format_number(value)
-    return texts

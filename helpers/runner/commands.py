@@ -114,18 +114,11 @@ def accept(plan: str, only: str, stale: bool) -> None:
     write_tables_and_figures(records, target)
     write_line(
         f"accepted {len(new)} records into {target}, kept {len(records) - len(new)}, "
-        f"{len(runs) - len(records)} runs without a record"
+        f"{len(runs) - len(records)} runs without a record; git diff shows which numbers have moved"
     )
-    both = sorted(new.keys() & old.keys())
-    moved = []
-    for key in both:
-        moved += report.printed_differences(new[key], old[key])
-    del moved[3:]
-    text = "; ".join(moved) or "none"
-    write_line(f"values that changed at printed precision in {len(both)} runs: {text}")
     for each in plan_names():
         if (reference_dir(each) / "records").is_dir():
-            write_line(note_earlier_code(each, moved))
+            write_line(note_earlier_code(each))
 
 
 def list_runs(plan: str, only: str) -> None:
@@ -191,12 +184,10 @@ def records_of_earlier_code(runs: Iterable[Run], records: Records) -> Records:
     }
 
 
-def note_earlier_code(plan: str, moved: list[str]) -> str:
+def note_earlier_code(plan: str) -> str:
     """Keep a note of how many committed records of a plan are of earlier code, and return it.
 
-    The note, earlier.txt next to the records, goes once there are none. It also lists the values
-    that have moved (`moved`, and earlier ones): until one has, in `laptop` as a rule, records of
-    earlier code stand.
+    The note, earlier.txt next to the records, goes once there are none.
     """
     path = reference_dir(plan) / "earlier.txt"
     runs = without_tables(read_plan(plan))
@@ -208,10 +199,8 @@ def note_earlier_code(plan: str, moved: list[str]) -> str:
     oldest = min(earlier.values(), key=lambda record: record["created"])
     since = oldest["versions"].get("pruning-reproduction", "0.9.0 or before")
     line = f"{len(earlier)} of {len(records)} records of {plan} are of earlier code, since {since}"
-    if path.is_file():
-        moved = path.read_text(encoding="utf-8").splitlines()[1:] + moved
-    replace_file(path, "\n".join([line, *moved, ""]))
-    return f"{line}: {'digits have moved, make them again' if moved else 'they stand'}"
+    replace_file(path, f"{line}\n")
+    return f"{line}: run make same, or make them again"
 
 
 def write_tables_and_figures(records: Records, folder: Path) -> None:
