@@ -134,25 +134,24 @@ def scoring_work(shape: Shape, size: int, parameters: Parameters) -> int:
     streamed = parameters.get("streamed")
     window = max(parameters.get("window", 0), parameters.get("second_window", 0))
     scored = window  # tokens whose logits are computed at once
+    copies = 2 * size  # of logits: of this window and of the one before
     cache = 0
     if "tasks" in parameters:
+        copies = 2 * FLOAT + size  # and the logarithms of the two
         batch = parameters["batch"]
         lengths = [LONGEST.get(task, 300) for task in parameters["tasks"]]
         scored = window = batch * min(max(lengths, default=0), shape.positions)
         # helpers.scoring keeps a context's keys and values, but not BoolQ's, whose choices are of
-        # one token; a pass adds to a copy
+        # one token; each pass adds to a copy in other rows
         if not streamed:
             scored = min(window, batch * CHOICE)
             tokens = min(window, batch * LONGEST["sciq"])
             cache = tokens * shape.blocks * 2 * shape.kv * size
-    # logits as the model gives them, in float32, and their logarithms; float32 needs no second copy
-    copies = 2 * FLOAT + size * (size != FLOAT)
     logits = scored * copies * shape.vocab
     # between two blocks of a streamed model wait the hidden states of all windows
     waiting = ALL_TOKENS * shape.width * size if streamed and window else 0
-    # half of the logits are those of the window before
-    running = logits // 2 + cache + shape.activations(window) * size
-    return waiting + cache + max(logits, running)
+    running = shape.activations(window) * size
+    return waiting + cache + max(logits, running, 2 * cache)
 
 
 def block_work(shape: Shape, size: int, parameters: Parameters) -> int:

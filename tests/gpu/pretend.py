@@ -17,12 +17,15 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 TO, TENSOR, RUN = Tensor.to, torch.tensor, threading.Thread.run
 CPU = torch.device("cpu")
 # the host needs a number, or a shape that depends on numbers
-WAITING = "_local_scalar_dense equal is_nonzero nonzero masked_select _unique2 _linalg_eigh"
+WAITING = (
+    "_local_scalar_dense equal is_nonzero nonzero masked_select _unique2 _linalg_eigh"
+)
 # these take tensors of both devices: places that the host names, and a copy
 PLACES = ("index", "index_put_", "_index_put_impl_")
 MIXED = (*PLACES, "copy_")
@@ -77,9 +80,10 @@ class Card(TorchDispatchMode):
 
     def check(self, name, first, *others):
         """Refuse tensors of two devices, and note a wait."""
-        if name not in MIXED or (name == "index" and not first.is_cuda):
-            if any(tensor.ndim for tensor in (first, *others) if not tensor.is_cuda):
-                raise RuntimeError(f"{name}: expected all tensors on the same device")
+        here = [tensor for tensor in (first, *others) if not tensor.is_cuda]
+        mixed = name in MIXED and (name != "index" or first.is_cuda)
+        if not mixed and any(tensor.ndim for tensor in here):
+            raise RuntimeError(f"{name}: expected all tensors on the same device")
         masks = name in PLACES and any(t.dtype is torch.bool for t in others)
         to_host = name == "copy_" and not first.is_cuda
         if masks or to_host or name in WAITING.split():
@@ -136,15 +140,10 @@ class OnGPU(Tensor):
     def tolist(self):
         return self.cpu().tolist()
 
-    def numpy(self, *_):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy")
-
-    __array__ = numpy
-
     def __deepcopy__(self, memo):
         new = OnGPU(self.inner.clone())
         if isinstance(self, nn.Parameter):
-            new = nn.Parameter(new, self.requires_grad)
+            return nn.Parameter(new, self.requires_grad)
         return new
 
 
@@ -162,13 +161,16 @@ def to(tensor, *args, copy=False, **kwargs):
 
 def tensor(data, *, device=None, **kwargs):
     """torch.tensor."""
-    return to(TENSOR(data, **kwargs), device or CPU)
+    if device is None or torch.device(device).type != "cuda":
+        return TENSOR(data, device=device, **kwargs)
+    return to(TENSOR(data, device=CPU, **kwargs), device)
 
 
 @contextlib.contextmanager
 def pretended_gpu():
     """Context manager: a machine with one GPU."""
     OnGPU.card = card = Card()
+    _device_constructors()  # remembers functions of torch: its own, before one is replaced
 
     def run(thread):
         with card:  # a mode is of one thread
@@ -188,15 +190,14 @@ def pretended_gpu():
         get_rng_state=lambda device: torch.empty(0, dtype=torch.uint8),
         set_rng_state=lambda state, device: None,
     )
-    move_in_place = torch.__future__.set_swap_module_params_on_conversion
+    patch = mock.patch.object
     with (
         cuda,
-        mock.patch.object(Tensor, "to", to),
-        mock.patch.object(torch, "tensor", tensor),
-        mock.patch.object(threading.Thread, "run", run),
-        contextlib.ExitStack() as stack,
+        patch(Tensor, "to", to),
+        patch(torch, "tensor", tensor),
+        patch(threading.Thread, "run", run),
+        # a module that moves keeps its parameters
+        patch(torch.__future__, "_swap_module_params_on_conversion", True),
         card,
     ):
-        move_in_place(True)  # a module keeps its parameters
-        stack.callback(move_in_place, False)
         yield card

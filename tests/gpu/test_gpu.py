@@ -1,7 +1,8 @@
 """The same answers on a GPU as on the CPU, and a GPU under the notebooks.
 
-On a real GPU with `make test-gpu`. Without one, and in `make test`, on a pretended one (pretend.py):
-that shows that no tensor is left on the wrong device, and nothing about the kernels' numerics.
+On a real GPU where there is one, in `make test-gpu` and `make test`; else on a pretended one
+(pretend.py), which shows that no tensor is left on the wrong device. What a GPU's kernels compute,
+in float16 above all, is seen on a real one only.
 """
 
 import copy
@@ -79,13 +80,18 @@ def test_the_embedded_model_end_to_end(dtype, card):
         pytest.skip("on a CPU float16 takes minutes")
     model, tokenizer = load_model("embedded", device="cuda", dtype=dtype)
     text = evaluation_tokens("embedded", tokenizer)
-    dense = perplexity(model, text, length=512, limit=2)
-    tokens = calibration_tokens("embedded", tokenizer, sequences=4, length=128)
-    # on a pretended GPU two blocks of 30: choosing a mask as a GPU does is slow on a CPU
-    ignore = ["[2-9].*", "[1-9][0-9].*"] if card else []
-    prune_model(model, tokens, method="admm-grad", sparsity=0.5, passes=1, ignore=ignore)
+    windows = 1 if card else 8
+    dense = perplexity(model, text, length=512, limit=windows)
+    tokens = calibration_tokens(
+        "embedded", tokenizer, sequences=2 * windows, length=128
+    )
+    # a CPU is slow to choose masks as a GPU does: once, and in the first block only
+    ignore = ["[1-9]*"] if card else []
+    prune_model(
+        model, tokens, method="admm-grad", sparsity=0.5, passes=1, ignore=ignore
+    )
     assert 15 < dense < 40
-    assert dense < perplexity(model, text, length=512, limit=2) < 100
+    assert dense < perplexity(model, text, length=512, limit=windows) < 100
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
