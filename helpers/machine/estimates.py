@@ -160,7 +160,7 @@ def block_work(shape: Shape, size: int, parameters: Parameters) -> int:
     length = parameters["length"]
     tokens = parameters["sequences"] * length
     text = tokens * shape.width * size
-    running = shape.activations(length) * size
+    # two of the gate's logits, or one with what is checked of it
     gate = length * shape.vocab * (2 * size + 3)
     grams = [FLOAT * d_in**2 for d_in, _ in shape.inputs]
     if parameters.get("passes") == 1 or parameters.get("effort"):
@@ -169,7 +169,7 @@ def block_work(shape: Shape, size: int, parameters: Parameters) -> int:
         held = grams
     else:
         held = [sum(grams[index:]) for index in range(len(grams))]  # each till its end
-    peak = max(held) + running
+    peak = max(held) + shape.activations(length) * size
     for index, (d_in, outputs) in enumerate(shape.inputs):
         layer = FLOAT * max(outputs) * d_in
         work = COPIES.get(method, 4.5) * layer
