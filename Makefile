@@ -121,7 +121,7 @@ test-colab: ## run tests and the smoke plan with the versions of Google Colab (p
 	@$(COLAB) -m pytest --ignore tests/test_cluster.py --ignore tests/test_book.py
 	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers run --plan smoke
 
-test-gpu: assets ## run the checks that need an NVIDIA GPU (skipped with a reason without one)
+test-gpu: assets ## run the tests of GPUs, on an NVIDIA GPU where there is one, else on a pretended one
 	@$(PY) -m pytest tests/gpu
 
 test-ui: assets $(INSTALLED_UI) ## run the notebooks in JupyterLab and a browser (UI_FULL=1: as they are)

@@ -18,6 +18,15 @@ from helpers.errors import HelpersError
 from helpers.methods import METHODS
 
 
+def pytest_report_header():
+    """Which GPU tests/gpu run on."""
+    real = torch.cuda.is_available()
+    name = (
+        torch.cuda.get_device_name() if real else "none, so they have a pretended one"
+    )
+    return f"GPU of tests/gpu: {name}"
+
+
 @pytest.fixture(autouse=True)
 def _quiet_and_repeatable():
     """Same seed, same single thread in every test: results do not depend on the order."""

@@ -61,13 +61,13 @@ def test_a_folder_has_the_shape_of_its_model(tmp_path, one_line_error):
 
 @pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
 def test_memory_is_that_of_the_committed_records(plan):
-    """Runs that prune are met closely; for tasks and repairs the estimate is an upper bound."""
+    """By what the process took; of a task's texts the longest is known, and not those of a run."""
     for record in read_records(reference_dir(plan) / "records"):
         notebook = record["notebook"]
         given = record["parameters"]
         if "method" in given:
             _, estimated = notebook_memory(notebook, given, gpu=False)
-            most = 1.6 if notebook[:2] in ("05", "08") else 1.1
+            most = 1.25 if notebook == "05_zero_shot" else 1.1
             assert 0.9 < estimated / record["peak_memory_bytes"] < most, record["name"]
 
 

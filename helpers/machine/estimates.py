@@ -23,8 +23,6 @@ COPIES = {"wanda": 2.5, "sparsegpt": 2.5}
 LONGEST = {"boolq": 1291, "sciq": 600}  # tokens of a task's longest item; else 300
 CHOICE = 150  # tokens of a text whose logits are computed: its choice, and what it is padded to
 ALL_TOKENS = 400_000  # of the longest evaluation text
-# bytes a word of the vocabulary, for the losses of 128 positions; as measured
-LOSSES = 128 * 6
 
 
 class Shape:
@@ -71,7 +69,7 @@ class Shape:
         self.block_weights = sum(d_in * sum(outputs) for d_in, outputs in self.inputs)
         # layers and two norms a block; the last norm; embedding, and a head of its own or the same
         in_blocks = self.blocks * (self.block_weights + 2 * width)
-        tables = 1 if config.tie_word_embeddings else 2
+        tables = 2 - config.tie_word_embeddings
         self.parameters = in_blocks + width + tables * self.vocab * width
 
     def activations(self, tokens: int) -> int:
@@ -80,7 +78,7 @@ class Shape:
 
 
 def memory_needed(parameters: Parameters) -> tuple[int, int]:
-    """(bytes of a run's model and work on its device, bytes of what it loads through RAM).
+    """(bytes of a run's models and work on its device, bytes of what it loads through RAM).
 
     What a process takes before it has a model is not counted. A method that is not known here, such
     as one of the user's own, counts as admm-grad, which takes the most.
@@ -88,31 +86,47 @@ def memory_needed(parameters: Parameters) -> tuple[int, int]:
     """
     shape = Shape(parameters["model"])
     size = SIZES[check_choice("dtype", parameters.get("dtype", "float32"), SIZES)]
-    effort = parameters.get("effort")
-    trains = parameters.get("repair") or (effort and windows_of(effort, 0))
     model = size * shape.parameters
-    if parameters.get("streamed"):  # from file to file, a block at a time
-        in_blocks = size * (shape.block_weights + 2 * shape.width)
-        outside = size * shape.vocab * shape.width  # the embedding, or else the head
-        model = max(in_blocks, outside)
-    else:
-        copies = 2 if trains else 1  # training needs the dense model too
-        if parameters.get("web_windows"):
-            copies = 3  # and a copy of the pruned one is kept
-        in_blocks = outside = copies * model
-    peak = outside + scoring_work(shape, size, parameters)
-    if parameters.get("method", "admm-grad") not in ("dense", "magnitude"):
-        length = parameters["length"]
-        text = parameters["sequences"] * length * shape.width * size
-        # the parity gate, which compares logits
-        gate = (4 * length * shape.vocab + shape.activations(length)) * size
-        work = text + block_work(shape, size, parameters)
-        peak = max(peak, outside + max(text, gate), in_blocks + work)
+    if parameters.get("streamed"):  # a block at a time, the embedding, or else the head
+        in_blocks = shape.block_weights + 2 * shape.width
+        model = size * max(in_blocks, shape.vocab * shape.width)
+    works = phases(shape, size, parameters).values()
+    return max(models * model + work for models, work in works), model
+
+
+def phases(
+    shape: Shape, size: int, parameters: Parameters
+) -> dict[str, tuple[int, int]]:
+    """Of each phase of a run: (models that are in memory, bytes of work beside them).
+
+    Text runs one sequence at a time: a larger batch is halved where memory runs out.
+    """
+    effort = parameters.get("effort")
+    trains = bool(parameters.get("repair") or (effort and windows_of(effort, 0)))
+    # notebook 08 keeps the dense model, and what pruning alone has made of it
+    kept = "web_windows" in parameters
+    scored = 1 + kept * (1 + trains)
+    found = {"score": (scored, scoring_work(shape, size, parameters))}
+    if parameters.get("method") not in ("dense", "magnitude"):
+        found["prune"] = (1 + (kept or trains), block_work(shape, size, parameters))
+    weights = shape.blocks * shape.block_weights
+    length = parameters.get("length", 0)
+    logits = length * shape.vocab
+    # all blocks keep for a backward pass, of a token, k and v, four of ff and seven of width: it is
+    # six, or eight where norms are trained or are in float32 beside float16
+    graph = shape.blocks * length * (4 * shape.ff + 7 * shape.width + 2 * shape.kv)
+    if effort or parameters.get("allocation") in ("guide", "fisher"):
+        # a byte of each weight's rank, and while those of a layer are made 20 of each; four steps
+        # from logits to their gradient
+        layer = shape.width * shape.ff
+        backward = graph * size + 16 * max(logits, layer)
+        found["guide"] = (1, weights + max(20 * layer, backward))
     if trains:
-        # a mask, a gradient, Adam's two moments and the best values; a window's logits
-        peak += 17 * shape.blocks * shape.block_weights
-        peak += 12 * parameters["length"] * shape.vocab
-    return peak, model
+        # a mask, Adam's two moments and the best values; then two models' logits with a slope, and
+        # the graph, which is freed as gradients come
+        forward = FLOAT * (graph + 3 * logits)
+        found["repair"] = (2 + kept, 13 * weights + max(forward, FLOAT * weights))
+    return found
 
 
 def scoring_work(shape: Shape, size: int, parameters: Parameters) -> int:
@@ -120,42 +134,40 @@ def scoring_work(shape: Shape, size: int, parameters: Parameters) -> int:
     streamed = parameters.get("streamed")
     window = max(parameters.get("window", 0), parameters.get("second_window", 0))
     scored = window  # tokens whose logits are computed at once
-    contexts = 0
+    copies = 2 * size  # of logits: of this window and of the one before
+    cache = 0
     if "tasks" in parameters:
+        copies = 2 * FLOAT + size  # and the logarithms of the two
         batch = parameters["batch"]
         lengths = [LONGEST.get(task, 300) for task in parameters["tasks"]]
         scored = window = batch * min(max(lengths, default=0), shape.positions)
         # helpers.scoring keeps a context's keys and values, but not BoolQ's, whose choices are of
-        # one token; twice, since a pass adds to a copy
+        # one token; each pass adds to a copy in other rows
         if not streamed:
             scored = min(window, batch * CHOICE)
             tokens = min(window, batch * LONGEST["sciq"])
-            contexts = 2 * tokens * shape.blocks * 2 * shape.kv * size
-    if not window:
-        return 0
-    # logits as the model gives them, in float32, and their logarithms; float32 needs no second copy
-    copies = 2 * FLOAT
-    if size != FLOAT:
-        copies += size
-    logits = (scored * copies + LOSSES) * shape.vocab
+            cache = tokens * shape.blocks * 2 * shape.kv * size
+    logits = scored * copies * shape.vocab
     # between two blocks of a streamed model wait the hidden states of all windows
-    waiting = 0
-    if streamed:
-        waiting = ALL_TOKENS * shape.width * size
-    return waiting + logits + contexts + shape.activations(window) * size
+    waiting = ALL_TOKENS * shape.width * size if streamed and window else 0
+    running = shape.activations(window) * size
+    return waiting + cache + max(logits, running, 2 * cache)
 
 
 def block_work(shape: Shape, size: int, parameters: Parameters) -> int:
-    """Bytes to measure a block's Gram matrices and to solve its layers, the larger of the two."""
+    """Bytes to prune: of the parity gate, or of the text with a block's grams or a layer."""
     method = parameters.get("method", "admm-grad")
     length = parameters["length"]
+    tokens = parameters["sequences"] * length
+    text = tokens * shape.width * size
+    # two of the gate's logits, or one with what is checked of it
+    gate = length * shape.vocab * (2 * size + 3)
     grams = [FLOAT * d_in**2 for d_in, _ in shape.inputs]
     if parameters.get("passes") == 1 or parameters.get("effort"):
         # text waits between two layers, and one input at a time is measured
-        text = parameters["sequences"] * length * (shape.ff + 2 * shape.width) * size
+        text += (tokens - length) * (shape.ff + 2 * shape.width) * size
         held = grams
     else:
-        text = 0
         held = [sum(grams[index:]) for index in range(len(grams))]  # each till its end
     peak = max(held) + shape.activations(length) * size
     for index, (d_in, outputs) in enumerate(shape.inputs):
@@ -163,10 +175,9 @@ def block_work(shape: Shape, size: int, parameters: Parameters) -> int:
         work = COPIES.get(method, 4.5) * layer
         if method != "wanda":  # one more copy of the gram to solve, four to factor it
             work = max(work + grams[index], 4 * grams[index])
-        if size != FLOAT:
-            work += layer
+        work += layer * (size != FLOAT)
         peak = max(peak, held[index] + int(work))
-    return text + peak
+    return max(gate, text + peak)
 
 
 def gigabytes(size: float) -> str:

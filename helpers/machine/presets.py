@@ -21,6 +21,7 @@ AUTO_FRACTION = 0.8
 PROCESS_BYTES = 800_000_000
 CUDA_PROCESS_BYTES = 2_500_000_000
 CUDA_CONTEXT_BYTES = 600_000_000
+HEAP = 1.1  # a process holds that much of what it uses: some of what it frees stays its own
 # how far an estimate of RAM may exceed what is free: the embedded model takes 1.9 GB, not 3
 RAM_SLACK = 1.5
 # more bytes for each parameter of a model: the dense model; what was read back, and a copy in
@@ -61,7 +62,7 @@ def notebook_memory(
     on_device += EXTRA_BYTES.get(notebook, 0) * Shape(parameters["model"]).parameters
     if gpu:
         return on_device + CUDA_CONTEXT_BYTES, in_ram + CUDA_PROCESS_BYTES
-    return 0, on_device + PROCESS_BYTES
+    return 0, PROCESS_BYTES + int(HEAP * on_device)
 
 
 def choose(
