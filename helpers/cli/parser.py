@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     option = evaluate.add_argument_group("zero-shot tasks").add_argument
     option("--tasks", nargs="+", default=[], metavar="TASK", help="such as piqa rte")
-    option("--limit", type=int, metavar="N", help="items of each task (default: all)")
+    option("--limit", type=int, help="items of each task (default: all)")
     add_model(evaluate)
     for name, text in PLAN_VERBS.items():
         verb = verbs.add_parser(name, help=text, description=f"{text.capitalize()}.")
@@ -140,21 +140,18 @@ def add_calibration(verb: argparse.ArgumentParser) -> None:
         "--sequences",
         type=int,
         default=32,
-        metavar="N",
         help="calibration sequences (default: %(default)s)",
     )
     option(
         "--length",
         type=int,
         default=512,
-        metavar="N",
         help="tokens in each sequence (default: %(default)s)",
     )
     option(
         "--seed",
         type=int,
         default=0,
-        metavar="N",
         help="random seed that draws the sequences (default: %(default)s)",
     )
 
@@ -195,14 +192,12 @@ def add_model(verb: argparse.ArgumentParser) -> None:
         "--windows",
         type=int,
         default=12,
-        metavar="N",
         help="evaluation windows (default: %(default)s)",
     )
     option(
         "--window",
         type=int,
         default=1024,
-        metavar="N",
         help="tokens in each window (default: %(default)s)",
     )
 
@@ -228,7 +223,6 @@ def add_plan(verb: argparse.ArgumentParser, name: str) -> None:
         option(
             "--jobs",
             default="auto",
-            metavar="N",
             help="runs at the same time (default: %(default)s)",
         )
         option(

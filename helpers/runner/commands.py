@@ -196,9 +196,7 @@ def note_earlier_code(plan: str) -> str:
     if not earlier:
         path.unlink(missing_ok=True)
         return f"the records of {plan} are all of today's code"
-    oldest = min(earlier.values(), key=lambda record: record["created"])
-    since = oldest["versions"].get("pruning-reproduction", "0.9.0 or before")
-    line = f"{len(earlier)} of {len(records)} records of {plan} are of earlier code, since {since}"
+    line = f"{len(earlier)} of {len(records)} records of {plan} are of earlier code"
     replace_file(path, f"{line}\n")
     return f"{line}: run make same, or make them again"
 
