@@ -15,8 +15,10 @@ class ProgressBar(tqdm):
         """`done` of `total` are finished; `name` is the last of them, or what is under way."""
         if self.total != total:
             self.bar_format = None
+            self.reset(
+                total
+            )  # which displays a notebook's bar only while it has a delay
             self.delay = 0
-            self.reset(total)
         self.set_postfix_str(name, refresh=False)
         self.update(done - self.n)
 

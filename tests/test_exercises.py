@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from book.drawings import admm_steps
-from helpers.errors import BadParameter
+from helpers.errors import BadParameter, RunError
 from helpers.methods import METHODS
 from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, results_dir, root
 from helpers.report.records import read_record
@@ -187,7 +187,7 @@ def test_after_an_interrupt_nothing_goes_by_a_methods_name(kernel):
     for later in cells[cells.index(pruning) + 1 :]:  # explorers too
         try:
             assert run_cell(kernel.code[later], names) is None
-        except BadParameter as error:
+        except RunError as error:
             said.append(str(error))
     assert f"run the cells under '{heading}" in said[0]
     assert all("run the cells under" in words for words in said)

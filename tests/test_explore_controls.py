@@ -1,14 +1,17 @@
 """The worker: one request at a time, stopped, failing, replaced; and the explorer around it."""
 
 import threading
+import time
 
 import ipywidgets
 import pytest
+import tqdm.notebook
 from matplotlib.figure import Figure
 
 from helpers.errors import BadParameter
 from helpers.explore import Explorer, View, Worker, twin
 from helpers.explore.controls import WIDGET
+from helpers.progress import ProgressBar
 
 SOON = 10.0  # seconds after which a test has failed
 
@@ -116,3 +119,15 @@ def test_a_twin_is_one_output_in_two_formats(kind, monkeypatch):
     else:
         assert 'alt="the number is &lt;0&gt;" width="90" height="90"' in last[kind]
         assert "the number is &lt;0&gt;</div><hr>" in last[kind]
+
+
+def test_a_notebook_shows_the_bar_of_a_function_that_got_true(monkeypatch):
+    """It waits with a delay, which must not end before the bar is displayed."""
+    shown = []
+    monkeypatch.setattr("tqdm.notebook.display", shown.append)
+    bar = tqdm.notebook.tqdm(disable=None, delay=0.001)
+    assert not shown
+    time.sleep(0.01)
+    ProgressBar.show(bar, 1, 4, "block 0")
+    assert shown == [bar.container]
+    assert bar.n == 1 and bar.total == 4

@@ -143,8 +143,8 @@ def test_a_copy_is_pruned_and_the_model_stays(loaded, monkeypatch):
     tries.prune_button.click()
     tries.pruning.wait(120)
     assert tries.pruning.error is None
-    assert list(tries.answers) == ["dense", "wanda 2:4"]
-    pruned = tries.answers["wanda 2:4"].model
+    assert list(tries.answers) == ["dense", "wanda at 2:4"]
+    pruned = tries.answers["wanda at 2:4"].model
     for layer in find_layers(find_blocks(pruned)[1]).values():
         assert (layer.weight != 0).unflatten(1, (-1, 4)).sum(-1).max() == 2
     for name, tensor in model.state_dict().items():

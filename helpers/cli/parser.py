@@ -23,7 +23,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Write the error and exit with code 2, as argparse does."""
-        self.exit(2, f"{message}: see {self.prog} --help\n")
+        self.exit(2, f"{message}: see {self.prog} --help, also after the verb\n")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -38,11 +38,14 @@ def prune(options: argparse.Namespace) -> None:
             model, _ = load(options, options.save)
         else:
             helpers.save_pruned(model, tokenizer, options.save, pattern=options.pattern)
-    # the error of a method that reads no text is None
-    error = float("nan") if report.error is None else report.error
-    write_line(f"sparsity {report.sparsity:.4f}, mean layer error {error:.4g}")
+    error = "no layer error, since no text is read"
+    if report.error is not None:
+        error = f"mean layer error {report.error:.4g}"
+    write_line(f"sparsity {report.sparsity:.4f}, {error}")
     after = measure(options, model, tokenizer)
-    write_line(f"perplexity {before:.6g} before, {after:.6g} after")
+    write_line(
+        f"perplexity {before:.6g} before, {after:.6g} after; saved to {options.save}"
+    )
 
 
 def check_pruning(options: argparse.Namespace) -> None:

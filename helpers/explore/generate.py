@@ -185,7 +185,7 @@ class TryIt(ipywidgets.VBox):
         The copy has a column of its own; one of the same label is replaced.
         """
         method = self.method.value
-        label = f"{method} {self.target.value}"
+        label = f"{method} at {self.target.value}"
         sparsity, pattern = TARGETS[self.target.value]
         first = next(iter(self.answers.values())).model
 

@@ -309,15 +309,13 @@ def block_name(block: int, places: int) -> str:
 def two_inputs_figure(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """ADMM on two correlated inputs, by iteration: a panel for each table, with its title.
 
-    The columns are the lines. The first two, and the next two, should meet: their gaps are grey.
+    The columns are the lines. The gap between the third and the fourth is grey.
     """
     figure, axes = new_figure(2, size=(8.4, 3.7), sharey=True)
     for ax, (title, table) in zip(axes, panels.items(), strict=True):
         for label, (line, colour) in zip(table, VARIABLES.items(), strict=True):
             ax.plot(table[label], line, color=colour, label=label)
-        for first in (0, 2):
-            pair = table.T.values[first : first + 2]
-            ax.fill_between(table.index, *pair, color="#E6E6E6")
+        ax.fill_between(table.index, *table.T.values[2:4], color="#E6E6E6")
         set_up_axes(ax, title, xlabel="iteration", ylabel="weight", whole=6)
         label_line_ends(ax)
     return figure

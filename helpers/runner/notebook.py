@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from helpers.device import describe_device, peak_memory_bytes, pick_device
-from helpers.errors import BadParameter
+from helpers.errors import BadParameter, RunError
 from helpers.machine import check_memory, choose, prepare_kernel
 from helpers.masks import target_sparsity
 from helpers.options import check_choice
@@ -66,8 +66,8 @@ class NotebookRun:
         return peak_memory_bytes(self.device)
 
     def after(self, heading: str, result: Any) -> None:
-        """Raise BadParameter if `result` is None, which says that the cells under `heading` are to
-        be run first, and if a parameter has changed since the run was opened.
+        """Raise RunError if `result` is None, which says that the cells under `heading` are to be
+        run first, and BadParameter if a parameter has changed since the run was opened.
 
         A cell sets its result to None first and binds it last: if it is interrupted, None is left,
         and no half-pruned model goes by a method's name.
@@ -76,11 +76,11 @@ class NotebookRun:
             now = self._namespace.get(parameter)
             if now != value:
                 raise BadParameter(
-                    f"{parameter} is {now!r} and was {value!r} when the run was opened: run the "
-                    "notebook again from its parameters cell"
+                    f"{parameter} is {now!r} and was {value!r} when the cell of imports was run: "
+                    "run the notebook again from its parameters cell"
                 )
         if result is None:
-            raise BadParameter(
+            raise RunError(
                 f"not done yet: run the cells under {heading!r} to their end"
             )
 
@@ -93,7 +93,7 @@ class NotebookRun:
             number
         name: the record's name when the notebook is run by hand
         contents: `model`, `data`, `seeds`, `layers` and `series` of `make_record`
-        Raises FileError as `make_record` does, and BadParameter as `after` does.
+        Raises FileError as `make_record` does, and as `after` does.
         """
         self.after("Try it yourself", metrics)  # a cell there puts them together
         keys = ("value", "unit", "tolerance")
