@@ -115,7 +115,9 @@ def test_prune_is_prune_model_in_memory_and_from_file_to_file(command):
         assert (code, error) == (0, "")
         assert "[14/14] block 1 mlp.down_proj\n" in out
         assert f"\nsparsity 0.5000, mean layer error {report.error:.4g}\n" in out
-        assert out.endswith(f"perplexity {before:.6g} before, {after:.6g} after; saved to {to}\n")
+        assert out.endswith(
+            f"perplexity {before:.6g} before, {after:.6g} after; saved to {to}\n"
+        )
         assert not fam.changed(saved.loaded(Path(to)), fam.snapshot(dense))
         assert AutoTokenizer.from_pretrained(to).get_vocab() == tokenizer.get_vocab()
 
