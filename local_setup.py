@@ -51,12 +51,13 @@ def choose_torch(index: str, options: list[str]) -> tuple[list[list[str]], str]:
     ).stdout
     if re.search(SOURCES, configured) or re.search(SOURCES, " ".join(options)):
         return [], ""
-    if platform.system() != "Linux":
-        return [], ""  # the only system whose builds have CUDA in them
+    if platform.system() != "Linux":  # whose builds have no CUDA in them
+        return [], ""
     if has_nvidia_driver():
         return [], f"an NVIDIA driver is here, so {CUDA}\n"
     if not offers_torch(index):
-        return [], f"torch's own index ({index}) did not answer in 5 s, so {CUDA}\n"
+        line = f"torch's own index ({index}) did not answer in 5 s with {TORCH}, so {CUDA}"
+        return [], f"{line}\n"
     step = ["--no-deps", "--no-compile", "--index-url", index, f"torch=={TORCH}"]
     return [step], f"no NVIDIA driver is here, so {CPU}\n"
 

@@ -15,9 +15,8 @@ class ProgressBar(tqdm):
         """`done` of `total` are finished; `name` is the last of them, or what is under way."""
         if self.total != total:
             self.bar_format = None
-            self.reset(
-                total
-            )  # which displays a notebook's bar only while it has a delay
+            # which displays a notebook's bar only while it has a delay
+            self.reset(total)
             self.delay = 0
         self.set_postfix_str(name, refresh=False)
         self.update(done - self.n)

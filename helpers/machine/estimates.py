@@ -69,7 +69,7 @@ class Shape:
         self.block_weights = sum(d_in * sum(outputs) for d_in, outputs in self.inputs)
         # layers and two norms a block; the last norm; embedding, and a head of its own or the same
         in_blocks = self.blocks * (self.block_weights + 2 * width)
-        tables = 2 - config.tie_word_embeddings
+        tables = 1 if config.tie_word_embeddings else 2
         self.parameters = in_blocks + width + tables * self.vocab * width
 
     def activations(self, tokens: int) -> int:
@@ -175,7 +175,8 @@ def block_work(shape: Shape, size: int, parameters: Parameters) -> int:
         work = COPIES.get(method, 4.5) * layer
         if method != "wanda":  # one more copy of the gram to solve, four to factor it
             work = max(work + grams[index], 4 * grams[index])
-        work += layer * (size != FLOAT)
+        if size != FLOAT:
+            work += layer
         peak = max(peak, held[index] + int(work))
     return max(gate, text + peak)
 
