@@ -56,7 +56,9 @@ def choose_torch(index: str, options: list[str]) -> tuple[list[list[str]], str]:
     if has_nvidia_driver():
         return [], f"an NVIDIA driver is here, so {CUDA}\n"
     if not offers_torch(index):
-        line = f"torch's own index ({index}) did not answer in 5 s with {TORCH}, so {CUDA}"
+        line = (
+            f"torch's own index ({index}) did not answer in 5 s with {TORCH}, so {CUDA}"
+        )
         return [], f"{line}\n"
     step = ["--no-deps", "--no-compile", "--index-url", index, f"torch=={TORCH}"]
     return [step], f"no NVIDIA driver is here, so {CPU}\n"
