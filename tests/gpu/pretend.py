@@ -196,6 +196,8 @@ def pretended_gpu():
         patch(Tensor, "to", to),
         patch(torch, "tensor", tensor),
         patch(threading.Thread, "run", run),
+        # a build for CUDA would ask the driver
+        patch(torch.accelerator, "current_accelerator", lambda **_: None),
         # a module that moves keeps its parameters
         patch(torch.__future__, "_swap_module_params_on_conversion", True),
         card,
