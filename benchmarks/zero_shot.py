@@ -16,7 +16,7 @@ from benchmarks.timing import interleaved, ratio, summary
 from helpers.data.tasks import TASK_TABLE, TASKS, choose_items
 from helpers.evaluate import harness_tasks
 from helpers.models import device_of, load_model
-from helpers.scoring import ContextOnce
+from helpers.scoring import TreeLM
 
 TARGET = 0.5  # of ours over lm-eval's, all tasks together
 ITEMS, BATCH, ROUNDS = 40, 8, 2
@@ -29,7 +29,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     """
     model, tokenizer = load_model("tiny" if quick else "embedded")
     harness = {}
-    for name, kind in (("stock", HFLM), ("ours", ContextOnce)):
+    for name, kind in (("stock", HFLM), ("ours", TreeLM)):
         harness[name] = kind(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),

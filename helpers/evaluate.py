@@ -181,7 +181,7 @@ class TaskScore:
     acc: list[int]
     acc_norm: list[int] | None
     answers: list[int]
-    scoring: str = "stock"  # lm-eval's own, or "each context once" (`helpers.scoring`)
+    scoring: str = "stock"  # lm-eval's own, or "as trees" (`helpers.scoring`)
 
     @property
     def accuracy(self) -> float:
@@ -212,15 +212,15 @@ def zero_shot(
 
     Prompts, choices and metrics are lm-eval's. The same seed gives every model the same items. The
     model is used on its device, and its mode is restored. A text begins with the start token (BOS)
-    where the tokenizer begins texts with one: lm-eval leaves that to the tokenizer. The context
-    that an item's choices share is read once where the model's cache allows it; each score's
-    `scoring` says whether it was.
+    where the tokenizer begins texts with one: lm-eval leaves that to the tokenizer. Tokens that
+    texts begin with together run once where the model can do that (`helpers.scoring`); each
+    score's `scoring` says whether it did.
 
     Args:
         limit: items of each task; None for the whole split.
         seed: of the choice of items.
-        batch: texts in one forward pass, whose logits need 4 · batch · tokens · vocabulary bytes,
-            twice.
+        batch: texts in one forward pass; as trees, 64 · batch tokens, and of up to 0.7 of them
+            8 · vocabulary bytes of logits.
 
     Raises BadParameter, FileError (no data), NonFinite.
     """
@@ -231,10 +231,10 @@ def zero_shot(
     with contextlib.redirect_stderr(messages), eval_mode(model):
         import lm_eval
 
-        from helpers.scoring import ContextOnce
+        from helpers.scoring import TreeLM
 
         # a copy of the tokenizer, because lm-eval gives it a padding token
-        harness = ContextOnce(
+        harness = TreeLM(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),
             batch_size=batch,
@@ -251,7 +251,7 @@ def zero_shot(
     lines = messages.getvalue().splitlines()
     if cut := [line for line in lines if "Truncating" in line]:
         LOG.warning("%d texts are too long for this model: %s", len(cut), cut[0])
-    scoring = "each context once" if harness.cache else "stock"
+    scoring = "as trees" if harness.trees else "stock"
     return {name: _task_score(name, items[name], answer, scoring) for name in tasks}
 
 

@@ -12,7 +12,6 @@ from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, logging
 
@@ -31,8 +30,6 @@ from helpers.tensors import FLOATS, all_finite
 
 # what a weight has in a file of safetensors, unless it is quantised
 STORED_FLOATS = ("F64", "F32", "F16", "BF16")
-# layers of a cache that hold a key and a value of each position and nothing else
-KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def load_model(
@@ -331,22 +328,6 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def cache_of(model: nn.Module) -> str | None:
-    """The name of a model's key-value cache, as argument and output; None if it cannot be shared.
-
-    It cannot where a model keeps more of earlier tokens than keys and values, or where its weights
-    are not in memory and would be read again for each pass.
-    """
-    if state_of(model).reader is not None:
-        return None
-    token = torch.zeros((1, 1), dtype=torch.int64, device=device_of(model))
-    output = model(token, use_cache=True)
-    name = "cache" if "cache" in output else "past_key_values"  # the older name
-    # the state of a recurrence is that of the last token: texts of unlike length cannot share it
-    layers = getattr(output.get(name), "layers", [None])
-    return name if all(type(layer) in KEYS_AND_VALUES for layer in layers) else None
-
-
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks: the shallowest ModuleList as long as the config's number of layers.
 

@@ -1,147 +1,196 @@
-"""Zero-shot scoring that reads the context of an item's choices once.
+"""Zero-shot scoring that runs every shared beginning of its texts once.
 
-lm-eval's own model (`HFLM`) runs the context again for each choice. Here one forward pass reads the
-context and keeps each block's keys and values; the choices go on from there. Logits over the
-vocabulary are computed only where a choice is scored. The rest, from tokens to the sum of
-log-likelihoods, is HFLM's.
+A request is a context with a continuation: how likely does the model find the continuation? The
+choices of an item share their context, so requests overlap. lm-eval's own model (`HFLM`) runs each
+of them whole. Here they become **trees of tokens** (tries, prefix trees): a node is a token after
+one beginning, however many texts begin so. A model runs a tree as one sequence
 
-No text is padded on the left, since families of models differ in how they treat that. Contexts that
-share a pass are read up to the last token but one of the shortest, and the rest of a context is
-repeated in front of each of its choices. (The last token's logits score a choice's first token.) A
-context with one text after it, or so short that a pass more would cost more, is read with its text.
+- in which a token attends to its ancestors alone, by a mask,
+- and has the position that it has in its text, which is its depth in the tree,
+
+so each token sees what it sees in a text of its own. Several trees of unlike texts share a pass.
+Nothing is padded, no cache is copied, and logits over the vocabulary are computed only where a
+token of a continuation is predicted. (Tree attention as such is known from speculative decoding:
+Miao et al. 2023, arXiv 2305.09781.)
 """
 
-import copy
-from collections import defaultdict
-from typing import Any, NamedTuple
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from torch import Tensor, nn
 
-from helpers.device import attribute
-from helpers.models import cache_of
+from helpers.models import device_of
 
-# a pass takes as long as its tokens and so many more, because it reads all weights: a context is
-# read by itself, and texts of unlike length get passes of their own, only where that saves more
-PASS = 48
-
-
-class Item(NamedTuple):
-    """A context with the continuations that are scored in one pass after it.
-
-    once: whether the context is read by itself. length: of the tokens that a pass reads. requests:
-    indices of those that this item answers.
-    """
-
-    once: bool
-    length: int
-    context: tuple[int, ...]
-    requests: list[int]
+# what a block may look at of earlier tokens, in the words of configs ("global" is GPT-Neo's): all
+# of them, or those in a window. A recurrence or a convolution looks at neighbours in the sequence
+ATTENTION = {"full_attention", "sliding_attention", "global"}
+PASS = 64  # tokens of a pass for each text of a batch: as long as many choices with their context
+# log p of a continuation, and whether greedy decoding would write it
+Answer = tuple[float, bool]
 
 
-class ContextOnce(HFLM):
+class TreeLM(HFLM):
     """lm-eval's model, with the same log-likelihoods up to rounding.
 
-    HFLM alone scores a model whose cache cannot be shared (`helpers.models.cache_of`), and a text
-    that is too long for the model, which it cuts and reports.
+    trees: whether the model can run trees; if not, HFLM scores everything. A text that is too long
+    for the model goes to HFLM too, which cuts and reports it.
     """
-
-    # the cache that a pass starts from, by the model's argument; None where HFLM works alone
-    start = None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.cache = cache_of(self.model)
+        self.trees = runs_trees(self.model)
 
     @torch.no_grad()
-    def _loglikelihood_tokens(
-        self, requests: list, **options: Any
-    ) -> list[tuple[float, bool]]:
-        """For each request log p of its continuation, and whether the model would write that."""
-        answers = {}
-        for batch in self._batches(self._items(requests)):
-            cut = 0  # tokens of each context that the cache holds
-            start = {}
-            if batch[0].once:
-                cut = len(batch[-1].context) - 1
-                start = self._read([item.context[:cut] for item in batch])
-            # in front of its tokens stand two numbers for `_model_call`: the context's row in the
-            # cache, and the place of its last token, whose logits are the first that count
-            marked = {}
-            for row, item in enumerate(batch):
-                place = len(item.context) - 1 - cut
-                rest = [row, place, *item.context[cut:]]
-                for index in item.requests:
-                    continuation = requests[index][2]
-                    marked[index] = (("", ""), rest, continuation)
-            texts = list(marked.values())
-            with attribute(self, "start", start):
-                found = super()._loglikelihood_tokens(texts, **options)
-            answers |= zip(marked, found, strict=True)
-        others = [index for index in range(len(requests)) if index not in answers]
-        found = super()._loglikelihood_tokens(
-            [requests[index] for index in others], **options
-        )
-        answers |= zip(others, found, strict=True)
-        return [answers[index] for index in range(len(requests))]
+    def _loglikelihood_tokens(self, requests: list, **options: Any) -> list[Answer]:
+        """The answer to each request (names, tokens of the context, of the continuation)."""
+        # the last token is predicted and not read
+        texts = [(*context, *tokens[:-1]) for _, context, tokens in requests]
+        here = [i for i, text in enumerate(texts) if len(text) <= self.max_length]
+        here = here if self.trees else []
+        others = sorted({*range(len(texts))} - {*here})
+        found = super()._loglikelihood_tokens([requests[i] for i in others], **options)
+        answers = dict(zip(others, found, strict=True))
+        size = min(PASS * self.batch_size, self.max_length)
+        for pack in packs({i: texts[i] for i in here}, size):
+            continuations = [requests[i][2] for i in pack]
+            found = self._score([texts[i] for i in pack], continuations)
+            answers |= zip(pack, found, strict=True)
+        return [answers[i] for i in range(len(texts))]
 
-    def _items(self, requests: list) -> list[Item]:
-        """The requests by their context, without texts that are too long for the model."""
-        contexts = defaultdict(lambda: defaultdict(list))
-        for index, (_, context, tokens) in enumerate(requests):
-            length = len(context) + len(tokens)
-            if self.cache and length < self.max_length:
-                # the last token is predicted and not read: choices of one token are one text
-                text = tuple(tokens[:-1])
-                contexts[tuple(context)][text].append(index)
-        items = []
-        for context, texts in contexts.items():
-            repeats = len(texts) - 1
-            if repeats * (len(context) - 1) > PASS:
-                every = [index for indices in texts.values() for index in indices]
-                items.append(Item(True, len(context), context, every))
-                continue
-            for text, indices in texts.items():
-                items.append(Item(False, len(context + text), context, indices))
-        return items
+    def _score(
+        self, texts: Sequence[Sequence[int]], continuations: Sequence[list[int]]
+    ) -> list[Answer]:
+        """The answers of texts that run in one pass; each continuation ends a token after its."""
+        tree = Tree()
+        places = []
+        for text, tokens in zip(texts, continuations, strict=True):
+            places += tree.add(text)[-len(tokens) :]
+        # a place whose logits several texts need is computed once
+        kept, rows = torch.tensor(places).unique(return_inverse=True)
+        logits = run_tree(self.model, tree, kept)
+        rows = rows.to(logits.device)
+        targets = torch.tensor(sum(continuations, []), device=logits.device)
+        written = (logits.argmax(-1)[rows] == targets).tolist()
+        logs = logits.log_softmax(-1, dtype=self.softmax_dtype)[rows, targets].tolist()
+        answers = []
+        for tokens in continuations:
+            end = len(tokens)
+            answers.append((sum(logs[:end]), all(written[:end])))
+            logs, written = logs[end:], written[end:]
+        return answers
 
-    def _batches(self, items: list[Item]) -> list[list[Item]]:
-        """Items of like length together, each batch for one pass."""
-        batches = []
-        for item in sorted(items, reverse=True):
-            last = batches[-1] if batches else []
-            # tokens that are padded, or repeated in front of choices
-            more = sum(
-                len(other.requests) * (last[-1].length - item.length) for other in last
-            )
-            fits = last and item.once == last[0].once and len(last) < self.batch_size
-            if fits and more <= PASS:
-                last.append(item)
-            else:
-                batches.append([item])
-        return batches
 
-    def _read(self, contexts: list[tuple[int, ...]]) -> dict:
-        """The model's cache after contexts of one length."""
-        tokens = torch.tensor(contexts, device=self.device)
-        output = self.model(tokens, use_cache=True, logits_to_keep=1)
-        return {self.cache: output[self.cache]}
+class Tree:
+    """Texts as a tree of tokens, with one root for each first token.
 
-    def _model_call(self, inps: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Logits (texts, places, vocabulary) of the last places; HFLM counts them from the end."""
-        if self.start is None:
-            return super()._model_call(inps, **options)
-        rows = inps[:, 0]
-        places = inps[:, 1]
-        tokens = inps[:, 2:]
-        start = copy.deepcopy(self.start)  # the pass adds to the cache
-        for cache in start.values():
-            cache.reorder_cache(rows)
-        first = int(places.min())
-        output = self.model(
-            tokens,
-            use_cache=bool(start),
-            logits_to_keep=tokens.shape[1] - first,
-            **start,
-        )
-        return output.logits
+    nodes: the number of a node by its parent (-1 for a root) and its token, in the order of their
+    numbers; a node comes after its parent.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: dict[tuple[int, int], int] = {}
+
+    def add(self, text: Sequence[int]) -> list[int]:
+        """The nodes of a text's tokens; those that the tree lacks are made."""
+        path = [-1]
+        for token in text:
+            path.append(self.nodes.setdefault((path[-1], token), len(self.nodes)))
+        return path[1:]
+
+    def seen(self) -> Tensor:
+        """bool (nodes, nodes): whether the row's token attends to the column's."""
+        seen = torch.eye(len(self.nodes), dtype=torch.bool)
+        # a token sees itself and all that its parent sees
+        for node, (parent, _) in enumerate(self.nodes):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return seen
+
+
+def run_tree(model: nn.Module, tree: Tree, kept: Tensor) -> Tensor:
+    """A model's logits (len(kept), vocabulary) at some nodes of a tree, in one pass."""
+    config = model.config.get_text_config(decoder=True)
+    device = device_of(model)
+    full = tree.seen()
+    depths = full.sum(-1) - 1  # the tokens before it are its ancestors
+    window = getattr(config, "sliding_window", None) or len(full)
+    # how far back an ancestor lies is a difference of depths
+    near = full & (depths[:, None] - depths < window)
+    masks = []
+    for seen in (full, near):
+        # what is added to attention scores (1, heads, tokens, tokens); it replaces the model's own
+        mask = torch.zeros((1, 1, *seen.shape), dtype=model.dtype)
+        mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)
+        masks.append(mask.to(device))
+    mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    kinds = ("full_attention", "sliding_attention")
+    tokens = [token for _, token in tree.nodes]
+    output = model(
+        input_ids=torch.tensor([tokens], device=device),
+        position_ids=depths[None].to(device),
+        attention_mask=dict(zip(kinds, masks, strict=True)) if mixed else masks[1],
+        use_cache=False,
+        logits_to_keep=kept.to(device),
+    )
+    return output.logits[0]
+
+
+def runs_trees(model: nn.Module) -> bool:
+    """Whether a model gives a tree's tokens the logits that they have in texts of their own.
+
+    Families that compute positions themselves (ALiBi in Bloom and MPT), mix neighbours in the
+    sequence (Mamba) or have a window of their own making (GPT-Neo) do not. What no config says is
+    tried: two texts with one beginning.
+    """
+    config = model.config.get_text_config(decoder=True)
+    kinds = getattr(config, "layer_types", None)
+    kinds = kinds or getattr(config, "attention_layers", None) or ()
+    if not ATTENTION.issuperset(kinds):
+        return False
+    device = device_of(model)
+    tree = Tree()
+    texts = [[3, 4, 5, 6], [3, 4, 7, 8]]
+    ends = torch.tensor([tree.add(text)[-1] for text in texts])
+    with torch.no_grad():
+        own = model(torch.tensor(texts, device=device), use_cache=False).logits[:, -1]
+        # what a model sees that takes the tree for a plain text
+        plain = torch.tensor([[3, 4, 5, 6, 7, 8]], device=device)
+        wrong = model(plain, use_cache=False).logits[0, ends]
+        try:
+            found = run_tree(model, tree, ends)
+        except (TypeError, ValueError, RuntimeError):  # it takes no such mask
+            return False
+    return bool((found - own).norm() < 0.1 * (wrong - own).norm())
+
+
+def packs(texts: Mapping[int, tuple[int, ...]], size: int) -> list[list[int]]:
+    """Keys of texts by the pass that they share, of at most `size` different tokens.
+
+    (A text longer than that runs alone.) Texts that share half of the shorter one stay together, as
+    an item's choices do, unless they fill a pass.
+    """
+    groups: list[tuple[int, list[int]]] = []  # different tokens, and keys
+    last: tuple[int, ...] = ()
+    # in the order of their tokens, what a text shares with any earlier one it shares with the last
+    for key in sorted(texts, key=texts.__getitem__):
+        text = texts[key]
+        shared = len(os.path.commonprefix([last, text]))
+        alike = 2 * shared >= min(len(last), len(text))
+        if groups and alike and groups[-1][0] + len(text) - shared <= size:
+            tokens, keys = groups.pop()
+            groups.append((tokens + len(text) - shared, [*keys, key]))
+        else:
+            groups.append((len(text), [key]))
+        last = text
+    found: list[list[int]] = []
+    left = 0
+    for tokens, keys in sorted(groups, reverse=True):
+        if tokens > left:
+            found.append([])
+            left = size
+        found[-1] += keys
+        left -= tokens
+    return found

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from transformers.cache_utils import Cache
 
 from helpers import (
     admm,
@@ -313,12 +312,12 @@ GROUPS = {
     },
     ("zero-shot", "zero-shot/openbookqa"): {
         "likelihoods of the tokens before": around(
-            scoring.ContextOnce, "_model_call", lambda f, *a, **m: f(*a, **m).roll(1, 1)
+            scoring.TreeLM,
+            "_score",
+            lambda f, lm, texts, ends: f(lm, [text[:-1] for text in texts], ends),
         ),
-        "all choices follow the first context": around(
-            Cache,
-            "reorder_cache",
-            lambda f, cache, rows: f(cache, torch.zeros_like(rows)),
+        "answers of a pass in another order": around(
+            scoring.TreeLM, "_score", lambda f, *args: f(*args)[::-1]
         ),
     },
 }

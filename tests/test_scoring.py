@@ -1,13 +1,15 @@
-"""Choices scored from a context that is read once, against lm-eval's own model."""
+"""Zero-shot requests run as trees, against lm-eval's own model and trees drawn by hand."""
 
 import families as fam
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from helpers.model_state import set_state
 from helpers.models import load_model
-from helpers.scoring import ContextOnce
+from helpers.scoring import Tree, TreeLM, packs
+
+# their blocks look at places of the sequence, whatever mask and positions say
+STOCK = ("bloom", "mpt", "gpt-neo")
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +17,7 @@ def harness():
     """A model's harness of either kind; token ids are given, so any tokenizer does."""
     _, tokenizer = load_model("tiny", device="cpu")
     options = dict(tokenizer=tokenizer, batch_size=3, softmax_dtype=torch.float32)
-    return lambda model, kind=ContextOnce: kind(pretrained=model, **options)
+    return lambda model, kind=TreeLM: kind(pretrained=model, **options)
 
 
 def some(length, seed):
@@ -62,38 +64,73 @@ def test_likelihoods_are_those_of_the_stock_model(family, harness):
     answers, greedy = zip(*ours._loglikelihood_tokens(items), strict=True)
     stock = harness(model, HFLM)._loglikelihood_tokens(items)
     expected, written = zip(*stock, strict=True)
-    assert ours.cache
+    assert ours.trees == (family not in STOCK)
     assert 4 < sum(written) < len(items) / 2
     assert greedy == written
     assert answers == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("family", ["mamba", "lfm2", "llama"])
-def test_what_cannot_be_shared_is_left_to_the_stock_model(family, harness):
-    model = fam.build(family)
-    if family == "llama":  # one that reads its weights from files
-        set_state(model, reader=object())
+@pytest.mark.parametrize("family", ["mamba", "lfm2", "falcon"])
+def test_what_runs_no_trees_is_left_to_the_stock_model(family, harness):
+    model = fam.build(family, **dict(alibi=True) if family == "falcon" else {})
     items = questions(model)
     ours = harness(model)
+    assert not ours.trees
     stock = harness(model, HFLM)._loglikelihood_tokens(items)
-    assert ours.cache is None
     assert ours._loglikelihood_tokens(items) == stock
 
 
-def test_each_context_is_read_once(harness):
+def test_a_model_without_use_of_its_mask_is_found_out(harness):
+    model = fam.build("llama")
+    # a family that would take any mask and leave it aside
+    model.model.register_forward_pre_hook(
+        lambda _, args, options: (args, options | {"attention_mask": None}),
+        with_kwargs=True,
+    )
+    assert not harness(model).trees
+
+
+def test_a_tree_by_hand():
+    tree = Tree()
+    assert tree.add([5, 6, 7]) == [0, 1, 2]
+    assert tree.add([5, 6, 8, 7]) == [0, 1, 3, 4]
+    assert tree.add([6, 7]) == [5, 6]
+    assert tree.add([5, 6]) == [0, 1]
+    assert [token for _, token in tree.nodes] == [5, 6, 7, 8, 7, 6, 7]
+    assert [parent for parent, _ in tree.nodes] == [-1, 0, 1, 1, 3, -1, 5]
+    assert tree.seen().int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+
+
+def test_packs_by_hand():
+    item = {"a": (1, 2, 3, 4), "b": (1, 2, 3, 5, 6), "c": (1, 2, 7)}  # 4 + 2 + 1 tokens
+    other = {"d": (2, 3), "e": (1, 8, 8, 8, 8)}
+    # five tokens and two fill a pass; so does an item, whose texts share half
+    assert packs(item | other, 7) == [["a", "b", "c"], ["e", "d"]]
+    # no room for all of the item: what is left of it shares a pass
+    assert packs(item | other, 6) == [["a", "b"], ["e"], ["c", "d"]]
+    # a text that is longer runs alone
+    assert sorted(packs(item | other, 1)) == [["a"], ["b"], ["c"], ["d"], ["e"]]
+    assert packs({}, 9) == []
+
+
+def test_a_token_runs_once(harness):
     model = fam.build("llama")
     passes = []
     ours = harness(model)
     model.model.embed_tokens.register_forward_pre_hook(
         lambda _, args: passes.append(tuple(args[0].shape))
     )
-    choices = [[3, 4, 5], [6, 7, 8], [9, 9, 9], [2, 3, 4]]
-    items = []
-    for length in (60, 30, 58):
-        items += requests(some(length, length), *choices)
-    items += requests(some(45, 45), [3], [4]) + requests(some(12, 12), *choices[:2])
+    choices = [[3, 4, 5], [6, 7, 8], [3, 4, 9]]
+    items = requests(some(60, 1), *choices) + requests(some(50, 2), *choices)
+    items += requests(some(70, 3), [4], [5])
     ours._loglikelihood_tokens(items)
-    # 57 tokens of two contexts, and what is left of each with two tokens of its choices; 29 of a
-    # far shorter one; one text for two choices of a token; and two that are not worth a pass more
-    assert passes[:4] == [(2, 57), (3, 5), (3, 5), (2, 3)]
-    assert passes[4:] == [(1, 29), (3, 3), (1, 3), (1, 45), (2, 14)]
+    # 70 tokens; 60 and 50, and after them 3 4 and 6 7; no more than 128 in a pass
+    assert passes == [(1, 70), (1, 64 + 54)]

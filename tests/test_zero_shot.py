@@ -93,7 +93,7 @@ def test_choices_are_those_of_sums_by_hand(tiny, all_scores, task):
     score = all_scores[task]
     rows = task_rows(task)
     assert (score.acc_norm is not None) == (task in NORMALISED)
-    assert score.scoring == "each context once"
+    assert score.scoring == "as trees"
     # otherwise scores that never change would pass
     assert len(score.acc) == len(score.answers) == 8
     assert set(score.acc) == {0, 1}

@@ -21,7 +21,7 @@ FLOAT = 4  # bytes of a number of what a solver works in
 # copies of a layer's weight that a method holds at once; admm-grad holds 4.5, and others no more
 COPIES = {"wanda": 2.5, "sparsegpt": 2.5}
 LONGEST = {"boolq": 1291, "sciq": 600}  # tokens of a task's longest item; else 300
-CHOICE = 150  # tokens of a text whose logits are computed: its choice, and what it is padded to
+SCORED = 0.7  # of the tokens of a pass: those with logits, up to where choices are long
 ALL_TOKENS = 400_000  # of the longest evaluation text
 
 
@@ -135,23 +135,19 @@ def scoring_work(shape: Shape, size: int, parameters: Parameters) -> int:
     window = max(parameters.get("window", 0), parameters.get("second_window", 0))
     scored = window  # tokens whose logits are computed at once
     copies = 2 * size  # of logits: of this window and of the one before
-    cache = 0
+    mask = 0
     if "tasks" in parameters:
-        copies = 2 * FLOAT + size  # and the logarithms of the two
-        batch = parameters["batch"]
+        copies = FLOAT + size  # and their logarithms
         lengths = [LONGEST.get(task, 300) for task in parameters["tasks"]]
-        scored = window = batch * min(max(lengths, default=0), shape.positions)
-        # helpers.scoring keeps a context's keys and values, but not BoolQ's, whose choices are of
-        # one token; each pass adds to a copy in other rows
-        if not streamed:
-            scored = min(window, batch * CHOICE)
-            tokens = min(window, batch * LONGEST["sciq"])
-            cache = tokens * shape.blocks * 2 * shape.kv * size
+        several = 64 * parameters["batch"]  # tokens of texts that share a pass
+        window = min(max([several, *lengths]), shape.positions)
+        scored = int(SCORED * min(several, window))
+        mask = window**2
     logits = scored * copies * shape.vocab
     # between two blocks of a streamed model wait the hidden states of all windows
     waiting = ALL_TOKENS * shape.width * size if streamed and window else 0
-    running = shape.activations(window) * size
-    return waiting + cache + max(logits, running, 2 * cache)
+    running = (shape.activations(window) + mask) * size
+    return waiting + max(logits, running)
 
 
 def block_work(shape: Shape, size: int, parameters: Parameters) -> int:

@@ -15,7 +15,7 @@ from helpers.large import torchrun
 from helpers.machine import estimates, memory
 from helpers.paths import notebooks_dir
 from helpers.runner import open_run, read_parameters_cell
-from helpers.scoring import ContextOnce
+from helpers.scoring import TreeLM
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
 
@@ -124,14 +124,13 @@ def test_peak_memory_is_what_is_estimated(shape, tmp_path, grown, monkeypatch):
         found = grown(prune_model, model, text, passes=passes, **request)
         check("prune", found, passes=passes)
     check("repair", grown(distil, model, dense, text[:6]), repair="all")
-    # four contexts of 100 tokens, each with four choices of 40
+    # four contexts of 30 tokens, each with four choices of 25: two fill a pass
     _, tokenizer = load_model("tiny")
-    words = torch.randint(3, vocab, (8, 100)).tolist()
-    asked = [(("", ""), words[i], words[j][:40]) for i in range(4) for j in range(4, 8)]
+    words = torch.randint(3, vocab, (8, 30)).tolist()
+    asked = [(("", ""), words[i], words[j][:25]) for i in range(4) for j in range(4, 8)]
     options = dict(tokenizer=tokenizer, batch_size=4, softmax_dtype=torch.float32)
-    harness = ContextOnce(pretrained=dense, **options)
-    monkeypatch.setattr(estimates, "LONGEST", {"made up": 100, "sciq": 100})
-    monkeypatch.setattr(estimates, "CHOICE", 40)
+    harness = TreeLM(pretrained=dense, **options)
+    monkeypatch.setattr(estimates, "LONGEST", {"made up": 55})
     found = grown(harness._loglikelihood_tokens, asked)
     check("score", found, tasks=["made up"], batch=4)
 
