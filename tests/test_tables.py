@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from handmade import metric, pruned, scored, update_row, with_series
 
 from helpers.paths import reference_dir, root
-from helpers.report import claims_markdown, tables, write_tables
+from helpers.report import claims_markdown, tables, with_half, write_tables
 from helpers.report.records import read_records
 from helpers.report.tables import all_tables
 
@@ -62,6 +63,23 @@ def test_tables_and_claims_need_no_docstrings(tmp_path):
         assert (tmp_path / path.name).read_text("utf-8") == path.read_text("utf-8")
 
 
+@pytest.mark.parametrize(
+    "value, half, text",
+    [
+        (115.54, 2.04, "115.5 ± 2.0"),
+        (63.72, 2.29, "63.7 ± 2.3"),
+        (34.58, 0.0996, "34.58 ± 0.10"),
+        (634.04, 12.1, "634 ± 12"),
+        (1125.4, 153.3, "1,125 ± 153"),
+        (0.9191, 0.00706, "0.919 ± 0.007"),
+        (12216.4, math.nan, "12,220"),
+        (4.0653e6, math.nan, "4,065,000"),
+    ],
+)
+def test_a_number_and_its_error_have_the_same_decimals(value, half, text):
+    assert with_half(value, half) == text
+
+
 def test_a_table_is_one_line_from_csv(tmp_path):
     runs = [pruned("wanda", "50 %", 22.5), pruned("dense", "0 %", 17.5)]
     all_tables(runs)["perplexity"][0].frame.to_csv(tmp_path / "perplexity.csv")
@@ -101,15 +119,18 @@ def test_a_seed_of_several_records_counts_once():
     ]
     _, spread = tables.perplexity_table(runs)
     assert pd.isna(spread.loc["admm-grad", "60 %"])
-    row = tables.variant_table(runs).iloc[0]
-    assert row["seeds"] == 1
-    assert pd.isna(row["± (%)"])
-    assert row["change (%)"] == pytest.approx(10.0)  # 34.1 against 31
+    table, spread = tables.variant_table(runs)
+    assert table["seeds"].tolist() == [1]
+    assert spread["change (%)"].isna().all()
+    assert table["change (%)"].tolist() == pytest.approx([10.0])  # 34.1 against 31
+    runs += [pruned("admm-grad", "60 %", 40.0, seed=1)]
+    assert tables.perplexity_table(runs)[1].isna().all(axis=None)  # two say nothing
     table, spread = tables.perplexity_table(
-        [*runs, pruned("admm-grad", "60 %", 40.0, seed=1)]
+        [*runs, pruned("admm-grad", "60 %", 35.5, seed=2)]
     )
     assert table.loc["admm-grad", "60 %"] == 35.5
-    assert spread.loc["admm-grad", "60 %"] == pytest.approx(12.706 * 4.5, rel=1e-3)
+    half = 4.303 * 4.5 / 3**0.5
+    assert spread.loc["admm-grad", "60 %"] == pytest.approx(half, rel=1e-3)
 
 
 def test_a_row_on_other_windows_stands_in_a_table_with_its_dense_model(runs):
@@ -135,22 +156,24 @@ def test_cost_is_the_median_over_runs_without_variants(runs):
 
 
 def test_variants_are_compared_with_the_same_seeds(runs):
-    runs.append(
-        pruned("admm-grad", "60 %", 36.3, seed=1, options={"schedule": "released"})
-    )
+    for seed, perplexity in ((1, 36.3), (2, 28.8)):
+        options = {"schedule": "released"}
+        runs.append(pruned("admm-grad", "60 %", perplexity, seed, options=options))
     runs.append(
         pruned("admm-grad", "90 %", 99.0, options={"rho": 3.0})
     )  # no default at 90 %
-    frame = tables.variant_table(runs)
+    frame, spread = tables.variant_table(runs)
     assert list(frame.index) == ["admm-grad (schedule=released)"]
     row = frame.iloc[0]
-    assert (row["at"], row["seeds"]) == ("60 %", 2)
-    assert row["perplexity"] == pytest.approx((31.0 + 36.3) / 2)
-    assert row["default"] == pytest.approx((30.0 + 33.0) / 2)
-    # +3.33 and +10 %: their mean, the standard error of two, and t with one degree of freedom
+    assert (row["at"], row["seeds"]) == ("60 %", 3)
+    assert row["perplexity"] == pytest.approx((31.0 + 36.3 + 28.8) / 3)
+    assert row["default"] == pytest.approx((30.0 + 33.0 + 27.0) / 3)
+    # +3.33, +10 and +6.67 %: their deviation is 3.33, and t with two degrees of freedom
     assert row["change (%)"] == pytest.approx(6.6667, abs=1e-3)
-    assert row["± (%)"] == pytest.approx(12.706 * 3.3333, rel=1e-3)
-    assert pd.isna(tables.variant_table(runs[:-2]).iloc[0]["± (%)"])  # one seed
+    half = 4.303 * 3.3333 / 3**0.5
+    assert spread["change (%)"].tolist() == pytest.approx([half], rel=1e-3)
+    (table,) = all_tables(runs)["variants"]
+    assert table.markdown.endswith("| 60 % | 3 | 32.03 | 30.00 | 6.7 ± 8.3 |\n")
     assert tables.variant_table(runs[:3]) is None
 
 

@@ -89,7 +89,7 @@ def column_key(column: str) -> tuple[float, ...]:
 
 
 def format_number(value: float | str) -> str:
-    """Text and counts as they are, NaN as "–", else two decimals (1 to 100) or three digits."""
+    """Text and counts as they are, NaN as "–", else two decimals (1 to 100), three or four digits."""
     if isinstance(value, str):
         return value
     if pd.isna(value):
@@ -105,20 +105,31 @@ def format_number(value: float | str) -> str:
         return f"{value:.2f}"
     if size < 1000:
         return f"{value:.1f}"
-    return f"{value:,.0f}" if size < 1e6 else f"{value:.1e}"
+    return f"{float(f'{value:.4g}'):,.0f}"
+
+
+def with_half(value: float | str, half: float) -> str:
+    """A number, and ± half of its interval, both with the same decimals; without ± where it is NaN.
+
+    These are the number's own decimals, or those that give ± two digits if that is fewer.
+    """
+    text = format_number(value)
+    if pd.isna(half):
+        return text
+    exponent = int(f"{half:.1e}".partition("e")[2])
+    decimals = min(len(text.partition(".")[2]), max(0, 1 - exponent))
+    return f"{value:,.{decimals}f} ± {half:,.{decimals}f}"
 
 
 def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
     """The table in Markdown, with display names, numbers to the right, and "± spread" if any."""
-    cells = table.map(format_number)
-    if spread is not None:
-        spread = spread.reindex(cells.index)  # rows such as chance have none
-        cells += spread.map(
-            lambda half: "" if pd.isna(half) else f" ± {format_number(half)}"
-        )
+    if spread is None:
+        spread = pd.DataFrame()
+    spread = spread.reindex_like(table)  # rows such as chance have none
+    cells = {name: [*map(with_half, table[name], spread[name])] for name in table}
     width = len(table.columns)
     rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * width]]
-    rows += cells.itertuples(name=None)
+    rows += pd.DataFrame(cells, table.index).itertuples(name=None)
     lines = [display_name(" | ".join(map(str, row))) for row in rows]
     return "".join(f"| {line} |\n" for line in lines)
 

@@ -45,7 +45,7 @@ from helpers.report.runs_table import (
 
 PERPLEXITY_CAPTION = (
     "± is half of Student's 95 % interval over seeds of the calibration text, where there are "
-    "several. The choice of evaluation windows is not in it: every cell has the same ones."
+    "three or more. The choice of evaluation windows is not in it: every cell has the same ones."
 )
 
 
@@ -87,16 +87,16 @@ def cost_table(records: Records) -> pd.DataFrame:
 
 
 VARIANTS_CAPTION = (
-    "Other options beside the defaults, same cell and same calibration seeds. The change is the "
-    "mean over seeds, and ± half of Student's 95 % interval of it."
+    "Other options against the defaults, same cell and same calibration seeds. The change is the "
+    "mean over seeds, and ± half of Student's 95 % interval of it, where there are three or more."
 )
 
 
-def variant_table(records: Records) -> pd.DataFrame | None:
+def variant_table(records: Records) -> WithSpread | None:
     """Perplexity with other options against the defaults on the same seeds, by variant and target.
 
-    Several records of one run count once, with their mean. A variant whose cell has no run of the
-    defaults is left out; None if there is no other. The interval of one seed is NaN.
+    With half the interval of the change. Several records of one run count once, with their mean. A
+    variant whose cell has no run of the defaults is left out; None if there is no other.
     """
     runs = runs_table(records)
     runs["cell"] = [
@@ -117,8 +117,9 @@ def variant_table(records: Records) -> pd.DataFrame | None:
     table = groups[["perplexity", "perplexity_default", "change"]].mean()
     table.columns = ["perplexity", "default", "change (%)"]
     table.insert(0, "seeds", groups.size())
-    table["± (%)"] = groups["change"].agg(lambda some: confidence_interval(some)[1])
-    return table.rename_axis(index=["variant", "at"]).reset_index("at")
+    table = table.rename_axis(index=["variant", "at"]).reset_index("at")
+    halves = [confidence_interval(changes)[1] for _, changes in groups["change"]]
+    return table, pd.DataFrame({"change (%)": halves}, table.index)
 
 
 def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
@@ -137,7 +138,8 @@ def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
     timed = sum(run.get("timed", False) for run in runs)
     where = f"Device: {devices}. {timed} of {len(runs)} runs were timed alone."
     yield "cost", Table("", f"{setting} {where} {COST_CAPTION}", cost_table(runs))
-    yield "variants", Table("", f"{setting} {VARIANTS_CAPTION}", variant_table(runs))
+    variants = variant_table(runs) or [None]
+    yield "variants", Table("", f"{setting} {VARIANTS_CAPTION}", *variants)
     yield "published_ratios", Table("", f"{setting} {RATIO_CAPTION}", ratio_table(runs))
 
 
