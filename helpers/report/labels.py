@@ -89,7 +89,7 @@ def column_key(column: str) -> tuple[float, ...]:
 
 
 def format_number(value: float | str) -> str:
-    """Text and counts as they are, NaN as "–", else two decimals (1 to 100), three or four digits."""
+    """Text and counts as they are, NaN as "–", else three digits below 1 and four from there on."""
     if isinstance(value, str):
         return value
     if pd.isna(value):
@@ -109,12 +109,12 @@ def format_number(value: float | str) -> str:
 
 
 def with_half(value: float | str, half: float) -> str:
-    """A number, and ± half of its interval, both with the same decimals; without ± where it is NaN.
+    """A number, and ± half of its interval, both with the same decimals; no ± where it is NaN or 0.
 
     These are the number's own decimals, or those that give ± two digits if that is fewer.
     """
     text = format_number(value)
-    if pd.isna(half):
+    if not half > 0:
         return text
     exponent = int(f"{half:.1e}".partition("e")[2])
     decimals = min(len(text.partition(".")[2]), max(0, 1 - exponent))
