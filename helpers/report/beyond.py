@@ -116,8 +116,8 @@ def pipeline_table(records: Records) -> pd.DataFrame:
     runs["layers"] = runs["label"] + steps
     runs["repair"] = parameters.map(_repair)
     # the hash of all windows of a run; a record made by hand may lack it
-    draws = runs["record"].map(lambda record: record["data"].get("calibration", {}))
-    runs["draw"] = draws.str.get("tokens").fillna(runs["seed"])
+    texts = runs["record"].str["data"].str["calibration"]
+    runs["draw"] = texts.str["tokens"].fillna(runs["seed"])
     counted = runs["timed"] | (not runs["timed"].any())
     runs["seconds"] = runs["total_seconds"].where(counted)
     two_passes = (runs["label"] == BASE) & ~steps.str.contains("one pass|bfloat16")
@@ -226,10 +226,10 @@ def beyond_tables(records: Records) -> Iterator[tuple[str, Table]]:
         note = f"{setting} {PERPLEXITY_CAPTION}"
         yield "beyond", Table(windows, note, *perplexity_table(pipelines, "perplexity"))
         common = common_parameters(runs)
-        text = full_name("calibration", common["calibration"])
         note = (
-            f"{model_sentence(runs)} Perplexity on {text}, {common['web_windows']} windows of "
-            f"{common['length']} tokens that nothing was fitted to, others for each seed. "
+            f"{model_sentence(runs)} Perplexity on "
+            f"{full_name('calibration', common['calibration'])}, {common['web_windows']} windows "
+            f"of {common['length']} tokens that nothing was fitted to, others for each seed. "
             f"{PERPLEXITY_CAPTION}"
         )
         web = perplexity_table(pipelines, "perplexity_web")

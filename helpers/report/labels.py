@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 Parameters = Mapping[str, Any]  # of a run
+NO_SPREAD = pd.DataFrame()
 METHOD_NAMES = {
     "wanda": "Wanda",
     "sparsegpt": "SparseGPT",
@@ -70,9 +71,7 @@ def with_options(name: str, options: Parameters) -> str:
 def row_key(label: str) -> tuple[int, str]:
     """Sort key of rows: methods in the paper's order, each before its variants, others last."""
     method = label.partition(" ")[0]
-    if method in METHOD_ORDER:
-        return METHOD_ORDER.index(method), label
-    return len(METHOD_ORDER), label
+    return [*METHOD_ORDER, method].index(method), label
 
 
 def column_key(column: str) -> tuple[float, ...]:
@@ -121,15 +120,12 @@ def with_half(value: float | str, half: float) -> str:
     return f"{value:,.{decimals}f} ± {half:,.{decimals}f}"
 
 
-def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
+def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
     """The table in Markdown, with display names, numbers to the right, and "± spread" if any."""
-    if spread is None:
-        spread = pd.DataFrame()
     spread = spread.reindex_like(table)  # rows such as chance have none
-    cells = {name: [*map(with_half, table[name], spread[name])] for name in table}
-    width = len(table.columns)
-    rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * width]]
-    rows += pd.DataFrame(cells, table.index).itertuples(name=None)
+    cells = [map(with_half, table[name], spread[name]) for name in table]
+    rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * len(cells)]]
+    rows += zip(table.index, *cells, strict=True)
     lines = [display_name(" | ".join(map(str, row))) for row in rows]
     return "".join(f"| {line} |\n" for line in lines)
 
@@ -147,7 +143,7 @@ class Table(NamedTuple):
     about: str
     note: str
     frame: pd.DataFrame | None
-    spread: pd.DataFrame | None = None
+    spread: pd.DataFrame = NO_SPREAD
 
     @property
     def markdown(self) -> str:

@@ -29,9 +29,7 @@ ZERO_SHOT_NOTEBOOK = "05_zero_shot"
 SECONDS = ["forward_seconds", "solve_seconds", "prune_seconds", "evaluate_seconds"]
 NUMBERS = ["perplexity", *SECONDS]
 FLAGS = ["variant", "usual", "timed"]
-FEWEST = (
-    3  # draws for an interval: of two, half of it would be six times their distance
-)
+FEWEST = 3  # draws that have ±: of two it would be six times their distance
 COLUMNS = [
     "record",
     "label",
@@ -98,9 +96,8 @@ def by_windows(records: Records) -> dict[str, list[Record]]:
     for record in records:
         windows = tuple(record["parameters"].get(name) for name in WINDOWS)
         groups[windows].append(record)
-    names = ["", *(f"other windows {number}" for number in range(1, len(groups)))]
-    by_size = sorted(groups.values(), key=len, reverse=True)
-    return dict(zip(names, by_size, strict=False))
+    by_size = enumerate(sorted(groups.values(), key=len, reverse=True))
+    return {f"other windows {place}" if place else "": runs for place, runs in by_size}
 
 
 def with_series(records: Records, name: str) -> list[Record]:

@@ -61,7 +61,7 @@ def perplexity_table(records: Records) -> WithSpread:
     if means.empty:
         means = means.reindex(columns=["0 %"])  # nothing but the dense model was run
     means = means.apply(lambda column: column.fillna(dense)).rename_axis("method")
-    return means, halves.reindex(columns=means.columns)
+    return means, halves
 
 
 COST_CAPTION = (
@@ -218,9 +218,8 @@ def _by_task(rows: pd.DataFrame, row: str, value: str, error: str) -> WithSpread
     tasks = [name for name in TASK_NAMES.values() if name in wide[value]]
     values = wide[value][tasks]
     errors = wide[error][tasks]
-    counts = values.count(axis=1)
+    errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / values.count(axis=1)
     values["mean"] = values.mean(axis=1)
-    errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / counts
     return values, errors
 
 
@@ -448,8 +447,9 @@ def write_tables(records: Records, folder: str | Path) -> list[Path]:
 
     Raises FileError if the folder cannot be written.
     """
-    paths = []
-    for name, tables in sorted(all_tables(records).items()):
-        text = "\n".join(table.markdown for table in tables)
-        paths.append(replace_file(Path(folder) / f"{name}.md", text))
-    return paths
+    return [
+        replace_file(
+            Path(folder) / f"{name}.md", "\n".join(table.markdown for table in tables)
+        )
+        for name, tables in sorted(all_tables(records).items())
+    ]
