@@ -130,19 +130,20 @@ def convergence_figure(series: Series) -> Figure:
     optimum = next(exact, 0.0)
     title = "ADMM on one fixed mask, for several ρ"
     recommended = series["error"].get("ρ = 1", [])
-    for iteration, error in zip(iterations, recommended, strict=False):
+    for after, error in zip(iterations, recommended, strict=False):
         if error <= NEAR * optimum:
-            where = f"within 1 % of the optimum's error after {iteration} iterations"
-            title = f"ADMM (ρ = 1) is {where}"
-            draw_ring(ax, iteration, error)
+            title = f"ADMM (ρ = 1) is within 1 % of the optimum's error after {after} iterations"
+            draw_ring(ax, after, error)
             break
-    layer = display_name(series["layer"])
     set_up_axes(
         ax,
         title,
         log=True,
         whole=10,
-        xlabel=f"iteration ({layer}, {100 * series['sparsity']:.0f} % set to zero)",
+        xlabel=(
+            f"iteration ({display_name(series['layer'])}, {100 * series['sparsity']:.0f} % set to "
+            "zero)"
+        ),
         ylabel=RELATIVE_ERROR,
     )
     label_line_ends(ax)

@@ -105,15 +105,15 @@ def variant_table(records: Records) -> WithSpread | None:
         )
         for record in runs["record"]
     ]
-    keys = ["cell", "label", "target", "variant"]
-    runs = runs.groupby(keys, sort=False, as_index=False)["perplexity"].mean()
+    cells = runs.groupby(["cell", "label", "target", "variant"], sort=False)
+    runs = cells["perplexity"].mean().reset_index()
     defaults = runs.query("not variant")[["cell", "perplexity"]]
     pairs = runs.query("variant").merge(defaults, on="cell", suffixes=("", "_default"))
     if pairs.empty:
         return None
     pairs["change"] = 100 * (pairs["perplexity"] / pairs["perplexity_default"] - 1)
-    order = pairs["label"].map(row_key).argsort(kind="stable")
-    groups = pairs.iloc[order].groupby(["label", "target"], sort=False)
+    pairs = pairs.iloc[pairs["label"].map(row_key).argsort(kind="stable")]
+    groups = pairs.groupby(["label", "target"], sort=False)
     table = groups[["perplexity", "perplexity_default", "change"]].mean()
     table.columns = ["perplexity", "default", "change (%)"]
     table.insert(0, "seeds", groups.size())
@@ -181,8 +181,7 @@ def answer_table(records: Records) -> pd.DataFrame:
             len(row["items"]),
         )
     )
-    columns = [*key, "items", "right", "harness", *ACCURACIES]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=[*key, "items", "right", "harness", *ACCURACIES])
     return table.drop_duplicates(key, keep="last", ignore_index=True)
 
 
@@ -278,8 +277,10 @@ def _items_note(records: Records) -> str:
     same = "the same"
     if (answers.groupby("task")["items"].nunique() > 1).any():
         same = "not the same"
-    harness = ", ".join(sorted(set(answers["harness"])))
-    return f"{amount} items a task, {same} for every model; lm-eval {harness}."
+    return (
+        f"{amount} items a task, {same} for every model; "
+        f"lm-eval {', '.join(sorted(set(answers['harness'])))}."
+    )
 
 
 def zero_shot_tables(records: Records) -> Iterator[tuple[str, Table]]:
