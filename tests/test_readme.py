@@ -66,8 +66,8 @@ def test_the_answers_of_the_recipe_are_those_of_the_records():
     answers = cells_of(TABLE.findall(committed("zero_shot", "beyond"))[0])
     right, _ = answers["ADMM-Grad + recipe, 50 %"]["mean"].split(" ± ")
     assert (
-        f"(one seed) the recipe's accuracy is {right}, against ADMM-Grad {texts[0]} (two standard errors over "
-        f"items); on LAMBADA, without its paragraph breaks, {texts[1]}: undecided"
+        f"(one seed) the recipe's accuracy is {right}, against ADMM-Grad {texts[0]} (two standard "
+        f"errors over items); on LAMBADA, without its paragraph breaks, {texts[1]}: undecided"
         in FLAT
     )
 
