@@ -10,7 +10,7 @@ import pandas as pd
 
 from benchmarks import architecture, model, passes, solver, zero_shot
 from benchmarks.machine import timed_code
-from helpers.report import confidence_interval, format_number, to_markdown
+from helpers.report import confidence_interval, format_number, to_markdown, with_half
 
 Result = Mapping[str, Any]
 Columns = Mapping[str, str | Callable[[Result], Any]]
@@ -282,7 +282,7 @@ def architecture_report(result: Result) -> list[str]:
 
 def _with_interval(values: pd.Series) -> str:
     """Mean ± half of Student's 95 % interval, as in every table of the project."""
-    return " ± ".join(map(format_number, confidence_interval(values)))
+    return with_half(*confidence_interval(values))
 
 
 REPORTERS: dict[str, Callable[[Result], list[str]]] = {

@@ -56,7 +56,9 @@ def test_a_record_holds_every_parameter_of_the_cell():
     assert record["data"] is None
     assert record["seconds"] > 0
     assert record["peak_memory_bytes"] > 1e6
-    assert list(table.loc["perplexity", ["value", "unit"]]) == [7.5, ""]
+    assert table.loc["perplexity", "value"] == 7.5
+    assert list(table) == ["value", "tolerance"]  # no units where all are pure numbers
+    assert run.write({"time": (1.0, "s")}).loc["time"].tolist() == [1.0, "s"]
     assert run.needs["this machine"].to_dict() == {"needs": "1 GB"}
 
 

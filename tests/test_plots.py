@@ -101,14 +101,16 @@ def test_figures_of_series():
     assert pd.isna(drawn["step"][1][1])  # a gap where a log axis has no value
 
 
-def test_labels_of_a_log_axis_do_not_touch():
+@pytest.mark.parametrize("low, powers", [(0.01, False), (1e-6, True)])
+def test_labels_of_a_log_axis_have_one_form_and_do_not_touch(low, powers):
     figure, ax = new_figure(size=(4, 2.5))
-    ax.plot([0.01, 1])
+    ax.plot([low, 1])
     set_up_axes(ax, "", log=True)
     figure.draw_without_rendering()
     labels = [label for label in ax.get_yticklabels(which="both") if label.get_text()]
     heights = sorted(label.get_window_extent().y0 for label in labels)
     assert min(b - a for a, b in pairwise(heights)) > 10  # pixels
+    assert {"e" in label.get_text() for label in labels} == {powers}
 
 
 def test_pictures_of_masks():

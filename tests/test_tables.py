@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 from handmade import metric, pruned, scored, update_row, with_series
 
 from helpers.paths import reference_dir, root
-from helpers.report import claims_markdown, tables, write_tables
+from helpers.report import claims_markdown, tables, with_half, write_tables
 from helpers.report.records import read_records
 from helpers.report.tables import all_tables
 
@@ -62,33 +62,38 @@ def test_tables_and_claims_need_no_docstrings(tmp_path):
         assert (tmp_path / path.name).read_text("utf-8") == path.read_text("utf-8")
 
 
-def test_a_table_is_one_line_from_csv(tmp_path):
-    runs = [pruned("wanda", "50 %", 22.5), pruned("dense", "0 %", 17.5)]
-    all_tables(runs)["perplexity"][0].frame.to_csv(tmp_path / "perplexity.csv")
-    text = (tmp_path / "perplexity.csv").read_text()
-    assert text == "method,50 %\ndense,17.5\nwanda,22.5\n"
+@pytest.mark.parametrize(
+    "value, half, text",
+    [
+        (115.54, 2.04, "115.5 ± 2.0"),
+        (34.58, 0.0996, "34.58 ± 0.10"),
+        (1125.4, 153.3, "1,125 ± 153"),
+        (0.9191, 0.00706, "0.919 ± 0.007"),
+        (4065300.0, math.nan, "4,065,000"),
+    ],
+)
+def test_a_number_and_its_error_have_the_same_decimals(value, half, text):
+    assert with_half(value, half) == text
 
 
-def test_methods_by_sparsity(runs):
-    frame, spread = tables.perplexity_table(runs)
-    assert list(frame.columns) == ["50 %", "60 %", "2:4", "4:8"]
-    rows = ["dense", "magnitude", "wanda", "wanda (sequences=4)", "admm-grad", "new"]
-    assert list(frame.index) == rows
-    assert (frame.loc["dense"] == 17.7).all()
-    assert (
-        frame.loc["admm-grad", "60 %"] == 30.0
-    )  # the mean of three seeds and of nothing else
-    assert frame.loc["wanda", "50 %"] == 22.5
-    assert pd.isna(frame.loc["wanda", "60 %"])
-    assert (frame.loc["admm-grad", "2:4"], frame.loc["admm-grad", "4:8"]) == (
-        26.0,
-        25.0,
-    )
+# the mean of three seeds and of nothing else
+BY_SPARSITY = """\
+method,50 %,60 %,2:4,4:8
+dense,17.7,17.7,17.7,17.7
+magnitude,1234.5,,,
+wanda,22.5,,,
+wanda (sequences=4),,44.0,,
+admm-grad,,30.0,26.0,25.0
+new,,40.0,,
+"""
+
+
+def test_methods_by_sparsity_and_as_csv(runs):
+    assert all_tables(runs)["perplexity"][0].frame.to_csv() == BY_SPARSITY
+    _, spread = tables.perplexity_table(runs)
     # the deviation is 3, and t of three seeds 4.303
-    assert spread.loc["admm-grad", "60 %"] == pytest.approx(
-        4.303 * 3 / 3**0.5, rel=1e-3
-    )
-    assert spread.notna().sum().sum() == 1
+    half = pytest.approx(4.303 * 3 / 3**0.5, rel=1e-3)
+    assert spread.stack().dropna().to_dict() == {("admm-grad", "60 %"): half}
 
 
 def test_a_seed_of_several_records_counts_once():
@@ -99,17 +104,15 @@ def test_a_seed_of_several_records_counts_once():
         pruned("admm-grad", "60 %", 32.0, options=released),
         pruned("admm-grad", "60 %", 36.2, options=released),
     ]
-    _, spread = tables.perplexity_table(runs)
-    assert pd.isna(spread.loc["admm-grad", "60 %"])
-    row = tables.variant_table(runs).iloc[0]
-    assert row["seeds"] == 1
-    assert pd.isna(row["± (%)"])
-    assert row["change (%)"] == pytest.approx(10.0)  # 34.1 against 31
-    table, spread = tables.perplexity_table(
-        [*runs, pruned("admm-grad", "60 %", 40.0, seed=1)]
-    )
-    assert table.loc["admm-grad", "60 %"] == 35.5
-    assert spread.loc["admm-grad", "60 %"] == pytest.approx(12.706 * 4.5, rel=1e-3)
+    (table,) = all_tables(runs)["variants"]
+    assert table.markdown.endswith("| 60 % | 1 | 34.10 | 31.00 | 10.00 |\n")
+    runs += [pruned("admm-grad", "60 %", 40.0, seed=1)]
+    (table,) = all_tables(runs)["perplexity"]
+    assert table.markdown.endswith("| ADMM-Grad | 35.50 |\n")  # two say nothing
+    runs += [pruned("admm-grad", "60 %", 35.5, seed=2)]
+    (table,) = all_tables(runs)["perplexity"]
+    # the deviation is 4.5: 4.303 * 4.5 / √3
+    assert table.markdown.endswith("| ADMM-Grad | 36 ± 11 |\n")
 
 
 def test_a_row_on_other_windows_stands_in_a_table_with_its_dense_model(runs):
@@ -135,22 +138,16 @@ def test_cost_is_the_median_over_runs_without_variants(runs):
 
 
 def test_variants_are_compared_with_the_same_seeds(runs):
-    runs.append(
-        pruned("admm-grad", "60 %", 36.3, seed=1, options={"schedule": "released"})
-    )
+    for seed, perplexity in ((1, 36.3), (2, 28.8)):
+        options = {"schedule": "released"}
+        runs.append(pruned("admm-grad", "60 %", perplexity, seed, options=options))
     runs.append(
         pruned("admm-grad", "90 %", 99.0, options={"rho": 3.0})
     )  # no default at 90 %
-    frame = tables.variant_table(runs)
-    assert list(frame.index) == ["admm-grad (schedule=released)"]
-    row = frame.iloc[0]
-    assert (row["at"], row["seeds"]) == ("60 %", 2)
-    assert row["perplexity"] == pytest.approx((31.0 + 36.3) / 2)
-    assert row["default"] == pytest.approx((30.0 + 33.0) / 2)
-    # +3.33 and +10 %: their mean, the standard error of two, and t with one degree of freedom
-    assert row["change (%)"] == pytest.approx(6.6667, abs=1e-3)
-    assert row["± (%)"] == pytest.approx(12.706 * 3.3333, rel=1e-3)
-    assert pd.isna(tables.variant_table(runs[:-2]).iloc[0]["± (%)"])  # one seed
+    (table,) = all_tables(runs)["variants"]
+    # +3.33, +10 and +6.67 %: their deviation is 3.33, and 4.303 * 3.33 / √3 is 8.3
+    row = "| ADMM-Grad (schedule=released) | 60 % | 3 | 32.03 | 30.00 | 6.7 ± 8.3 |"
+    assert table.markdown.endswith(f" --: |\n{row}\n")
     assert tables.variant_table(runs[:3]) is None
 
 
@@ -160,9 +157,9 @@ def test_zero_shot_has_the_papers_columns_and_a_mean():
         scored("dense", arc_easy=[1, 1, 1, 0], rte=[1, 0]),
     ]
     frame, spread = tables.accuracy_table(runs)
-    assert list(frame.columns) == ["RTE", "ARC-e", "mean"]  # the paper's order
-    assert list(frame.index) == ["dense", "wanda, 50 %"]
-    assert frame.loc["dense"].tolist() == [0.5, 0.75, 0.625]
+    # the paper's order
+    dense, wanda = "dense,0.5,0.75,0.625", '"wanda, 50 %",1.0,0.25,0.625'
+    assert frame.to_csv() == f"model,RTE,ARC-e,mean\n{dense}\n{wanda}\n"
     assert spread.loc["dense", "mean"] == pytest.approx((2 * 0.03**2) ** 0.5 / 2)
     assert tables.accuracy_table(runs, "acc_norm") is None
     assert tables.accuracy_table([]) is None

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "beyond": ("pipeline_title", "run_title"),
         "claims": ("claims_markdown", "write_claims"),
-        "labels": ("format_number", "to_markdown"),
+        "labels": ("format_number", "to_markdown", "with_half"),
         "notebook_figures": (
             "block_name",
             "gradual_mask_figure",

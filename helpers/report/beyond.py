@@ -104,9 +104,9 @@ def pipeline_table(records: Records) -> pd.DataFrame:
     pipeline; pipeline, its name; order, of the rows in a table; seconds, those of the pipeline;
     times, the same as a multiple of those of ADMM-Grad's layers with two passes, in the same run
     if it prunes so, else the mean of such runs at its target on its kind of machine, of its seed if
-    there are any; closed, the share of ln(perplexity / dense) of plain ADMM-Grad with the same seed
-    and target that is gone. NaN where something was not run, and once runs were timed alone in the
-    seconds of those that were not.
+    there are any; closed, the share of ln(perplexity / dense) of plain ADMM-Grad with the same draw
+    and target that is gone. Of one draw may also be a run that reads more of its windows. NaN where
+    something was not run, and once runs were timed alone in the seconds of those that were not.
     """
     runs = runs_table(records, NOTEBOOK, cell=CELL | PIPELINE)
     if runs.empty:
@@ -115,6 +115,9 @@ def pipeline_table(records: Records) -> pd.DataFrame:
     steps = parameters.map(_allocation_and_passes)
     runs["layers"] = runs["label"] + steps
     runs["repair"] = parameters.map(_repair)
+    # the hash of all windows of a run; a record made by hand may lack it
+    texts = runs["record"].str["data"].str["calibration"]
+    runs["draw"] = texts.str["tokens"].fillna(runs["seed"])
     counted = runs["timed"] | (not runs["timed"].any())
     runs["seconds"] = runs["total_seconds"].where(counted)
     two_passes = (runs["label"] == BASE) & ~steps.str.contains("one pass|bfloat16")
@@ -145,9 +148,9 @@ def pipeline_table(records: Records) -> pd.DataFrame:
     # means of logarithms, so that several runs of ADMM-Grad with one seed close nothing on average
     logs = np.log(table["perplexity"])
     base = logs.where((table["pipeline"] == BASE) & table["usual"])
-    base = base.groupby([table["target"], table["seed"]]).transform("mean")
+    base = base.groupby([table["target"], table["draw"]]).transform("mean")
     closed = (base - logs) / (base - np.log(table["perplexity_dense"]))
-    return table.assign(closed=closed.where(table["usual"]))
+    return table.assign(closed=closed)
 
 
 def _names_in_order(pipelines: pd.DataFrame) -> list[str]:
@@ -156,8 +159,8 @@ def _names_in_order(pipelines: pd.DataFrame) -> list[str]:
 
 
 PERPLEXITY_CAPTION = (
-    "Means over seeds of the calibration text; ± is half of Student's 95 % interval of them; "
-    "distil (n) trains the whole model on n windows."
+    "Means over seeds of the calibration text; ± is half of Student's 95 % interval of them, where "
+    "there are three or more; distil (n) trains the whole model on n windows."
 )
 
 
@@ -174,12 +177,12 @@ def perplexity_table(pipelines: pd.DataFrame, number: str) -> WithSpread:
 
 
 GAIN_CAPTION = (
-    "Closed: the share of ln(perplexity / dense) after plain ADMM-Grad (same seed and target) "
-    "that the pipeline removes. Seconds: of pruning and repair, the median over seeds, and as a "
-    "multiple of those of ADMM-Grad's layers with two passes, in the same run if it prunes so, "
-    "else in runs on the same kind of machine, of the same seed if there are any. Once runs were "
-    "timed alone, only theirs are shown; else they may have shared the machine. The others are "
-    "means over seeds; ± is half of Student's 95 % interval. Peak memory is the process's, with "
+    "Closed: the share of ln(perplexity / dense) after plain ADMM-Grad (same draw and target) "
+    "that the pipeline removes. Seconds: of pruning and repair, and as a multiple of those of "
+    "ADMM-Grad's layers with two passes, in the same run if it prunes so, else in runs on the same "
+    "kind of machine, of the same seed if there are any. Once runs were timed alone, only theirs "
+    "are shown; else they may have shared the machine. Means over seeds; ± is half of Student's "
+    "95 % interval, where there are three or more. Memory is the largest peak of a process, with "
     "the evaluation, the dense model and a copy of the pruned one."
 )
 
@@ -191,26 +194,26 @@ def gain_table(pipelines: pd.DataFrame) -> WithSpread:
     """
     # ADMM-Grad's own share is 0, not 1e-9 or −0
     pipelines = pipelines.assign(closed=(100 * pipelines["closed"]).round(6) + 0.0)
-    numbers = (
-        ("closed", "closed (%)", "mean"),
-        ("seconds", "seconds", "median"),
-        ("times", "seconds / ADMM-Grad's", "mean"),
-    )
+    numbers = {
+        "closed": "closed (%)",
+        "seconds": "seconds",
+        "times": "seconds / ADMM-Grad's",
+    }
     columns = {}
     halves = {}
     for target in sorted(pipelines["target"].unique(), key=column_key):
         runs = pipelines.query("target == @target")
-        for number, name, average in numbers:
+        for number, name in numbers.items():
             cells = over_seeds(runs, "pipeline", number).droplevel("target")
-            columns[f"{target}, {name}"] = cells[average]
+            columns[f"{target}, {name}"] = cells["mean"]
             halves[f"{target}, {name}"] = cells["half"]
-    groups = pipelines.groupby("pipeline")
-    columns["runs"] = groups.size()
-    columns["peak memory (GB)"] = groups["memory"].max()
+        groups = runs.groupby("pipeline")
+        columns[f"{target}, memory (GB)"] = groups["memory"].max()
+        columns[f"{target}, seeds"] = groups["seed"].nunique().astype("Int64")
     rows = _names_in_order(pipelines)
     table = pd.DataFrame(columns).reindex(rows).rename_axis("pipeline")
     table = table.dropna(axis=1, how="all")
-    spread = pd.DataFrame(halves).reindex(rows, columns=table.columns)
+    spread = pd.DataFrame(halves)
     return table, spread.where(spread > 0.001)  # what all is compared with has none
 
 
@@ -223,10 +226,10 @@ def beyond_tables(records: Records) -> Iterator[tuple[str, Table]]:
         note = f"{setting} {PERPLEXITY_CAPTION}"
         yield "beyond", Table(windows, note, *perplexity_table(pipelines, "perplexity"))
         common = common_parameters(runs)
-        text = full_name("calibration", common["calibration"])
         note = (
-            f"{model_sentence(runs)} Perplexity on {text}, {common['web_windows']} windows of "
-            f"{common['length']} tokens that nothing was fitted to, others for each seed. "
+            f"{model_sentence(runs)} Perplexity on "
+            f"{full_name('calibration', common['calibration'])}, {common['web_windows']} windows "
+            f"of {common['length']} tokens that nothing was fitted to, others for each seed. "
             f"{PERPLEXITY_CAPTION}"
         )
         web = perplexity_table(pipelines, "perplexity_web")

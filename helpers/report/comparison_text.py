@@ -63,8 +63,7 @@ def comparison_lines(comparisons: Iterable[Comparison]) -> list[str]:
     comparisons = list(comparisons)
     if not comparisons:
         return []
-    table = pd.DataFrame(comparisons, columns=Comparison._fields)
-    table = table.drop(columns=["within", "close"])
+    table = pd.DataFrame(comparisons).drop(columns=["within", "close"])
     table["apart"] = [
         "" if item.apart is None else f"{100 * item.apart:+.2f} %"
         for item in comparisons

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 Parameters = Mapping[str, Any]  # of a run
+NO_SPREAD = pd.DataFrame()
 METHOD_NAMES = {
     "wanda": "Wanda",
     "sparsegpt": "SparseGPT",
@@ -70,9 +71,7 @@ def with_options(name: str, options: Parameters) -> str:
 def row_key(label: str) -> tuple[int, str]:
     """Sort key of rows: methods in the paper's order, each before its variants, others last."""
     method = label.partition(" ")[0]
-    if method in METHOD_ORDER:
-        return METHOD_ORDER.index(method), label
-    return len(METHOD_ORDER), label
+    return [*METHOD_ORDER, method].index(method), label
 
 
 def column_key(column: str) -> tuple[float, ...]:
@@ -89,7 +88,7 @@ def column_key(column: str) -> tuple[float, ...]:
 
 
 def format_number(value: float | str) -> str:
-    """Text and counts as they are, NaN as "–", else two decimals (1 to 100) or three digits."""
+    """Text and counts as they are, NaN as "–", else three digits below 1 and four from there on."""
     if isinstance(value, str):
         return value
     if pd.isna(value):
@@ -105,20 +104,28 @@ def format_number(value: float | str) -> str:
         return f"{value:.2f}"
     if size < 1000:
         return f"{value:.1f}"
-    return f"{value:,.0f}" if size < 1e6 else f"{value:.1e}"
+    return f"{float(f'{value:.4g}'):,.0f}"
 
 
-def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
+def with_half(value: float | str, half: float) -> str:
+    """A number, and ± half of its interval, both with the same decimals; no ± where it is NaN or 0.
+
+    These are the number's own decimals, or those that give ± two digits if that is fewer.
+    """
+    text = format_number(value)
+    if not half > 0:
+        return text
+    exponent = int(f"{half:.1e}".partition("e")[2])
+    decimals = min(len(text.partition(".")[2]), max(0, 1 - exponent))
+    return f"{value:,.{decimals}f} ± {half:,.{decimals}f}"
+
+
+def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
     """The table in Markdown, with display names, numbers to the right, and "± spread" if any."""
-    cells = table.map(format_number)
-    if spread is not None:
-        spread = spread.reindex(cells.index)  # rows such as chance have none
-        cells += spread.map(
-            lambda half: "" if pd.isna(half) else f" ± {format_number(half)}"
-        )
-    width = len(table.columns)
-    rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * width]]
-    rows += cells.itertuples(name=None)
+    spread = spread.reindex_like(table)  # rows such as chance have none
+    cells = [map(with_half, table[name], spread[name]) for name in table]
+    rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * len(cells)]]
+    rows += zip(table.index, *cells, strict=True)
     lines = [display_name(" | ".join(map(str, row))) for row in rows]
     return "".join(f"| {line} |\n" for line in lines)
 
@@ -136,7 +143,7 @@ class Table(NamedTuple):
     about: str
     note: str
     frame: pd.DataFrame | None
-    spread: pd.DataFrame | None = None
+    spread: pd.DataFrame = NO_SPREAD
 
     @property
     def markdown(self) -> str:

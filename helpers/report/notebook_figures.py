@@ -132,8 +132,14 @@ def solve_figure(
         left.axvspan(0.5, mask_steps + 0.5, zorder=0, color="#EEEEEE")
         # on fewer and fewer weights the error rises, with as many it falls
         what = "more is pruned" if errors[-1] > errors[0] else "a new mask"
-        look = {"transform": left.get_xaxis_transform(), "ha": "center", "size": 8.5}
-        left.text(0.6 * mask_steps, 0.3, f"{what}\nat each step", **look)
+        left.text(
+            0.6 * mask_steps,
+            0.3,
+            f"{what}\nat each step",
+            transform=left.get_xaxis_transform(),
+            ha="center",
+            size=8.5,
+        )
     set_up_axes(
         left,
         title,
@@ -160,8 +166,8 @@ def solve_figure(
         ylabel="relative error of an output",
     )
     share = 100 * keep.float().mean().item()
-    kept = f"{share:.0f} % of {' × '.join(map(str, keep.shape))}"
-    _draw_mask(right, keep[:48, :48], f"kept (dark): {kept}")
+    title = f"kept (dark): {share:.0f} % of {' × '.join(map(str, keep.shape))}"
+    _draw_mask(right, keep[:48, :48], title)
     return figure
 
 

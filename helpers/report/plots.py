@@ -67,8 +67,12 @@ def perplexity_figure(records: Records) -> Figure | None:
     points = points.assign(sparsity=sparsity).sort_values("sparsity")
     for position, label in enumerate(sorted(set(points["label"]), key=row_key)):
         line = points.query("label == @label")
-        look = line_style(label, position)
-        ax.plot(line["sparsity"], line["perplexity"], label=display_name(label), **look)
+        ax.plot(
+            line["sparsity"],
+            line["perplexity"],
+            label=display_name(label),
+            **line_style(label, position),
+        )
     refitting = cells.query("label not in ['dense', 'magnitude', 'wanda']")
     top = (cells if refitting.empty else refitting)["perplexity"].max()
     dense = cells.query("target == 'dense'")["perplexity"].min()
@@ -126,19 +130,20 @@ def convergence_figure(series: Series) -> Figure:
     optimum = next(exact, 0.0)
     title = "ADMM on one fixed mask, for several ρ"
     recommended = series["error"].get("ρ = 1", [])
-    for iteration, error in zip(iterations, recommended, strict=False):
+    for after, error in zip(iterations, recommended, strict=False):
         if error <= NEAR * optimum:
-            where = f"within 1 % of the optimum's error after {iteration} iterations"
-            title = f"ADMM (ρ = 1) is {where}"
-            draw_ring(ax, iteration, error)
+            title = f"ADMM (ρ = 1) is within 1 % of the optimum's error after {after} iterations"
+            draw_ring(ax, after, error)
             break
-    layer = display_name(series["layer"])
     set_up_axes(
         ax,
         title,
         log=True,
         whole=10,
-        xlabel=f"iteration ({layer}, {100 * series['sparsity']:.0f} % set to zero)",
+        xlabel=(
+            f"iteration ({display_name(series['layer'])}, {100 * series['sparsity']:.0f} % set to "
+            "zero)"
+        ),
         ylabel=RELATIVE_ERROR,
     )
     label_line_ends(ax)
@@ -182,10 +187,11 @@ def schedule_figure(series: Series) -> Figure:
     right.axhline(100, color=line_style("one-shot")["color"], linewidth=5)
     right.set_xticks(range(len(shares.columns)), shares.columns)
     set_up_axes(right, "error of a layer (one-shot mask: 100 %)", ylim=(0, 115))
-    low = shares.min(axis=None)
-    high = shares.max(axis=None)
-    title = f"A mask chosen in steps leaves {low:.0f} to {high:.0f} % of a one-shot mask's error"
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(
+        f"A mask chosen in steps leaves {shares.min(axis=None):.0f} to {shares.max(axis=None):.0f} "
+        "% of a one-shot mask's error",
+        fontsize=11,
+    )
     return figure
 
 

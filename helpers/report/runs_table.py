@@ -6,6 +6,7 @@ its defaults is a variant, and is compared with the defaults in a table of its o
 """
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence, Set
 from typing import Any
@@ -28,6 +29,7 @@ ZERO_SHOT_NOTEBOOK = "05_zero_shot"
 SECONDS = ["forward_seconds", "solve_seconds", "prune_seconds", "evaluate_seconds"]
 NUMBERS = ["perplexity", *SECONDS]
 FLAGS = ["variant", "usual", "timed"]
+FEWEST = 3  # draws that have ±: of two it would be six times their distance
 COLUMNS = [
     "record",
     "label",
@@ -94,9 +96,8 @@ def by_windows(records: Records) -> dict[str, list[Record]]:
     for record in records:
         windows = tuple(record["parameters"].get(name) for name in WINDOWS)
         groups[windows].append(record)
-    names = ["", *(f"other windows {number}" for number in range(1, len(groups)))]
-    by_size = sorted(groups.values(), key=len, reverse=True)
-    return dict(zip(names, by_size, strict=False))
+    by_size = enumerate(sorted(groups.values(), key=len, reverse=True))
+    return {f"other windows {place}" if place else "": runs for place, runs in by_size}
 
 
 def with_series(records: Records, name: str) -> list[Record]:
@@ -226,17 +227,19 @@ def perplexity_cells(records: Records) -> pd.DataFrame:
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of draws and half of Student's 95 % confidence interval of it; NaN for one draw.
+    """The mean of draws and half of Student's 95 % confidence interval of it, NaN below FEWEST.
 
     This is what ± means in every table, unless its caption says otherwise.
     """
     draws = pd.Series(list(values), dtype=float)
+    if len(draws) < FEWEST:
+        return draws.mean(), math.nan
     errors = stats.t.ppf(0.975, len(draws) - 1)  # in half an interval
     return draws.mean(), errors * draws.sem()
 
 
 def over_seeds(runs: pd.DataFrame, row: str, number: str) -> pd.DataFrame:
-    """A number by row and target: its "mean" and "median" over seeds, and "half" an interval.
+    """A number by row and target: its "mean" over seeds, and "half" an interval.
 
     Several records of one seed count once, with their mean. See `confidence_interval`.
     """
@@ -244,7 +247,6 @@ def over_seeds(runs: pd.DataFrame, row: str, number: str) -> pd.DataFrame:
     cells = seeds.dropna().groupby(level=[row, "target"])
     return cells.agg(
         mean="mean",
-        median="median",
         half=lambda values: confidence_interval(values)[1],
     )
 

@@ -142,7 +142,8 @@ def set_up_axes(
     """What every panel needs: a title, labels and limits (`Axes.set`), ticks, a legend.
 
     Args:
-        log: whether the y axis is a log one, with plain numbers.
+        log: whether the y axis is a log one, with plain numbers, or all as powers where it goes
+            below 0.0001.
         whole: the most intervals of the x axis between ticks at whole numbers.
         legend: its arguments; None for no legend.
     """
@@ -161,9 +162,10 @@ def set_up_axes(
                 digits = "2345"
             if inches > 3.4:
                 digits = "123456789"
-            ax.yaxis.set_major_formatter("{x:.4g}")
+            form = ".6g" if low >= 1e-4 else ".0e"
+            ax.yaxis.set_major_formatter(f"{{x:{form}}}")
             ax.yaxis.set_minor_formatter(
-                lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in digits else ""
+                lambda y, _: f"{y:{form}}" if f"{y:.0e}"[0] in digits else ""
             )
         if legend is not None:
             ax.legend(**legend)

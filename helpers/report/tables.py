@@ -45,7 +45,7 @@ from helpers.report.runs_table import (
 
 PERPLEXITY_CAPTION = (
     "± is half of Student's 95 % interval over seeds of the calibration text, where there are "
-    "several. The choice of evaluation windows is not in it: every cell has the same ones."
+    "three or more. The choice of evaluation windows is not in it: every cell has the same ones."
 )
 
 
@@ -61,7 +61,7 @@ def perplexity_table(records: Records) -> WithSpread:
     if means.empty:
         means = means.reindex(columns=["0 %"])  # nothing but the dense model was run
     means = means.apply(lambda column: column.fillna(dense)).rename_axis("method")
-    return means, halves.reindex(columns=means.columns)
+    return means, halves
 
 
 COST_CAPTION = (
@@ -87,16 +87,16 @@ def cost_table(records: Records) -> pd.DataFrame:
 
 
 VARIANTS_CAPTION = (
-    "Other options beside the defaults, same cell and same calibration seeds. The change is the "
-    "mean over seeds, and ± half of Student's 95 % interval of it."
+    "Other options against the defaults, same cell and same calibration seeds. The change is the "
+    "mean over seeds, and ± half of Student's 95 % interval of it, where there are three or more."
 )
 
 
-def variant_table(records: Records) -> pd.DataFrame | None:
+def variant_table(records: Records) -> WithSpread | None:
     """Perplexity with other options against the defaults on the same seeds, by variant and target.
 
-    Several records of one run count once, with their mean. A variant whose cell has no run of the
-    defaults is left out; None if there is no other. The interval of one seed is NaN.
+    With half the interval of the change. Several records of one run count once, with their mean. A
+    variant whose cell has no run of the defaults is left out; None if there is no other.
     """
     runs = runs_table(records)
     runs["cell"] = [
@@ -105,20 +105,21 @@ def variant_table(records: Records) -> pd.DataFrame | None:
         )
         for record in runs["record"]
     ]
-    keys = ["cell", "label", "target", "variant"]
-    runs = runs.groupby(keys, sort=False, as_index=False)["perplexity"].mean()
+    cells = runs.groupby(["cell", "label", "target", "variant"], sort=False)
+    runs = cells["perplexity"].mean().reset_index()
     defaults = runs.query("not variant")[["cell", "perplexity"]]
     pairs = runs.query("variant").merge(defaults, on="cell", suffixes=("", "_default"))
     if pairs.empty:
         return None
     pairs["change"] = 100 * (pairs["perplexity"] / pairs["perplexity_default"] - 1)
-    order = pairs["label"].map(row_key).argsort(kind="stable")
-    groups = pairs.iloc[order].groupby(["label", "target"], sort=False)
+    pairs = pairs.iloc[pairs["label"].map(row_key).argsort(kind="stable")]
+    groups = pairs.groupby(["label", "target"], sort=False)
     table = groups[["perplexity", "perplexity_default", "change"]].mean()
     table.columns = ["perplexity", "default", "change (%)"]
     table.insert(0, "seeds", groups.size())
-    table["± (%)"] = groups["change"].agg(lambda some: confidence_interval(some)[1])
-    return table.rename_axis(index=["variant", "at"]).reset_index("at")
+    table = table.rename_axis(index=["variant", "at"]).reset_index("at")
+    halves = [confidence_interval(changes)[1] for _, changes in groups["change"]]
+    return table, pd.DataFrame({"change (%)": halves}, table.index)
 
 
 def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
@@ -137,7 +138,8 @@ def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
     timed = sum(run.get("timed", False) for run in runs)
     where = f"Device: {devices}. {timed} of {len(runs)} runs were timed alone."
     yield "cost", Table("", f"{setting} {where} {COST_CAPTION}", cost_table(runs))
-    yield "variants", Table("", f"{setting} {VARIANTS_CAPTION}", variant_table(runs))
+    variants = variant_table(runs) or [None]
+    yield "variants", Table("", f"{setting} {VARIANTS_CAPTION}", *variants)
     yield "published_ratios", Table("", f"{setting} {RATIO_CAPTION}", ratio_table(runs))
 
 
@@ -179,8 +181,7 @@ def answer_table(records: Records) -> pd.DataFrame:
             len(row["items"]),
         )
     )
-    columns = [*key, "items", "right", "harness", *ACCURACIES]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=[*key, "items", "right", "harness", *ACCURACIES])
     return table.drop_duplicates(key, keep="last", ignore_index=True)
 
 
@@ -216,9 +217,8 @@ def _by_task(rows: pd.DataFrame, row: str, value: str, error: str) -> WithSpread
     tasks = [name for name in TASK_NAMES.values() if name in wide[value]]
     values = wide[value][tasks]
     errors = wide[error][tasks]
-    counts = values.count(axis=1)
+    errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / values.count(axis=1)
     values["mean"] = values.mean(axis=1)
-    errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / counts
     return values, errors
 
 
@@ -277,8 +277,10 @@ def _items_note(records: Records) -> str:
     same = "the same"
     if (answers.groupby("task")["items"].nunique() > 1).any():
         same = "not the same"
-    harness = ", ".join(sorted(set(answers["harness"])))
-    return f"{amount} items a task, {same} for every model; lm-eval {harness}."
+    return (
+        f"{amount} items a task, {same} for every model; "
+        f"lm-eval {', '.join(sorted(set(answers['harness'])))}."
+    )
 
 
 def zero_shot_tables(records: Records) -> Iterator[tuple[str, Table]]:
@@ -446,8 +448,9 @@ def write_tables(records: Records, folder: str | Path) -> list[Path]:
 
     Raises FileError if the folder cannot be written.
     """
-    paths = []
-    for name, tables in sorted(all_tables(records).items()):
-        text = "\n".join(table.markdown for table in tables)
-        paths.append(replace_file(Path(folder) / f"{name}.md", text))
-    return paths
+    return [
+        replace_file(
+            Path(folder) / f"{name}.md", "\n".join(table.markdown for table in tables)
+        )
+        for name, tables in sorted(all_tables(records).items())
+    ]

@@ -117,6 +117,7 @@ class NotebookRun:
         record = self.record(metrics, **contents)
         path = write_record(self._record_path, record)
         table = pd.DataFrame(record["metrics"]).T.replace({"unit": {"1": ""}})
+        table = table.loc[:, table.ne("").any()]  # no units where all are pure numbers
         return table.rename_axis(path.name)
 
 
