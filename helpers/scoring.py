@@ -14,7 +14,7 @@ token of a continuation is predicted. (Tree attention as such is known from spec
 Miao et al. 2023, arXiv 2305.09781.)
 """
 
-import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,38 +45,36 @@ class TreeLM(HFLM):
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests: list, **options: Any) -> list[Answer]:
-        """The answer to each request (names, tokens of the context, of the continuation)."""
-        # the last token is predicted and not read
-        texts = [(*context, *tokens[:-1]) for _, context, tokens in requests]
-        here = [i for i, text in enumerate(texts) if len(text) <= self.max_length]
-        here = here if self.trees else []
-        others = sorted({*range(len(texts))} - {*here})
-        found = super()._loglikelihood_tokens([requests[i] for i in others], **options)
-        answers = dict(zip(others, found, strict=True))
-        size = min(PASS * self.batch_size, self.max_length)
-        for pack in packs({i: texts[i] for i in here}, size):
-            continuations = [requests[i][2] for i in pack]
-            found = self._score([texts[i] for i in pack], continuations)
-            answers |= zip(pack, found, strict=True)
-        return [answers[i] for i in range(len(texts))]
+        """The answer to each request: (texts, tokens of the context, of the continuation)."""
+        answers = {}
+        rest = dict(enumerate(requests))
+        if self.trees:
+            longest = self.max_length + 1  # the last token is predicted and not read
+            fitting = {i: r for i, r in rest.items() if len(r[1] + r[2]) <= longest}
+            for pack in packs(fitting, PASS * self.batch_size):
+                found = self._score([rest.pop(i) for i in pack])
+                answers |= zip(pack, found, strict=True)
+        found = super()._loglikelihood_tokens(list(rest.values()), **options)
+        answers |= zip(rest, found, strict=True)
+        return [answers[i] for i in range(len(requests))]
 
-    def _score(
-        self, texts: Sequence[Sequence[int]], continuations: Sequence[list[int]]
-    ) -> list[Answer]:
-        """The answers of texts that run in one pass; each continuation ends a token after its."""
+    def _score(self, requests: list) -> list[Answer]:
+        """The answers to requests that share a pass."""
         tree = Tree()
-        places = []
-        for text, tokens in zip(texts, continuations, strict=True):
-            places += tree.add(text)[-len(tokens) :]
+        places, targets = [], []
+        for _, context, tokens in requests:
+            path = tree.add(context + tokens[:-1])
+            places += path[-len(tokens) :]
+            targets += tokens
         # a place whose logits several texts need is computed once
         kept, rows = torch.tensor(places).unique(return_inverse=True)
         logits = run_tree(self.model, tree, kept)
         rows = rows.to(logits.device)
-        targets = torch.tensor(sum(continuations, []), device=logits.device)
-        written = (logits.argmax(-1)[rows] == targets).tolist()
-        logs = logits.log_softmax(-1, dtype=self.softmax_dtype)[rows, targets].tolist()
+        words = torch.tensor(targets, device=logits.device)
+        written = (logits.argmax(-1)[rows] == words).tolist()
+        logs = logits.log_softmax(-1, dtype=self.softmax_dtype)[rows, words].tolist()
         answers = []
-        for tokens in continuations:
+        for *_, tokens in requests:
             end = len(tokens)
             answers.append((sum(logs[:end]), all(written[:end])))
             logs, written = logs[end:], written[end:]
@@ -166,28 +164,19 @@ def runs_trees(model: nn.Module) -> bool:
     return bool((found - own).norm() < 0.1 * (wrong - own).norm())
 
 
-def packs(texts: Mapping[int, tuple[int, ...]], size: int) -> list[list[int]]:
-    """Keys of texts by the pass that they share, of at most `size` different tokens.
+def packs(requests: Mapping[int, tuple], size: int) -> list[list[int]]:
+    """Keys of requests by the pass that they share, of `size` tokens at most.
 
-    (A text longer than that runs alone.) Texts that share half of the shorter one stay together, as
-    an item's choices do, unless they fill a pass.
+    What follows one context stays together, and is a pass of its own if it is longer. Contexts that
+    begin alike are neighbours, and may share more.
     """
-    groups: list[tuple[int, list[int]]] = []  # different tokens, and keys
-    last: tuple[int, ...] = ()
-    # in the order of their tokens, what a text shares with any earlier one it shares with the last
-    for key in sorted(texts, key=texts.__getitem__):
-        text = texts[key]
-        shared = len(os.path.commonprefix([last, text]))
-        alike = 2 * shared >= min(len(last), len(text))
-        if groups and alike and groups[-1][0] + len(text) - shared <= size:
-            tokens, keys = groups.pop()
-            groups.append((tokens + len(text) - shared, [*keys, key]))
-        else:
-            groups.append((len(text), [key]))
-        last = text
+    followers = defaultdict(list)
+    for key, (_, context, _) in requests.items():
+        followers[tuple(context)].append(key)
     found: list[list[int]] = []
     left = 0
-    for tokens, keys in sorted(groups, reverse=True):
+    for context, keys in sorted(followers.items()):
+        tokens = len(context) + sum(len(requests[key][2]) - 1 for key in keys)
         if tokens > left:
             found.append([])
             left = size

@@ -314,7 +314,9 @@ GROUPS = {
         "likelihoods of the tokens before": around(
             scoring.TreeLM,
             "_score",
-            lambda f, lm, texts, ends: f(lm, [text[:-1] for text in texts], ends),
+            lambda f, lm, requests: f(
+                lm, [(*names, context[:-1], end) for *names, context, end in requests]
+            ),
         ),
         "answers of a pass in another order": around(
             scoring.TreeLM, "_score", lambda f, *args: f(*args)[::-1]

@@ -110,14 +110,13 @@ def test_a_tree_by_hand():
 
 
 def test_packs_by_hand():
-    item = {"a": (1, 2, 3, 4), "b": (1, 2, 3, 5, 6), "c": (1, 2, 7)}  # 4 + 2 + 1 tokens
-    other = {"d": (2, 3), "e": (1, 8, 8, 8, 8)}
-    # five tokens and two fill a pass; so does an item, whose texts share half
-    assert packs(item | other, 7) == [["a", "b", "c"], ["e", "d"]]
-    # no room for all of the item: what is left of it shares a pass
-    assert packs(item | other, 6) == [["a", "b"], ["e"], ["c", "d"]]
-    # a text that is longer runs alone
-    assert sorted(packs(item | other, 1)) == [["a"], ["b"], ["c"], ["d"], ["e"]]
+    one = dict(enumerate(requests([5, 6, 7], [1], [2, 3])))  # 3 + 1 tokens
+    two = {2: (None, [4, 4, 4, 4], [9]), 3: (None, [8], [3, 3, 3])}  # 4, and 1 + 2
+    swapped = {key: (one | two)[key] for key in (3, 0, 2, 1)}
+    assert packs(swapped, 8) == [[2, 0, 1], [3]]
+    assert packs(swapped, 7) == [[2], [0, 1, 3]]
+    # what is longer is a pass of its own
+    assert packs(swapped, 3) == [[2], [0, 1], [3]]
     assert packs({}, 9) == []
 
 
@@ -132,5 +131,5 @@ def test_a_token_runs_once(harness):
     items = requests(some(60, 1), *choices) + requests(some(50, 2), *choices)
     items += requests(some(70, 3), [4], [5])
     ours._loglikelihood_tokens(items)
-    # 70 tokens; 60 and 50, and after them 3 4 and 6 7; no more than 128 in a pass
-    assert passes == [(1, 70), (1, 64 + 54)]
+    # 60, 50 and 70 tokens, and after two of them 3 4 and 6 7: the last of a text is not read
+    assert passes == [(1, 64 + 54 + 70)]
