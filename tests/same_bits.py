@@ -166,9 +166,13 @@ def say(text: str) -> None:
 
 
 def committed_records() -> list[dict[str, Any]]:
-    """The records of all plans, without those of the tables, which measure nothing."""
-    folders = [reference_dir(plan) / "records" for plan in plan_names()]
-    records = [record for folder in folders for record in read_records(folder)]
+    """The records of all plans but those that are known as of earlier code (earlier.txt).
+
+    Without those of the tables, which measure nothing.
+    """
+    folders = [reference_dir(plan) for plan in plan_names()]
+    claimed = [each for each in folders if not (each / "earlier.txt").is_file()]
+    records = [record for each in claimed for record in read_records(each / "records")]
     return [record for record in records if record["notebook"] != TABLES_NOTEBOOK]
 
 
