@@ -2,9 +2,10 @@
 
 One block is in memory at a time. A pruned block becomes a shard of the new checkpoint, written
 whole or not at all, with a hash of the request and the report of its layers. However the process
-ends, the same call goes on with the block it was in, and the weights are bit for bit those of an
-uninterrupted call (unless memory ran out in one of them and the batch was halved: then to
-rounding). The index, without which no program takes the shards for a model, is written last.
+ends, the same call goes on with the block it was in, and the files are byte for byte those of an
+uninterrupted call (unless memory ran out in one of them and the batch was halved: then the weights
+are equal to rounding). So times, which differ between equal calls, lie in a hidden file beside the
+shards. The index, without which no program takes the shards for a model, is written last.
 """
 
 import contextlib
@@ -44,10 +45,16 @@ from helpers.pruning_target import Sparsity, Target
 # whose versions decide the bits of a weight, like the code of the core and of this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
+REPORT = ".report.json"  # what the shards say, with the entries that are None there
+# of a resumed call the parity is that of a model whose first blocks are pruned already
+VARYING = ("seconds", "parity")
+
 
 @dataclasses.dataclass
 class CheckpointReport(PruneReport):
     """A `PruneReport` of the whole model; `seconds`, `parity` and `batch` are of the last call.
+
+    Seconds and parity are None where an earlier call has pruned and its hidden report is gone.
 
     folder: where the pruned model lies; resumed: blocks that an earlier call had pruned.
     """
@@ -274,10 +281,15 @@ class ShardStore(Store):
                 "package versions or code differ) or holds other files: choose another "
                 "destination, or delete that folder to start again"
             )
-        return [
-            json.loads(metadata[name]["result"]) if name in metadata else None
-            for name in self.names
-        ]
+        timed = {}
+        with contextlib.suppress(OSError, ValueError):
+            timed = json.loads((self.folder / REPORT).read_bytes())
+        results = []
+        for name in self.names:
+            result = json.loads(metadata[name]["result"]) if name in metadata else None
+            same = untimed(timed.get(name)) == result
+            results.append(timed[name] if result and same else result)
+        return results
 
     def saved(self, index: int) -> list[LayerReport] | None:
         """The reports of a block that an earlier call has pruned."""
@@ -306,8 +318,11 @@ class ShardStore(Store):
         self.results[number] = result
         if self.team.rank == 0:
             self._read()  # another call may have begun here meanwhile
+            # before the shard, so that no kill comes between a block and its times
+            report = dict(zip(self.names, self.results, strict=True))
+            replace_file(self.folder / REPORT, json.dumps(report))
             tensors = self.reader.tensors(self.parts[number])
-            metadata = {"request": self.hash, "result": json.dumps(result)}
+            metadata = {"request": self.hash, "result": json.dumps(untimed(result))}
             write_shard(self.folder / self.names[number], tensors, metadata)
 
     def complete(self) -> None:
@@ -323,6 +338,14 @@ class ShardStore(Store):
             text = json.dumps(config, indent=2)
             replace_file(self.folder / "config.json", f"{text}\n")
             write_index(self.folder)
+
+
+def untimed(value: Any) -> Any:
+    """A JSON value with None for its entries VARYING."""
+    if isinstance(value, dict):
+        pairs = value.items()
+        return {name: None if name in VARYING else untimed(one) for name, one in pairs}
+    return list(map(untimed, value)) if isinstance(value, list | tuple) else value
 
 
 def layer_report(row: dict[str, Any]) -> LayerReport:

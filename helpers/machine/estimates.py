@@ -13,6 +13,7 @@ import yaml
 from helpers.beyond.recipe import windows_of
 from helpers.errors import UnsupportedModel
 from helpers.options import check_choice
+from helpers.tensors import PART
 
 Parameters = Mapping[str, Any]  # of a notebook, by their names
 
@@ -160,8 +161,9 @@ def block_work(shape: Shape, size: int, parameters: Parameters) -> int:
     length = parameters["length"]
     tokens = parameters["sequences"] * length
     text = tokens * shape.width * size
-    # two of the gate's logits, or one with what is checked of it
-    gate = length * shape.vocab * (2 * size + 3)
+    # two of the gate's logits, or one with what is checked of it at a time
+    logits = length * shape.vocab
+    gate = size * logits + max(size * logits, (size + 3) * min(logits, PART))
     grams = [FLOAT * d_in**2 for d_in, _ in shape.inputs]
     if parameters.get("passes") == 1 or parameters.get("effort"):
         # text waits between two layers, and one input at a time is measured
