@@ -45,8 +45,7 @@ from helpers.pruning_target import Target
 class LayerReport:
     """The result of one layer. `error` and `damping` are None where a method has none.
 
-    dead_inputs: None where no gram was read. seconds: see `CheckpointReport` for None. mask: see
-    `mask_hash`.
+    dead_inputs: None where no gram was read. mask: see `mask_hash`.
     """
 
     block: int
@@ -56,7 +55,7 @@ class LayerReport:
     error: float | None
     damping: float | None
     dead_inputs: int | None
-    seconds: float | None
+    seconds: float
     mask: str
 
 

@@ -196,6 +196,8 @@ def test_the_report_adds_up():
     assert 2 * spent["total"] >= sum(spent.values())
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert set(plain) == {*vars(report), "sparsity", "error"}
+    unread = prune_model(fam.build(), method="magnitude", sparsity=0.5)
+    assert {layer.dead_inputs for layer in unread.layers} == {None}
 
 
 def test_a_bar_is_drawn_where_somebody_looks(monkeypatch):

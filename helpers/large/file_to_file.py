@@ -1,11 +1,11 @@
 """`prune_checkpoint`: prune a model larger than memory, file to file, and never lose a block.
 
 One block is in memory at a time. A pruned block becomes a shard of the new checkpoint, written
-whole or not at all, with a hash of the request and the report of its layers. However the process
-ends, the same call goes on with the block it was in, and the files are byte for byte those of an
-uninterrupted call (unless memory ran out in one of them and the batch was halved: then the weights
-are equal to rounding). So times, which differ between equal calls, lie in a hidden file beside the
-shards. The index, without which no program takes the shards for a model, is written last.
+whole or not at all. However the process ends, the same call goes on with the block it was in, and
+the files are byte for byte those of an uninterrupted call (unless memory ran out in one of them and
+the batch was halved: then the weights are equal to rounding). A hidden file beside them holds what
+differs, such as times: the reports of the layers, with a hash of the request. The index, without
+which no program takes the shards for a model, is written last.
 """
 
 import contextlib
@@ -44,17 +44,12 @@ from helpers.pruning_target import Sparsity, Target
 
 # whose versions decide the bits of a weight, like the code of the core and of this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
-
-REPORT = ".report.json"  # what the shards say, with the entries that are None there
-# of a resumed call the parity is that of a model whose first blocks are pruned already
-VARYING = ("seconds", "parity")
+REPORT = ".report.json"  # of the finished blocks; hidden, as it is no part of the model
 
 
 @dataclasses.dataclass
 class CheckpointReport(PruneReport):
     """A `PruneReport` of the whole model; `seconds`, `parity` and `batch` are of the last call.
-
-    Seconds and parity are None where an earlier call has pruned and its hidden report is gone.
 
     folder: where the pruned model lies; resumed: blocks that an earlier call had pruned.
     """
@@ -165,7 +160,7 @@ def check_plain(options: Mapping[str, Any]) -> None:
         except (TypeError, ValueError) as error:
             raise BadParameter(
                 f"option {name} is of type {type(value).__name__}, which cannot be written into "
-                "the shards: give numbers, text, lists or mappings, or use prune_model"
+                "the report: give numbers, text, lists or mappings, or use prune_model"
             ) from error
 
 
@@ -198,7 +193,7 @@ def prune_on_disk(
 
 
 def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
-    """Hash of all that decides the bits of the result: only shards that carry it are kept."""
+    """Hash of all that decides the bits of the result: only shards of the same one are kept."""
     solve = get_method(request.target.method)
     calibration = method_code = None
     if solve.needs_calibration:  # else the tokens are never read
@@ -228,8 +223,9 @@ def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
 class ShardStore(Store):
     """Saves pruned blocks as shards of a checkpoint. Process 0 writes; all know what is written.
 
-    Every shard carries the `request_hash` of the request. results: of each block's shard, and at
-    the end of the shard with all that lies outside the blocks; None where there is no shard yet.
+    The hidden REPORT has the `request_hash` of the request, and the results. results: of each
+    block's shard, and at the end of the shard with all that lies outside the blocks; None where
+    there is no shard yet.
     """
 
     def __init__(
@@ -265,30 +261,26 @@ class ShardStore(Store):
                 self.halved = result["halved"]
 
     def _read(self) -> list[dict[str, Any] | None]:
-        """The results in the folder's shards, which are all of this request.
+        """The results of the shards that are in the folder, which are all of this request.
 
         Raises FileError if the folder holds anything else.
         """
-        metadata = {}
-        for path in self.folder.glob("*.safetensors"):
-            # one that is damaged is written again
-            with contextlib.suppress(FileError), reading(path) as file:
-                metadata[path.name] = file.metadata() or {}
-        others = any(each.get("request") != self.hash for each in metadata.values())
-        if others or (not metadata and any(self.folder.glob("[!.]*"))):
+        report = {}
+        with contextlib.suppress(OSError, ValueError):
+            report = json.loads((self.folder / REPORT).read_bytes())
+        others = report or any(self.folder.glob("[!.]*"))
+        if others and report.get("request") != self.hash:
             raise FileError(
                 f"{self.folder} was written by a different run (method, options, text, source, "
                 "package versions or code differ) or holds other files: choose another "
                 "destination, or delete that folder to start again"
             )
-        timed = {}
-        with contextlib.suppress(OSError, ValueError):
-            timed = json.loads((self.folder / REPORT).read_bytes())
         results = []
         for name in self.names:
-            result = json.loads(metadata[name]["result"]) if name in metadata else None
-            same = untimed(timed.get(name)) == result
-            results.append(timed[name] if result and same else result)
+            results.append(None)
+            # one that is missing or damaged is written again
+            with contextlib.suppress(FileError), reading(self.folder / name):
+                results[-1] = report["results"][name]
         return results
 
     def saved(self, index: int) -> list[LayerReport] | None:
@@ -317,13 +309,17 @@ class ShardStore(Store):
     def _write(self, number: int, result: dict[str, Any]) -> None:
         self.results[number] = result
         if self.team.rank == 0:
-            self._read()  # another call may have begun here meanwhile
-            # before the shard, so that no kill comes between a block and its times
-            report = dict(zip(self.names, self.results, strict=True))
+            # another call may have begun here meanwhile, and the same one have gone further
+            pairs = zip(self.results, self._read(), strict=True)
+            results = [ours or theirs for ours, theirs in pairs]
+            # before the shard, so that no kill comes between the two
+            report = {
+                "request": self.hash,
+                "results": dict(zip(self.names, results, strict=True)),
+            }
             replace_file(self.folder / REPORT, json.dumps(report))
             tensors = self.reader.tensors(self.parts[number])
-            metadata = {"request": self.hash, "result": json.dumps(untimed(result))}
-            write_shard(self.folder / self.names[number], tensors, metadata)
+            write_shard(self.folder / self.names[number], tensors)
 
     def complete(self) -> None:
         """Add what makes the shards a model: tokenizer, configuration and, last, the index."""
@@ -338,14 +334,6 @@ class ShardStore(Store):
             text = json.dumps(config, indent=2)
             replace_file(self.folder / "config.json", f"{text}\n")
             write_index(self.folder)
-
-
-def untimed(value: Any) -> Any:
-    """A JSON value with None for its entries VARYING."""
-    if isinstance(value, dict):
-        pairs = value.items()
-        return {name: None if name in VARYING else untimed(one) for name, one in pairs}
-    return list(map(untimed, value)) if isinstance(value, list | tuple) else value
 
 
 def layer_report(row: dict[str, Any]) -> LayerReport:

@@ -147,13 +147,9 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_shard(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> None:
-    """Write tensors to a safetensors file, whole or not at all.
+def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file, whole or not at all; equal tensors give equal bytes.
 
-    metadata: texts by name, written next to the one that says that the tensors are torch's. The
-    same tensors and texts give the same bytes.
     Raises FileError, and leaves no partial file, if the disk is full or not writable.
     """
     # a name of this process's own, in case a second one writes the same shard
@@ -161,8 +157,8 @@ def write_shard(
     on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with writing(path):
-            save_file(on_cpu, temporary, metadata={"format": "pt", **metadata})
-            _sort_head(temporary)
+            # nothing else: safetensors writes several entries in an order that is never the same
+            save_file(on_cpu, temporary, metadata={"format": "pt"})
             set_default_mode(temporary)
             # on the disk before the rename: a power cut could leave a new but empty file
             sync(temporary)
@@ -170,19 +166,6 @@ def write_shard(
             sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)  # also after Ctrl-C
-
-
-def _sort_head(path: Path) -> None:
-    """Put the names in a file's head in order: safetensors writes metadata in a random one."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        head = json.loads(file.read(size))
-        separators = (",", ":")  # as it was written, so that the length stays
-        text = json.dumps(
-            head, sort_keys=True, ensure_ascii=False, separators=separators
-        )
-        file.seek(8)
-        file.write(text.encode().ljust(size))
 
 
 def write_index(folder: Path) -> None:
