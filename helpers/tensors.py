@@ -1,13 +1,10 @@
 """Checks and sums of tensors that need no model."""
 
-import itertools
-from collections.abc import Iterable
-
 import torch
 
 from helpers.errors import BadParameter, described
 
-PART = 1 << 20  # numbers checked at a time, at most
+PART = 1 << 20  # numbers checked at a time
 # what torch can compute with on any device
 FLOATS = (
     torch.float32,
@@ -38,18 +35,14 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
     A part at a time: `torch.isfinite` of a whole one takes more memory than the tensor itself.
     """
-    parts = [torch.isfinite(part).all() for part in _parts(tensor)]
+    if tensor.is_contiguous():
+        tensor = tensor.flatten()  # a view, whose parts may begin and end anywhere
+    tensor = torch.atleast_1d(tensor)
+    # rows of the first dimension that hold about PART numbers together
+    rows = max(1, PART * len(tensor) // max(1, tensor.numel()))
+    parts = [torch.isfinite(part).all() for part in tensor.split(rows)]
     # one bool for all parts: each would make the host wait for a GPU
     return bool(torch.stack(parts).all())
-
-
-def _parts(tensor: torch.Tensor) -> Iterable[torch.Tensor]:
-    """Views of at most PART numbers that make up a tensor."""
-    if tensor.numel() <= PART:
-        return [tensor]
-    # of the first dimension; if one of its rows is too large, each is divided by itself
-    rows = PART * len(tensor) // tensor.numel()
-    return tensor.split(rows) if rows else itertools.chain(*map(_parts, tensor))
 
 
 def bit_sum(tensor: torch.Tensor) -> int:

@@ -261,7 +261,9 @@ def fisher(survey: Survey) -> Curve:
             gradient = gradient.T
         # float32 first: such products are below the smallest number of float16
         terms = (gradient.float() * read_weight(layer).float()).square_()
-        costs[key] += level_sums(levels[key], terms).cpu()
+        # on the CPU: a GPU adds as its threads come, so that equal runs would differ
+        terms = terms.cpu().flatten().double()
+        costs[key] += torch.bincount(levels[key].cpu().flatten(), terms, LEVELS)
         alive = norms > 0
         slopes = (gradient[:, alive].float() / norms[alive]).square_().sum(1)
         slopes /= max(1, int(alive.sum()))
@@ -330,15 +332,6 @@ def levels_of(score: Tensor) -> Tensor:
         among = torch.arange(start, start + len(ties), device=flat.device)
         levels[ties] = (among * LEVELS // len(flat)).to(torch.uint8)
     return levels.view(score.shape)
-
-
-def level_sums(levels: Tensor, terms: Tensor) -> Tensor:
-    """The sum of the terms at each level, float64 (LEVELS,), by a fixed order of adding."""
-    if terms.is_cpu:
-        return torch.bincount(levels.flatten(), terms.flatten().double(), LEVELS)
-    # a GPU's bincount adds as its threads come, so that equal runs differ
-    parts = (terms.where(levels == level, 0) for level in range(LEVELS))
-    return torch.stack([part.sum(dtype=torch.float64) for part in parts])
 
 
 # --- from a curve to whole numbers of zeros -----------------------------------------------------

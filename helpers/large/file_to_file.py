@@ -133,13 +133,13 @@ def prune_checkpoint(
             check_zeros(f"the weights of the first block of {source}", weights, advice)
     folder = Path(destination).expanduser().absolute()
     store = ShardStore(folder, reader, request, team)
-    if None in store.results:
+    if len(store.results) < len(store.names):
         report = Loop(model, request, store=store, team=team).run()
         store.save_outside(report)
     if team.rank == 0 and not (folder / INDEX).is_file():
         store.complete()
     team.gather(None)  # no process goes on to a model that is not complete
-    *blocks, outside = store.results
+    *blocks, outside = map(store.results.get, store.names)
     return CheckpointReport(
         method=method,
         pattern=str(request.target.pattern),
@@ -223,9 +223,8 @@ def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
 class ShardStore(Store):
     """Saves pruned blocks as shards of a checkpoint. Process 0 writes; all know what is written.
 
-    The hidden REPORT has the `request_hash` of the request, and the results. results: of each
-    block's shard, and at the end of the shard with all that lies outside the blocks; None where
-    there is no shard yet.
+    names: of the shards, one for each block and the last for what lies outside them. results: of
+    those that are there, by their names, as the hidden REPORT holds them with the `request_hash`.
     """
 
     def __init__(
@@ -254,13 +253,13 @@ class ShardStore(Store):
         self.results = team.gather(results)[0]
         self.resumed = 0  # blocks that earlier calls have pruned
         self.halved = []  # where they had to halve the batch
-        for index, result in enumerate(self.results[:-1]):
-            if result is not None:
-                reader.redirect(index, folder / self.names[index])
+        for index, name in enumerate(self.names[:-1]):
+            if name in self.results:
+                reader.redirect(index, folder / name)
                 self.resumed += 1
-                self.halved = result["halved"]
+                self.halved = self.results[name]["halved"]
 
-    def _read(self) -> list[dict[str, Any] | None]:
+    def _read(self) -> dict[str, dict[str, Any]]:
         """The results of the shards that are in the folder, which are all of this request.
 
         Raises FileError if the folder holds anything else.
@@ -275,20 +274,17 @@ class ShardStore(Store):
                 "package versions or code differ) or holds other files: choose another "
                 "destination, or delete that folder to start again"
             )
-        results = []
+        results = {}
         for name in self.names:
-            results.append(None)
             # one that is missing or damaged is written again
-            with contextlib.suppress(FileError), reading(self.folder / name):
-                results[-1] = report["results"][name]
+            with contextlib.suppress(FileError, KeyError), reading(self.folder / name):
+                results[name] = report[name]
         return results
 
     def saved(self, index: int) -> list[LayerReport] | None:
         """The reports of a block that an earlier call has pruned."""
-        result = self.results[index]
-        if result is None:
-            return None
-        return [layer_report(row) for row in result["layers"]]
+        result = self.results.get(self.names[index])
+        return result and [layer_report(row) for row in result["layers"]]
 
     def save(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
         """Write the shard of a pruned block."""
@@ -307,19 +303,14 @@ class ShardStore(Store):
             self._write(-1, result)
 
     def _write(self, number: int, result: dict[str, Any]) -> None:
-        self.results[number] = result
+        name = self.names[number]
+        self.results[name] = result
         if self.team.rank == 0:
-            # another call may have begun here meanwhile, and the same one have gone further
-            pairs = zip(self.results, self._read(), strict=True)
-            results = [ours or theirs for ours, theirs in pairs]
+            # another call may have begun here meanwhile; the same one may have gone further
+            report = {"request": self.hash} | self._read() | self.results
             # before the shard, so that no kill comes between the two
-            report = {
-                "request": self.hash,
-                "results": dict(zip(self.names, results, strict=True)),
-            }
             replace_file(self.folder / REPORT, json.dumps(report))
-            tensors = self.reader.tensors(self.parts[number])
-            write_shard(self.folder / self.names[number], tensors)
+            write_shard(self.folder / name, self.reader.tensors(self.parts[number]))
 
     def complete(self) -> None:
         """Add what makes the shards a model: tokenizer, configuration and, last, the index."""

@@ -36,7 +36,7 @@ PACKAGES = (
 # CUDA 6.9 GB (local_setup.py tells which)
 CACHE_BYTES = 1e9
 RESULTS_BYTES = 0.3e9
-SETUP_BYTES = {"CPU": 2.5e9, "CUDA": 7.5e9}
+CPU_BYTES, CUDA_BYTES = 2.5e9, 7.5e9
 RUN_BYTES = 2e9  # of RAM, of one run with the embedded model, whose records say 1.9
 PROBE = """
 import importlib, sys
@@ -139,7 +139,7 @@ def check_memory() -> Finding:
 def check_disk() -> Iterator[Finding]:
     """Space and rights where downloads, results and, before the set-up, the packages go."""
     cached = (cache_dir() / "models").exists()  # the last that is put there
-    packages = SETUP_BYTES["CUDA" if has_nvidia_driver() else "CPU"]
+    packages = CUDA_BYTES if has_nvidia_driver() else CPU_BYTES
     for folder, need, move in (
         (cache_dir(), 0 if cached else CACHE_BYTES, "set PRUNING_CACHE to"),
         (results_dir(""), RESULTS_BYTES, "set PRUNING_RESULTS to"),
