@@ -102,10 +102,11 @@ class PruneReport:
     @property
     def sparsity(self) -> float:
         """Fraction of pruned weights over all layers together, ignored ones included."""
-        # whole numbers, which a layer's fraction rounds back to: their sum is exact
-        sizes = [math.prod(layer.shape) for layer in self.layers]
-        layers = zip(self.layers, sizes, strict=True)
-        return sum(round(layer.sparsity * size) for layer, size in layers) / sum(sizes)
+        # whole numbers, to which a fraction of a layer's weights rounds: their sum is exact
+        zeros = sum(
+            round(math.prod(layer.shape) * layer.sparsity) for layer in self.layers
+        )
+        return zeros / sum(math.prod(layer.shape) for layer in self.layers)
 
     @property
     def error(self) -> float | None:

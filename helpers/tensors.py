@@ -37,7 +37,6 @@ def all_finite(tensor: torch.Tensor) -> bool:
     """
     if tensor.is_contiguous():
         tensor = tensor.flatten()  # a view, whose parts may begin and end anywhere
-    tensor = torch.atleast_1d(tensor)
     # rows of the first dimension that hold about PART numbers together
     rows = max(1, PART * len(tensor) // max(1, tensor.numel()))
     parts = [torch.isfinite(part).all() for part in tensor.split(rows)]

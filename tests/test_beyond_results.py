@@ -172,7 +172,6 @@ TWO = {"layers": 66.0, "read": 2}  # ln(80 / 66) / ln 4 = 13.9 %
             HOLDS,
             "60 % closed 54 ± 2 % in 2.50",
         ),
-        (LOWER, seeds(38.0, 350.0, 64, precision="bfloat16"), FAILS, "in 4.50"),
         (
             HALF,
             [run | {"timed": False} for run in seeds(38.0, 250.0, 64)],

@@ -18,6 +18,7 @@ weight. An N:M pattern gives every layer the same sparsity, so there is nothing 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -278,7 +279,7 @@ def fisher(survey: Survey) -> Curve:
         contextlib.ExitStack() as stack,
     ):
         for key, weight in weights.items():
-            hook = lambda parameter, key=key: add(key, parameter)  # noqa: E731
+            hook = functools.partial(add, key)
             stack.enter_context(weight.register_post_accumulate_grad_hook(hook))
         for done, row in enumerate(survey.tokens.to(device_of(survey.model)), 1):
             logits = (

@@ -13,7 +13,6 @@ import yaml
 from helpers.beyond.recipe import windows_of
 from helpers.errors import UnsupportedModel
 from helpers.options import check_choice
-from helpers.tensors import PART
 
 Parameters = Mapping[str, Any]  # of a notebook, by their names
 
@@ -161,9 +160,9 @@ def block_work(shape: Shape, size: int, parameters: Parameters) -> int:
     length = parameters["length"]
     tokens = parameters["sequences"] * length
     text = tokens * shape.width * size
-    # two of the gate's logits, or one with what is checked of it at a time
-    logits = length * shape.vocab
-    gate = size * logits + max(size * logits, (size + 3) * min(logits, PART))
+    gate = (
+        2 * size * length * shape.vocab
+    )  # the model's own logits and the replayed ones
     grams = [FLOAT * d_in**2 for d_in, _ in shape.inputs]
     if parameters.get("passes") == 1 or parameters.get("effort"):
         # text waits between two layers, and one input at a time is measured
