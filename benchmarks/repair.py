@@ -7,6 +7,7 @@ divergence of two sets of logits, is timed apart from the blocks.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.problems import random_llama, random_tokens
 from benchmarks.solver import SPARSITY
-from benchmarks.timing import once, summary
+from benchmarks.timing import once, ratio, summary
 from helpers.beyond.distil import DECAY, EPSILON, descend, divergence_and_gradient
 from helpers.beyond.training import trained
 from helpers.blocks import forward
@@ -25,11 +26,8 @@ from helpers.prune import prune_model
 
 MODELS = ("embedded", "embedded-gemma")
 LENGTH = 512
-VOCABULARY = (
-    "heads, forward",
-    "divergence",
-    "head, backward",
-)  # parts that grow with it
+# parts that grow with it
+VOCABULARY = ("heads, forward", "divergence", "head, backward")
 PARTS = ("blocks, forward", *VOCABULARY, "blocks, backward", "Adam")
 
 
@@ -64,24 +62,18 @@ def measure_step(
         optimiser = torch.optim.Adam(
             sum(parameters, []), lr=0.0, betas=DECAY, eps=EPSILON, fused=True
         )
-        step = Step(model, dense, window, optimiser)
-        step.check()
-        for round_ in range(-1, repeats):
-            taken = {
-                "step": once(
-                    lambda: descend(model, dense, window, optimiser, precision)
-                )
-            }
-            taken |= {name: once(part) for name, part in step.parts().items()}
-            if round_ >= 0:
-                for name, value in taken.items():
-                    seconds[name].append(value)
-    words = zip(*(seconds[name] for name in VOCABULARY), strict=True)
-    shares = [
-        sum(part) / whole for part, whole in zip(words, seconds["step"], strict=True)
-    ]
+        parts = Step(model, dense, window, optimiser)
+        parts.check()
+        step = functools.partial(descend, model, dense, window, optimiser, precision)
+        step()
+        for _ in range(repeats):
+            seconds["step"].append(once(step))
+            for name, part in parts.named().items():
+                seconds[name].append(once(part))
+    rounds = zip(*(seconds[name] for name in VOCABULARY), strict=True)
+    seconds["vocabulary"] = [sum(values) for values in rounds]
     found = {name: summary(values) for name, values in seconds.items()}
-    return {"seconds": found, "share": summary(shares)}
+    return {"seconds": found, "share": ratio(seconds, "vocabulary", *PARTS)}
 
 
 class Step:
@@ -98,7 +90,7 @@ class Step:
         self.window = window
         self.optimiser = optimiser
 
-    def parts(self) -> dict[str, Callable[[], None]]:
+    def named(self) -> dict[str, Callable[[], None]]:
         """The parts by their names."""
         methods = (self.run_blocks, self.run_heads, self.compare, self.head_back,
                    self.blocks_back, self.descend)  # fmt: skip

@@ -202,8 +202,8 @@ def repair_report(result: Result) -> list[str]:
     columns["share of the vocabulary"] = "share"
     return [
         f"A step on a window of {repair.LENGTH} tokens: the dense and the pruned model forward, "
-        "the pruned one backward. The share of the vocabulary is that of heads and divergence in "
-        "the step; parts that are timed one by one need not add up to it.",
+        "the pruned one backward. The parts are timed one by one in a second step, and need not "
+        "add up to the first; the share of the vocabulary is that of heads and divergence in them.",
         _table(result["rows"], columns),
     ]
 
