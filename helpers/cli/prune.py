@@ -23,8 +23,9 @@ def prune(options: argparse.Namespace) -> None:
     check_pruning(options)
     windows = text_needed(options.method, options.effort, options.sequences)
     kind = str(pick_dtype(options.dtype, pick_device(options.device)))
-    given = vars(options) | {"dtype": kind.removeprefix("torch.")}
-    write_line(f"memory: {machine.check_memory('04_prune_model', given)['needs']}")
+    options.dtype = kind.removeprefix("torch.")
+    needs = machine.check_memory("04_prune_model", vars(options))["needs"]
+    write_line(f"memory: {needs}")
     with large.torchrun_team(options.device) as (team, options.device):
         model, tokenizer = load(options, options.model)
         tokens = None
