@@ -321,8 +321,7 @@ def levels_of(score: Tensor) -> Tensor:
         torch.from_numpy(np.sort(flat.numpy())) if flat.is_cpu else flat.sort().values
     )
     # the first place of each part from the second on, and the score there
-    parts = range(1, LEVELS)
-    places = torch.tensor([-(-len(flat) * part // LEVELS) for part in parts])
+    places = -(-len(flat) * torch.arange(1, LEVELS) // LEVELS)
     places = places[places < len(flat)].to(flat.device)
     edges = ordered[places]
     levels = torch.bucketize(flat, edges, right=True, out_int32=True).to(torch.uint8)
@@ -387,12 +386,9 @@ def share_out(
             above = middle
     # where a curve jumps, no t gives that many: a mixture of the two sides of the jump does
     few, many = zeros(below), zeros(above)
-    gap = float(many.sum() - few.sum())
-    mixture = 0.0
-    if gap > 0:
-        missing = total - float(few.sum())
-        mixture = min(1.0, max(0.0, missing / gap))
-    wanted = few + mixture * (many - few)
+    mixture = (total - few.sum()) / (many.sum() - few.sum())
+    # without a jump the two are equal, and any mixture will do
+    wanted = few + mixture.nan_to_num().clamp(0, 1) * (many - few)
     # The largest remainder: all are rounded down, and the zeros that are then missing, fewer than
     # there are layers, go where rounding took most; of equal ones to the earlier
     counts = wanted.floor()
