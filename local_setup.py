@@ -5,7 +5,7 @@ GPU has no use for. Such a machine gets the CPU build of the version that the co
 came from, out of torch's own index. Where the user has told pip where packages are (`find-links`
 or an index, in PIP_ARGS or in pip's configuration), that is left to pip.
 
-Only the standard library is imported: nothing else is there yet.
+Only the standard library is imported, by `helpers.machine.nvidia` too: nothing else is there yet.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from __future__ import annotations
 import importlib.util
 import platform
 import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
+
+from helpers.machine import has_nvidia_driver
 
 TORCH = "2.13.0"  # of the committed results
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
@@ -62,12 +62,6 @@ def choose_torch(index: str, options: list[str]) -> tuple[list[list[str]], str]:
         return [], f"{line}\n"
     step = ["--no-deps", "--no-compile", "--index-url", index, f"torch=={TORCH}"]
     return [step], f"no NVIDIA driver is here, so {CPU}\n"
-
-
-def has_nvidia_driver() -> bool:
-    """Whether an NVIDIA driver is loaded, on Linux or under WSL."""
-    places = (Path("/proc/driver/nvidia"), Path("/usr/lib/wsl/lib/libcuda.so.1"))
-    return bool(shutil.which("nvidia-smi")) or any(map(Path.exists, places))
 
 
 def offers_torch(index: str) -> bool:

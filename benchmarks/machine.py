@@ -36,6 +36,7 @@ TIMED = {
     ),
     "model": MODEL,
     "passes": MODEL,
+    "repair": MODEL,
     "zero_shot": ("evaluate.py", "data/tasks.py", "scoring.py"),
     "use": ("share/sizes.py",),
     "architecture": MODEL,

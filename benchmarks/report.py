@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import architecture, model, passes, solver, zero_shot
+from benchmarks import architecture, model, passes, repair, solver, zero_shot
 from benchmarks.machine import timed_code
 from helpers.report import confidence_interval, format_number, to_markdown, with_half
 
@@ -195,6 +195,19 @@ def passes_report(result: Result) -> list[str]:
     ]  # fmt: skip
 
 
+def repair_report(result: Result) -> list[str]:
+    """Section on the parts of a step of the repair."""
+    columns: Columns = {"model": "case", "words": "words", "matmuls": "precision"}
+    columns |= {f"{name} (s)": _seconds(name) for name in ("step", *repair.PARTS)}
+    columns["share of the vocabulary"] = "share"
+    return [
+        f"A step on a window of {repair.LENGTH} tokens: the dense and the pruned model forward, "
+        "the pruned one backward. The parts are timed one by one in a second step, and need not "
+        "add up to the first; the share of the vocabulary is that of heads and divergence in them.",
+        _table(result["rows"], columns),
+    ]
+
+
 def zero_shot_report(result: Result) -> list[str]:
     """Section on trees of tokens, over lm-eval's own model, task by task, and on batches."""
     rows = result["rows"]
@@ -298,6 +311,7 @@ REPORTERS: dict[str, Callable[[Result], list[str]]] = {
     "solver": solver_report,
     "model": model_report,
     "passes": passes_report,
+    "repair": repair_report,
     "zero_shot": zero_shot_report,
     "use": use_report,
     "architecture": architecture_report,

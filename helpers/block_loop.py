@@ -45,7 +45,7 @@ from helpers.pruning_target import Target
 class LayerReport:
     """The result of one layer. `error` and `damping` are None where a method has none.
 
-    mask: see `mask_hash`. dead_inputs is 0 too where no gram was read.
+    dead_inputs: None where no gram was read. mask: see `mask_hash`.
     """
 
     block: int
@@ -54,7 +54,7 @@ class LayerReport:
     sparsity: float
     error: float | None
     damping: float | None
-    dead_inputs: int
+    dead_inputs: int | None
     seconds: float
     mask: str
 
@@ -102,8 +102,10 @@ class PruneReport:
     @property
     def sparsity(self) -> float:
         """Fraction of pruned weights over all layers together, ignored ones included."""
-        # weighted by size: a large layer counts for more than a small one
-        zeros = sum(math.prod(layer.shape) * layer.sparsity for layer in self.layers)
+        # whole numbers, to which a fraction of a layer's weights rounds: their sum is exact
+        zeros = sum(
+            round(math.prod(layer.shape) * layer.sparsity) for layer in self.layers
+        )
         return zeros / sum(math.prod(layer.shape) for layer in self.layers)
 
     @property
@@ -327,10 +329,10 @@ class Loop:
             name=name,
             shape=tuple(weight.shape),
             # from the mask, not the zeros of the weight: a kept weight may happen to be 0
-            sparsity=1 - int(result.keep.sum()) / result.keep.numel(),
+            sparsity=int((~result.keep).sum()) / result.keep.numel(),
             error=result.error,
             damping=result.damping,
-            dead_inputs=result.dead_inputs or 0,
+            dead_inputs=result.dead_inputs,
             mask=mask_hash(result.keep),
             seconds=time.perf_counter() - started,
         )

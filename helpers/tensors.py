@@ -35,10 +35,10 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
     A part at a time: `torch.isfinite` of a whole one takes more memory than the tensor itself.
     """
-    tensor = torch.atleast_1d(tensor)
+    if tensor.is_contiguous():
+        tensor = tensor.flatten()  # a view, whose parts may begin and end anywhere
     # rows of the first dimension that hold about PART numbers together
-    size = max(1, tensor.numel())
-    rows = max(1, PART * len(tensor) // size)
+    rows = max(1, PART * len(tensor) // max(1, tensor.numel()))
     parts = [torch.isfinite(part).all() for part in tensor.split(rows)]
     # one bool for all parts: each would make the host wait for a GPU
     return bool(torch.stack(parts).all())

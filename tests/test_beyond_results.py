@@ -157,6 +157,7 @@ def seeds(after, repair, windows, *changes, **more):
             allocation="guide",
             guide_sequences=more.get("read", 4),
             passes=1,
+            precision=more.get("precision", "float32"),
         )
         records += [guided, repaired("admm-grad", target, 80.0, seed=seed)]
     return [record | {"timed": True} for record in records]
@@ -164,6 +165,7 @@ def seeds(after, repair, windows, *changes, **more):
 
 HALF = "Guide and repair"
 TENTH = "A guide of two"
+LOWER = "With bfloat16 products too"
 START = "With the same guide and repair"
 TWO = {"layers": 66.0, "read": 2}  # ln(80 / 66) / ln 4 = 13.9 %
 
@@ -189,6 +191,13 @@ TWO = {"layers": 66.0, "read": 2}  # ln(80 / 66) / ln 4 = 13.9 %
         ),  # 70 % is part of the sentence
         (HALF, seeds(38.0, 250.0, 64)[2:], OPEN, "2 of 3 seeds"),
         (HALF, seeds(38.0, 250.0, 8), UNTESTED, "needs"),
+        (HALF, seeds(38.0, 150.0, 64, precision="bfloat16"), UNTESTED, "needs"),
+        (
+            LOWER,
+            seeds(38.0, 150.0, 64, precision="bfloat16")[:6],
+            HOLDS,
+            "60 % closed 54 ± 2 % in 2.50",
+        ),
         (
             HALF,
             [run | {"timed": False} for run in seeds(38.0, 250.0, 64)],

@@ -15,6 +15,7 @@ from helpers.block_loop import PruneReport
 from helpers.cli import main, prune
 from helpers.cli.parser import PLAN_VERBS
 from helpers.evaluate import TaskScore
+from helpers.machine import memory
 
 SHORT = "--windows 2 --window 16 --evaluation text.txt"
 HALF = f"--sparsity 0.5 --save out {SHORT}"
@@ -96,6 +97,13 @@ def test_what_is_raised_is_one_line(raised, code, words, command, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     assert command("evaluate tiny")[2] == f"process 3: {error}"
     assert "process 3: processes of torchrun" in command(f"prune tiny {HALF}")[2]
+
+
+def test_memory_is_checked_before_a_model_is_loaded(command, monkeypatch):
+    monkeypatch.setattr(memory, "ram", lambda: (10**8, 10**8))
+    monkeypatch.setattr(prune, "load", None)
+    code, _, error = command(f"prune dense {HALF}")
+    assert code == 1 and "0.1 GB are free" in error
 
 
 def test_prune_is_prune_model_in_memory_and_from_file_to_file(command):

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from helpers.machine import doctor
+from helpers.machine import doctor, nvidia
 from helpers.paths import root
 
 
@@ -22,7 +22,7 @@ from helpers.paths import root
         ("packages", 1, "a needs tokenizers<1.", "", "note", "tokenizers<1."),
         ("packages", 1, "", "No module named pip", "note", "No module named pip"),
         ("device", 0, "torch\nTesla T4\n", "", "ok", "Tesla T4"),
-        ("device", 0, "torch\n\n", "", "note", "nvidia-smi"),
+        ("device", 0, "torch\n\n", "", "note", "an NVIDIA driver is"),
         ("device", 1, "numpy\ntorch\n", "x\nOSError: no libc", "fix", "torch"),
         ("device", -6, "numpy\ntorch\n", "", "fix", "-6"),
     ],
@@ -30,7 +30,9 @@ from helpers.paths import root
 def test_what_programs_answer(monkeypatch, *, check, code, said, error, state, words):
     done = subprocess.CompletedProcess("", code, said, error)
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
-    monkeypatch.setattr("shutil.which", lambda name: name)  # a driver is installed
+    # a driver is installed, under WSL, whose programs may not be found
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(nvidia.Path, "exists", lambda path: "wsl" in path.parts)
     finding = getattr(doctor, f"check_{check}")()
     assert finding.state == state
     assert words in finding.text
@@ -38,7 +40,7 @@ def test_what_programs_answer(monkeypatch, *, check, code, said, error, state, w
 
 def test_the_probe_runs_here(monkeypatch):
     """In a process of its own, with torch; one that hangs has failed."""
-    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(doctor, "has_nvidia_driver", lambda: False)
     monkeypatch.setattr(doctor, "PACKAGES", ("json", "no_such_package"))
     assert "no_such_package" in doctor.check_device().text
     monkeypatch.setattr(doctor, "PACKAGES", ("json",))

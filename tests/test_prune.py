@@ -160,7 +160,8 @@ def test_memory_that_is_not_enough(passes, place, one_line_error):
 
 
 def test_the_report_adds_up():
-    model = fam.build("llama")
+    # no power of two: not every fraction of a layer's weights is exact
+    model = fam.build("llama", intermediate_size=41)
     tokens = fam.random_tokens()
     seen = []
     # a norm gain of zero kills an input of q, k and v for every token
@@ -170,7 +171,7 @@ def test_the_report_adds_up():
         model,
         tokens,
         method="admm-grad",
-        sparsity=0.6,
+        sparsity=0.48,
         progress=lambda *step: seen.append(step),
     )
     names = [f"block {layer.block} {layer.name}" for layer in report.layers]
@@ -184,8 +185,8 @@ def test_the_report_adds_up():
         assert layer.dead_inputs == 2 * dead
         octets = np.packbits(weight.detach() != 0).tobytes()
         assert layer.mask == hashlib.sha256(octets).hexdigest()[:16]
-    zeros = (~fam.kept(model, "llama")).double()
-    assert report.sparsity == pytest.approx(zeros.mean().item(), abs=1e-12)
+    zeros = ~fam.kept(model, "llama")
+    assert report.sparsity == int(zeros.sum()) / zeros.numel()
     mean = sum(layer.error for layer in report.layers) / len(report.layers)
     assert report.error == pytest.approx(mean)
     assert 0 <= report.parity < 1e-6
@@ -195,6 +196,8 @@ def test_the_report_adds_up():
     assert 2 * spent["total"] >= sum(spent.values())
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert set(plain) == {*vars(report), "sparsity", "error"}
+    unread = prune_model(fam.build(), method="magnitude", sparsity=0.5)
+    assert {layer.dead_inputs for layer in unread.layers} == {None}
 
 
 def test_a_bar_is_drawn_where_somebody_looks(monkeypatch):

@@ -36,7 +36,10 @@ def test_the_table_is_that_of_the_committed_records():
 
 
 def test_the_rows_of_the_recipe_are_those_of_its_tables():
-    steps = ("", ", guide (2), one pass", *[", guide, one pass + distil (64)"] * 2)
+    recipe = ", guide, one pass{} + distil (64)"
+    steps = ["", ", guide (2), one pass", *map(recipe.format, ("", ", bfloat16", ""))]
+    if steps[3] not in committed("beyond", "beyond"):  # records of earlier code
+        del steps[3]
     shown = cells_of(TABLE.findall(README)[2]).items()
     for (row, cells), step in zip(shown, steps, strict=True):
         plan = "second" if "Gemma" in row else "beyond"

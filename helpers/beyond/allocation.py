@@ -18,6 +18,7 @@ weight. An N:M pattern gives every layer the same sparsity, so there is nothing 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -261,7 +262,11 @@ def fisher(survey: Survey) -> Curve:
             gradient = gradient.T
         # float32 first: such products are below the smallest number of float16
         terms = (gradient.float() * read_weight(layer).float()).square_()
-        sums = torch.bincount(levels[key].flatten(), terms.flatten().double(), LEVELS)
+        # a GPU adds these as its threads come: two runs may differ in the last digits. It is
+        # many times faster there, and where equal runs must be equal, the CPU does it
+        at = "cpu" if torch.are_deterministic_algorithms_enabled() else terms.device
+        terms = terms.to(at).flatten().double()
+        sums = torch.bincount(levels[key].to(at).flatten(), terms, LEVELS)
         costs[key] += sums.cpu()
         alive = norms > 0
         slopes = (gradient[:, alive].float() / norms[alive]).square_().sum(1)
@@ -277,7 +282,7 @@ def fisher(survey: Survey) -> Curve:
         contextlib.ExitStack() as stack,
     ):
         for key, weight in weights.items():
-            hook = lambda parameter, key=key: add(key, parameter)  # noqa: E731
+            hook = functools.partial(add, key)
             stack.enter_context(weight.register_post_accumulate_grad_hook(hook))
         for done, row in enumerate(survey.tokens.to(device_of(survey.model)), 1):
             logits = (
@@ -319,8 +324,7 @@ def levels_of(score: Tensor) -> Tensor:
         torch.from_numpy(np.sort(flat.numpy())) if flat.is_cpu else flat.sort().values
     )
     # the first place of each part from the second on, and the score there
-    parts = range(1, LEVELS)
-    places = torch.tensor([-(-len(flat) * part // LEVELS) for part in parts])
+    places = -(-len(flat) * torch.arange(1, LEVELS) // LEVELS)
     places = places[places < len(flat)].to(flat.device)
     edges = ordered[places]
     levels = torch.bucketize(flat, edges, right=True, out_int32=True).to(torch.uint8)
@@ -385,12 +389,9 @@ def share_out(
             above = middle
     # where a curve jumps, no t gives that many: a mixture of the two sides of the jump does
     few, many = zeros(below), zeros(above)
-    gap = float(many.sum() - few.sum())
-    mixture = 0.0
-    if gap > 0:
-        missing = total - float(few.sum())
-        mixture = min(1.0, max(0.0, missing / gap))
-    wanted = few + mixture * (many - few)
+    mixture = (total - few.sum()) / (many.sum() - few.sum())
+    # without a jump the two are equal, and any mixture will do
+    wanted = few + mixture.nan_to_num().clamp(0, 1) * (many - few)
     # The largest remainder: all are rounded down, and the zeros that are then missing, fewer than
     # there are layers, go where rounding took most; of equal ones to the earlier
     counts = wanted.floor()

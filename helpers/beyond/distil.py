@@ -172,8 +172,10 @@ def check_pair(
     """
     check_model(model)
     check_model(dense)
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    others = {name: p.shape for name, p in dense.named_parameters()}
+    shapes, others = (
+        {name: p.shape for name, p in each.named_parameters()}
+        for each in (model, dense)
+    )
     if model is dense or shapes != others:
         raise BadParameter(
             "model and dense are one model, or differ in their parameters: give the model that was "

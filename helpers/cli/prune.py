@@ -6,10 +6,11 @@ import sys
 from typing import Any
 
 import helpers
-from helpers import large, share
+from helpers import large, machine, share
 from helpers.beyond.recipe import text_needed
 from helpers.block_grams import explain_out_of_memory
 from helpers.block_loop import PruneReport
+from helpers.device import pick_device, pick_dtype
 from helpers.errors import BadParameter
 from helpers.masks import target_sparsity
 
@@ -21,6 +22,10 @@ def prune(options: argparse.Namespace) -> None:
     """Prune a model into a folder; print sparsity, error, and perplexity before and after."""
     check_pruning(options)
     windows = text_needed(options.method, options.effort, options.sequences)
+    kind = str(pick_dtype(options.dtype, pick_device(options.device)))
+    options.dtype = kind.removeprefix("torch.")
+    needs = machine.check_memory("04_prune_model", vars(options))["needs"]
+    write_line(f"memory: {needs}")
     with large.torchrun_team(options.device) as (team, options.device):
         model, tokenizer = load(options, options.model)
         tokens = None

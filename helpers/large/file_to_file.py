@@ -1,10 +1,11 @@
 """`prune_checkpoint`: prune a model larger than memory, file to file, and never lose a block.
 
 One block is in memory at a time. A pruned block becomes a shard of the new checkpoint, written
-whole or not at all, with a hash of the request and the report of its layers. However the process
-ends, the same call goes on with the block it was in, and the weights are bit for bit those of an
-uninterrupted call (unless memory ran out in one of them and the batch was halved: then to
-rounding). The index, without which no program takes the shards for a model, is written last.
+whole or not at all. However the process ends, the same call goes on with the block it was in, and
+the files are byte for byte those of an uninterrupted call (unless memory ran out in one of them and
+the batch was halved: then the weights are equal to rounding). A hidden file beside them holds what
+differs, such as times: the reports of the layers, with a hash of the request. The index, without
+which no program takes the shards for a model, is written last.
 """
 
 import contextlib
@@ -43,6 +44,7 @@ from helpers.pruning_target import Sparsity, Target
 
 # whose versions decide the bits of a weight, like the code of the core and of this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
+REPORT = ".report.json"  # of the finished blocks; hidden, as it is no part of the model
 
 
 @dataclasses.dataclass
@@ -131,13 +133,13 @@ def prune_checkpoint(
             check_zeros(f"the weights of the first block of {source}", weights, advice)
     folder = Path(destination).expanduser().absolute()
     store = ShardStore(folder, reader, request, team)
-    if None in store.results:
+    if len(store.results) < len(store.names):
         report = Loop(model, request, store=store, team=team).run()
         store.save_outside(report)
     if team.rank == 0 and not (folder / INDEX).is_file():
         store.complete()
     team.gather(None)  # no process goes on to a model that is not complete
-    *blocks, outside = store.results
+    *blocks, outside = map(store.results.get, store.names)
     return CheckpointReport(
         method=method,
         pattern=str(request.target.pattern),
@@ -158,7 +160,7 @@ def check_plain(options: Mapping[str, Any]) -> None:
         except (TypeError, ValueError) as error:
             raise BadParameter(
                 f"option {name} is of type {type(value).__name__}, which cannot be written into "
-                "the shards: give numbers, text, lists or mappings, or use prune_model"
+                "the report: give numbers, text, lists or mappings, or use prune_model"
             ) from error
 
 
@@ -191,7 +193,7 @@ def prune_on_disk(
 
 
 def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
-    """Hash of all that decides the bits of the result: only shards that carry it are kept."""
+    """Hash of all that decides the bits of the result: only shards of the same one are kept."""
     solve = get_method(request.target.method)
     calibration = method_code = None
     if solve.needs_calibration:  # else the tokens are never read
@@ -221,8 +223,8 @@ def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
 class ShardStore(Store):
     """Saves pruned blocks as shards of a checkpoint. Process 0 writes; all know what is written.
 
-    Every shard carries the `request_hash` of the request. results: of each block's shard, and at
-    the end of the shard with all that lies outside the blocks; None where there is no shard yet.
+    names: of the shards, one for each block and the last for what lies outside them. results: of
+    those that are there, by their names, as the hidden REPORT holds them with the `request_hash`.
     """
 
     def __init__(
@@ -251,40 +253,38 @@ class ShardStore(Store):
         self.results = team.gather(results)[0]
         self.resumed = 0  # blocks that earlier calls have pruned
         self.halved = []  # where they had to halve the batch
-        for index, result in enumerate(self.results[:-1]):
-            if result is not None:
-                reader.redirect(index, folder / self.names[index])
+        for index, name in enumerate(self.names[:-1]):
+            if name in self.results:
+                reader.redirect(index, folder / name)
                 self.resumed += 1
-                self.halved = result["halved"]
+                self.halved = self.results[name]["halved"]
 
-    def _read(self) -> list[dict[str, Any] | None]:
-        """The results in the folder's shards, which are all of this request.
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """The results of the shards that are in the folder, which are all of this request.
 
         Raises FileError if the folder holds anything else.
         """
-        metadata = {}
-        for path in self.folder.glob("*.safetensors"):
-            # one that is damaged is written again
-            with contextlib.suppress(FileError), reading(path) as file:
-                metadata[path.name] = file.metadata() or {}
-        others = any(each.get("request") != self.hash for each in metadata.values())
-        if others or (not metadata and any(self.folder.glob("[!.]*"))):
+        report = {}
+        with contextlib.suppress(OSError, ValueError):
+            report = json.loads((self.folder / REPORT).read_bytes())
+        others = report or any(self.folder.glob("[!.]*"))
+        if others and report.get("request") != self.hash:
             raise FileError(
                 f"{self.folder} was written by a different run (method, options, text, source, "
                 "package versions or code differ) or holds other files: choose another "
                 "destination, or delete that folder to start again"
             )
-        return [
-            json.loads(metadata[name]["result"]) if name in metadata else None
-            for name in self.names
-        ]
+        results = {}
+        for name in self.names:
+            # one that is missing or damaged is written again
+            with contextlib.suppress(FileError, KeyError), reading(self.folder / name):
+                results[name] = report[name]
+        return results
 
     def saved(self, index: int) -> list[LayerReport] | None:
         """The reports of a block that an earlier call has pruned."""
-        result = self.results[index]
-        if result is None:
-            return None
-        return [layer_report(row) for row in result["layers"]]
+        result = self.results.get(self.names[index])
+        return result and [layer_report(row) for row in result["layers"]]
 
     def save(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
         """Write the shard of a pruned block."""
@@ -303,12 +303,14 @@ class ShardStore(Store):
             self._write(-1, result)
 
     def _write(self, number: int, result: dict[str, Any]) -> None:
-        self.results[number] = result
+        name = self.names[number]
+        self.results[name] = result
         if self.team.rank == 0:
-            self._read()  # another call may have begun here meanwhile
-            tensors = self.reader.tensors(self.parts[number])
-            metadata = {"request": self.hash, "result": json.dumps(result)}
-            write_shard(self.folder / self.names[number], tensors, metadata)
+            # another call may have begun here meanwhile; the same one may have gone further
+            report = {"request": self.hash} | self._read() | self.results
+            # before the shard, so that no kill comes between the two
+            replace_file(self.folder / REPORT, json.dumps(report))
+            write_shard(self.folder / name, self.reader.tensors(self.parts[number]))
 
     def complete(self) -> None:
         """Add what makes the shards a model: tokenizer, configuration and, last, the index."""

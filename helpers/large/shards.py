@@ -147,12 +147,9 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_shard(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> None:
-    """Write tensors to a safetensors file, whole or not at all.
+def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file, whole or not at all; equal tensors give equal bytes.
 
-    metadata: texts by name, written next to the one that says that the tensors are torch's.
     Raises FileError, and leaves no partial file, if the disk is full or not writable.
     """
     # a name of this process's own, in case a second one writes the same shard
@@ -160,7 +157,8 @@ def write_shard(
     on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with writing(path):
-            save_file(on_cpu, temporary, metadata={"format": "pt", **metadata})
+            # nothing else: safetensors writes several entries in an order that is never the same
+            save_file(on_cpu, temporary, metadata={"format": "pt"})
             set_default_mode(temporary)
             # on the disk before the rename: a power cut could leave a new but empty file
             sync(temporary)

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "colab": ("prepare_kernel",),
         "doctor": ("examine",),
         "memory": ("ram",),
+        "nvidia": ("has_nvidia_driver",),
         "presets": ("check_memory", "choose"),
         "threads": ("THREAD_VARIABLES", "cpus"),
     },

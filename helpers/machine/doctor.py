@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from helpers.errors import first_line
 from helpers.machine.memory import ram
+from helpers.machine.nvidia import has_nvidia_driver
 from helpers.paths import cache_dir, results_dir, root
 
 OLDEST_PYTHON = (3, 11)
@@ -35,7 +36,7 @@ PACKAGES = (
 # CUDA 6.9 GB (local_setup.py tells which)
 CACHE_BYTES = 1e9
 RESULTS_BYTES = 0.3e9
-SETUP_BYTES = {"CPU": 2.5e9, "CUDA": 7.5e9}
+CPU_BYTES, CUDA_BYTES = 2.5e9, 7.5e9
 RUN_BYTES = 2e9  # of RAM, of one run with the embedded model, whose records say 1.9
 PROBE = """
 import importlib, sys
@@ -118,10 +119,10 @@ def check_device() -> Finding:
         return Finding("device", text, "fix", advice)
     if gpu := lines[-1]:
         return Finding("device", gpu)
-    if not shutil.which("nvidia-smi"):
+    if not has_nvidia_driver():
         return Finding("device", "no GPU: fine, everything runs on the CPU")
-    text = "nvidia-smi is here, and torch can use no GPU"
-    advice = "install a torch for its driver, or update the driver; the CPU is used meanwhile"
+    text = "an NVIDIA driver is here, and torch can use no GPU"
+    advice = "install a torch for it, or update it; the CPU is used meanwhile"
     return Finding("device", text, "note", advice)
 
 
@@ -138,7 +139,7 @@ def check_memory() -> Finding:
 def check_disk() -> Iterator[Finding]:
     """Space and rights where downloads, results and, before the set-up, the packages go."""
     cached = (cache_dir() / "models").exists()  # the last that is put there
-    packages = SETUP_BYTES["CUDA" if shutil.which("nvidia-smi") else "CPU"]
+    packages = CUDA_BYTES if has_nvidia_driver() else CPU_BYTES
     for folder, need, move in (
         (cache_dir(), 0 if cached else CACHE_BYTES, "set PRUNING_CACHE to"),
         (results_dir(""), RESULTS_BYTES, "set PRUNING_RESULTS to"),

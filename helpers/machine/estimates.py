@@ -156,8 +156,8 @@ def block_work(shape: Shape, size: int, parameters: Parameters) -> int:
     length = parameters["length"]
     tokens = parameters["sequences"] * length
     text = tokens * shape.width * size
-    # two of the gate's logits, or one with what is checked of it
-    gate = length * shape.vocab * (2 * size + 3)
+    # the model's own logits and the replayed ones
+    gate = 2 * size * length * shape.vocab
     grams = [FLOAT * d_in**2 for d_in, _ in shape.inputs]
     if parameters.get("passes") == 1 or parameters.get("effort"):
         # text waits between two layers, and one input at a time is measured

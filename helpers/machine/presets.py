@@ -116,8 +116,8 @@ def check_memory(notebook: str, parameters: Parameters) -> dict[str, str]:
             raise OutOfMemory(
                 f"{parameters['model']} needs about {gigabytes(need)} of {kind} here and "
                 f"{gigabytes(left)} are free: choose a smaller model or lower "
-                f"{', '.join(name for name in sizes if name in parameters)}; restarting the "
-                "kernel frees what earlier cells hold"
+                f"{', '.join(name for name in sizes if name in parameters)}; restarting a "
+                "notebook's kernel frees what its cells hold"
             )
         tight = " (tight)" if need > left else ""
         needs.append(f"{gigabytes(need)} of {kind}{tight}")

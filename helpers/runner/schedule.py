@@ -10,7 +10,6 @@ is a line too.
 
 import contextlib
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ import filelock
 
 from helpers import report  # its names are loaded on use: pandas takes seconds
 from helpers.errors import RunError
-from helpers.machine import cpus, ram
+from helpers.machine import cpus, has_nvidia_driver, ram
 from helpers.paths import TABLES_NOTEBOOK, replace_file, results_dir
 from helpers.runner.cluster import dask_pool
 from helpers.runner.execute import execute, run_variables
@@ -75,7 +74,7 @@ def number_of_jobs(jobs: str) -> int:
     """
     if jobs == "auto":
         large = cpus() >= 2 and ram()[1] >= MEMORY_FOR_TWO
-        return 2 if large and shutil.which("nvidia-smi") is None else 1
+        return 2 if large and not has_nvidia_driver() else 1
     if not jobs.isdecimal() or int(jobs) < 1:
         raise RunError(
             f'jobs = {jobs!r} is not possible: give "auto" or a number from 1'

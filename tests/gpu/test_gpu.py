@@ -18,6 +18,7 @@ from helpers import (
     calibration_tokens,
     evaluation_tokens,
     gram_of,
+    guide,
     load_model,
     perplexity,
     prune_checkpoint,
@@ -61,6 +62,15 @@ def test_a_model_is_pruned_as_on_the_cpu(passes):
         prune_model(one, tokens, method="admm-grad", sparsity=0.6, passes=passes)
     same = fam.kept(there, "llama").cpu() == fam.kept(model, "llama")
     assert same.float().mean() > 0.99
+
+
+def test_the_guide_is_as_on_the_cpu_and_equal_twice():
+    model = fam.build("llama")
+    there = copy.deepcopy(model).to("cuda")
+    text = fam.random_tokens(2, 16)
+    here, one, two = (guide(each, text, sparsity=0.6) for each in (model, there, there))
+    assert one.sparsity == pytest.approx(here.sparsity, abs=0.02)
+    assert one.sparsity == two.sparsity
 
 
 def test_file_to_file_is_as_in_memory(tmp_path):
