@@ -152,7 +152,7 @@ def test_admm_grad_must_beat_both():
     check_claim("ADMM-Grad wins on the paper's own", both, UNTESTED)
     of_the_paper = [run | {"plan": "paper"} for run in both]
     check_claim("ADMM-Grad wins on the paper's own", of_the_paper, HOLDS)
-    update = "The update alone"
+    update = "ADMM1, the update alone"
     check_claim(update, both, UNTESTED)
     check_claim(
         update, both + table("admm1", 20.0, *FACTORS), HOLDS, "−20 ± 2 % against Sp"

@@ -43,15 +43,16 @@ RULES = (
     f"said of layers must be true on {100 * MOST:.0f} % of the problems, on {FEWEST_LAYERS} layers "
     f"or more; it does not hold where it is true on {100 * MIDDLE:.0f} % or fewer. That is a count "
     "of layers that were chosen, without an interval. Seconds count only of runs that had the "
-    "machine to themselves. Means over seeds, paired by seed, must be on one side of their limit by "
-    f"more than Student's 95 % interval (±), with at least {SEEDS} seeds at {SEEDED}, or "
+    "machine to themselves. Means over seeds, paired by seed, must be on one side of their limit "
+    f"by more than Student's 95 % interval (±), with at least {SEEDS} seeds at {SEEDED}, or "
     f"{FEW_SEEDS} for answers, repairs and seconds. A column with fewer shows no ±; in the verdict "
     f"it counts with the interval at {SEEDED}, widened for that and, for perplexities, in "
     "proportion to the damage ln(perplexity / dense). All draws are of one pool of text and share "
     "some of it, so ± is a little too small. A claim of several columns holds if all of them are "
     "above their limit (so its p is the largest), and does not hold if one is below (the smallest, "
-    "times their number: Bonferroni). p is corrected, by Holm's method, for the number of claims of "
-    f"this page that rest on intervals: above {LEVEL:g} a claim is not decided. ± is not corrected."
+    "times their number: Bonferroni). p is corrected, by Holm's method, for the number of claims "
+    f"of this page that rest on intervals: above {LEVEL:g} a claim is not decided. ± is not "
+    "corrected."
 )
 DIRECTIONS = {
     HOLDS: "yes: ",
