@@ -80,7 +80,7 @@ def test_the_claims_are_those_of_the_committed_records():
         row[1::2] in (("holds", "yes"), ("does not hold", "no")) for row in rows
     )
     assert sentence in committed("claims")
-    assert f"{sentence} Gemma-3 points the same way on {agree} of" in README.replace(
+    assert f"{sentence} Gemma-3 agrees on {agree}." in README.replace(
         "\n", " "
     )
 
