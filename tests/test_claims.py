@@ -65,18 +65,16 @@ def test_chances_of_margins_and_their_correction():
 def test_a_claim_of_many_must_be_surer():
     """Alone, a chance of 3 % decides; beside a second claim of 40 % the limit is 2.5 %."""
 
-    def claim(number, *margins):
-        return Claim(number, f"{number}.", "", "", lambda _: Evidence(margins, "so"))
-
-    sure = claim(1, Margin(0.3, 0.1, 4))
-    likely = claim(2, Margin(-0.117, 0.1, 4))
-    unlikely = claim(3, Margin(0.04, 0.1, 4))
-    counted = claim(4, Margin(0.2, 0.1))
-    one, two, three, four = claim_verdicts([], [sure, likely, unlikely, counted])
-    assert [one.verdict, two.verdict, three.verdict] == [HOLDS, OPEN, OPEN]
-    assert two.numbers == "so; p = 0.063, by itself it does not hold"
-    assert (four.verdict, four.numbers) == (HOLDS, "so")
-    assert claim_verdicts([], [likely])[0].verdict == FAILS
+    margins = [(0.3, 0.1, 4), (-0.117, 0.1, 4), (0.04, 0.1, 4), (0.2, 0.1)]
+    many = [
+        Claim(number, "", "", "", lambda _, at=at: Evidence([Margin(*at)], "so"))
+        for number, at in enumerate(margins)
+    ]
+    sure, likely, unlikely, counted = claim_verdicts([], many)
+    assert [sure.verdict, likely.verdict, unlikely.verdict] == [HOLDS, OPEN, OPEN]
+    assert likely.numbers == "so; p = 0.063, by itself it does not hold"
+    assert counted[1:3] == (HOLDS, "so")
+    assert claim_verdicts([], many[1:2])[0].verdict == FAILS
 
 
 DENSE = [pruned("dense", "0 %", 10.0)]
@@ -149,9 +147,6 @@ def test_admm_grad_must_beat_both():
     check_claim(name, runs + table("sparsegpt", 15.0), FAILS)
     both = runs + table("sparsegpt", 25.0)
     check_claim(name, both, HOLDS)
-    check_claim("ADMM-Grad wins on the paper's own", both, UNTESTED)
-    of_the_paper = [run | {"plan": "paper"} for run in both]
-    check_claim("ADMM-Grad wins on the paper's own", of_the_paper, HOLDS)
     update = "ADMM1, the update alone"
     check_claim(update, both, UNTESTED)
     check_claim(
@@ -385,16 +380,10 @@ def test_conjugate_gradients_are_judged_by_iterations():
 
 def test_a_rival_whose_best_rate_was_not_found_has_not_been_beaten():
     def rates(*costs):
-        """A curve for each of the rates 0.01, 0.1, 1, which gets there after so many iterations."""
+        """A curve for each of three rates, which gets there after so many iterations."""
         return [
-            curve(
-                "adam",
-                learning_rate=rate,
-                iterations=[cost],
-                seconds=[1.0],
-                excess=[0.05],
-            )
-            for rate, cost in zip((0.01, 0.1, 1.0), costs, strict=True)
+            curve("adam", 0.05, learning_rate=rate, iterations=[cost], seconds=[cost])
+            for rate, cost in enumerate(costs, 1)
         ]
 
     for costs, expected in (
@@ -526,24 +515,19 @@ def test_who_answers_more_questions():
     check_claim(ANSWERS_MORE, seeds((30, 50, 70), (30, 50, 70), (30, 50, 40)), OPEN)
 
 
-def test_the_recipe_is_compared_with_the_answers_of_the_plan_full(
-    monkeypatch, tmp_path
-):
-    def answered(right, seed, **effort):
-        run = scored("admm-grad", rte=[1] * right + [0] * (100 - right))
-        run["parameters"] |= {"calibration_seed": seed} | effort
-        return run
-
-    plain = [answered(50, seed) for seed in range(3)]
-    other = answered(50, 0) | {
-        "parameters": plain[0]["parameters"] | {"model": "other"}
-    }
-    monkeypatch.setattr(model_claims, "read_records", lambda _: [*plain, other])
-    recipe = [answered(80, seed, effort="balanced") for seed in range(3)]
+def test_the_recipe_is_compared_with_the_answers_of_the_plan_full(monkeypatch):
+    committed = seeds(*[(30, 50, 50)] * 3)
+    monkeypatch.setattr(model_claims, "read_records", lambda _: committed)
+    recipe = seeds(*[(30, 50, 80)] * 3)[2::3]
+    for run in recipe:
+        run["parameters"]["effort"] = "balanced"
     name = "The recipe answers more zero-shot"
     check_claim(
         name, recipe, HOLDS, "+0.300 ± 0.09", "ADMM-Grad; mean over RTE; 3 seeds"
     )
     check_claim(name, recipe[:1], OPEN, "1 of 3 seeds")
-    check_claim(name, plain, UNTESTED)
+    check_claim(name, committed, UNTESTED)
     check_claim("The recipe answers more of LAMBADA", recipe, UNTESTED)
+    for run in committed:
+        run["parameters"]["model"] = "other"
+    check_claim(name, recipe, UNTESTED)

@@ -80,9 +80,7 @@ def test_the_claims_are_those_of_the_committed_records():
         row[1::2] in (("holds", "yes"), ("does not hold", "no")) for row in rows
     )
     assert sentence in committed("claims")
-    assert f"{sentence} Gemma-3 agrees on {agree}." in README.replace(
-        "\n", " "
-    )
+    assert f"{sentence} Gemma-3 agrees on {agree}." in README.replace("\n", " ")
 
 
 def test_it_says_how_many_records_of_its_tables_are_of_earlier_code():

@@ -77,9 +77,7 @@ class ModelResults:
         rounding (another machine, other threads), are one sample of the calibration text: their
         mean counts, and the first is the row's record. timed: only runs that were timed alone.
         """
-        runs = self.pruned.query("target == @target")
-        if timed:
-            runs = runs.query("timed")
+        runs = self.pruned.query("target == @target and timed >= @timed")
         ours = _by_seed(runs, method, json.dumps(options))
         theirs = _by_seed(runs, other, "{}")
         return ours.merge(theirs, on="seed", suffixes=("", "_"))
