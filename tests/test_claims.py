@@ -212,7 +212,7 @@ def test_an_option_is_judged_by_its_change_seed_by_seed(
 
 def test_an_option_is_judged_layer_by_layer_too():
     plain, other = changed((0.04,), (0,), precondition=False)
-    for layer, factor in zip(other["layers"], (1.02, 1.005, 0.98, 1.5), strict=False):
+    for layer, factor in zip(other["layers"], (1.02, 0.995, 0.98, 1.5), strict=False):
         layer["error"] *= factor
     words = "error of layers by more than 1 % higher on 2 of 8, lower on 1;"
     check_claim("Preconditioning matters", [plain, other], OPEN, words)
@@ -522,12 +522,9 @@ def test_the_recipe_is_compared_with_the_answers_of_the_plan_full(monkeypatch):
     for run in recipe:
         run["parameters"]["effort"] = "balanced"
     name = "The recipe answers more zero-shot"
-    check_claim(
-        name, recipe, HOLDS, "+0.300 ± 0.09", "ADMM-Grad; mean over RTE; 3 seeds"
-    )
+    # nothing moves between draws, so that z counts: 0.3 / 0.0921 · 1.96 = 6.38
+    words = ("+0.300 ± 0.092 against ADMM-Grad; mean over RTE; 3 seeds", "p = 1.8e-10")
+    check_claim(name, recipe, HOLDS, *words)
     check_claim(name, recipe[:1], OPEN, "1 of 3 seeds")
     check_claim(name, committed, UNTESTED)
     check_claim("The recipe answers more of LAMBADA", recipe, UNTESTED)
-    for run in committed:
-        run["parameters"]["model"] = "other"
-    check_claim(name, recipe, UNTESTED)
