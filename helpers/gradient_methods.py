@@ -19,7 +19,7 @@ from helpers.options import Count, NotNegative, Positive, Switch, checks_options
 from helpers.tensors import all_finite
 
 ADAM_DECAY, ADAM_EPSILON = (0.9, 0.999), 1e-8  # torch's defaults
-MOMENTUM = 0.9  # of "sgd", heavy ball
+MOMENTUM = 0.9  # of "sgd", heavy ball, by default
 POWER_STEPS = 100
 
 # step(iteration, current, slope): move `current` against `slope`, both in place
@@ -82,6 +82,7 @@ def gradient_refit(
     learning_rate: Positive,
     iterations: Count,
     damping: NotNegative = 0.1,
+    momentum: NotNegative = MOMENTUM,
     precondition: Switch = False,
     trace: Trace | None = None,
 ) -> LayerResult:
@@ -95,7 +96,9 @@ def gradient_refit(
         precondition: True to descend in inputs scaled to unit norm.
         learning_rate: relative, so that one suits every layer: for "adam" in units of the root mean
             square of the surviving weights, for "sgd" in units of 1/L with L the largest eigenvalue
-            of 2 D. It stays finite for a learning rate below 2 (1 + MOMENTUM).
+            of 2 D.
+        momentum: of "sgd", which stays finite with one below 1 and a learning rate below
+            2 (1 + momentum).
     Raises BadParameter, and NonFinite if it diverged.
     """
     problem = MaskedLeastSquares(weight, gram, keep, damping, precondition)
@@ -107,7 +110,7 @@ def gradient_refit(
         step = _adam(current, learning_rate * typical)
     else:
         # the gradient changes by at most L a unit of distance, so a step of 1/L cannot overshoot
-        step = _heavy_ball(current, learning_rate / _curvature(problem.D))
+        step = _heavy_ball(current, learning_rate / _curvature(problem.D), momentum)
     slope = torch.empty_like(current)
     for iteration in range(1, iterations + 1):
         problem.gradient(current, out=slope)
@@ -138,13 +141,13 @@ def _adam(like: Tensor, rate: float) -> Step:
     return step
 
 
-def _heavy_ball(like: Tensor, rate: float) -> Step:
+def _heavy_ball(like: Tensor, rate: float, momentum: float) -> Step:
     """Descent with momentum (Polyak 1964) for weights shaped `like`, in place."""
     velocity = torch.zeros_like(like)
 
     def step(_: int, current: Tensor, slope: Tensor):
-        # v ← MOMENTUM · v + slope; Ŵ ← Ŵ − rate · v
-        velocity.mul_(MOMENTUM).add_(slope)
+        # v ← momentum · v + slope; Ŵ ← Ŵ − rate · v
+        velocity.mul_(momentum).add_(slope)
         current.sub_(velocity, alpha=rate)
 
     return step

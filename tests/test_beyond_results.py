@@ -180,7 +180,8 @@ TWO = {"layers": 66.0, "read": 2}  # ln(80 / 66) / ln 4 = 13.9 %
             HOLDS,
             "60 % closed 54 ± 2 % in 3.50 ± 0.02 times",
         ),
-        (HALF, seeds(42.0, 250.0, 64), FAILS, "60 % closed 46 ± 2 %"),
+        (HALF, seeds(43.0, 250.0, 64), FAILS, "60 % closed 45 ± 2 %"),
+        # 46 of 50 by four times its half, but one of four margins is so far off by chance in 18
         (HALF, seeds(38.0, 350.0, 64), FAILS, "in 4.50"),
         (HALF, seeds(39.8, 250.0, 64), OPEN, "60 % closed 50"),  # within the noise
         (

@@ -17,7 +17,7 @@ def problem():
     return weight, inputs.T @ inputs, random_keep(weight.shape)
 
 
-def torch_path(optimiser, rate, steps, precondition, damping=0.1):
+def torch_path(optimiser, rate, steps, precondition, damping, momentum):
     """The weights after each step of torch's own optimiser on autograd's gradient.
 
     The parameter is scaled by n or, without preconditioning, by the root of mean(n²).
@@ -33,7 +33,7 @@ def torch_path(optimiser, rate, steps, precondition, damping=0.1):
         matrix = gram + damping * torch.diag(gram.diagonal())  # no input is dead
         matrix = matrix / scale / (scale[:, None] if precondition else scale)
         largest = 2 * torch.linalg.eigvalsh(matrix)[-1].item()
-        solver = torch.optim.SGD([current], lr=rate / largest, momentum=0.9)
+        solver = torch.optim.SGD([current], lr=rate / largest, momentum=momentum)
     path = []
     for _ in range(steps):
         solver.zero_grad()
@@ -45,19 +45,22 @@ def torch_path(optimiser, rate, steps, precondition, damping=0.1):
 
 @pytest.mark.parametrize("precondition", [True, False])
 @pytest.mark.parametrize(
-    "optimiser, rate, damping",
-    [("adam", 0.05, 0.1), ("sgd", 1.0, 0.1), ("sgd", 1.0, 0.0)],
+    "optimiser, rate, damping, momentum",
+    [("adam", 0.05, 0.1, 0.9), ("sgd", 1.0, 0.1, 0.9), ("sgd", 1.0, 0.0, 0.5)],
 )
-def test_every_step_is_torchs_own(optimiser, rate, damping, precondition):
+def test_every_step_is_torchs_own(optimiser, rate, damping, momentum, precondition):
     (weight, gram, keep) = problem()
     seen = []
     options = dict(optimiser=optimiser, learning_rate=rate, precondition=precondition)
-    options |= dict(damping=damping, trace=lambda _, new, __: seen.append(new.clone()))
+    options |= dict(
+        momentum=momentum, trace=lambda _, new, __: seen.append(new.clone())
+    )
+    options |= dict(damping=damping)
     solved = gradient_refit(weight, gram, keep, iterations=30, **options)
     assert solved.damping == damping
     assert not solved.weight[~keep].any()
     torch.testing.assert_close(solved.weight, seen[-1])
-    expected = torch_path(optimiser, rate, 30, precondition, damping)
+    expected = torch_path(optimiser, rate, 30, precondition, damping, momentum)
     # for "sgd" within what 100 power iterations leave of the largest eigenvalue
     tolerance = 1e-9 if optimiser == "adam" else 1e-6
     for ours, theirs in zip(seen, expected, strict=True):

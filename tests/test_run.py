@@ -154,13 +154,13 @@ def test_order_without_notebooks(project, monkeypatch):
     monkeypatch.setattr(schedule, "fingerprint", lambda _: "")
     monkeypatch.setattr(schedule, "wait", wait)
     runs = [plans.Run("p", plans.TABLES_NOTEBOOK, "t", {}, {})]
-    for name in "aBcD":
-        seed = {"calibration_seed": 1} if name == "B" else {}
+    for name in "aBcDEF":
+        seed = {"calibration_seed": 1} if name in "BE" else {}
         runs.append(plans.Run("p", "01", name, seed, {}, timed=name.isupper()))
     marker = project.folder / "marker"
     assert schedule.execute_runs(runs, runs, submit, lambda: 2, marker) == []
-    # timed runs are alone and go seed by seed, tables come last
-    assert together == ["a", "ac", "D", "B", "t"]
+    # timed runs are alone and go seed by seed, forth and back; tables come last
+    assert together == ["a", "ac", "D", "F", "E", "B", "t"]
 
 
 # --- errors --------------------------------------------------------------------------------

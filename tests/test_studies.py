@@ -77,7 +77,8 @@ def test_nothing_is_below_the_optimum_and_admm_arrives(study):
 
 
 def test_a_diverged_curve_is_cut_and_its_rows_are_missing(layer, monkeypatch):
-    monkeypatch.setattr(studies, "LEARNING_RATES", {"adam": (0.01,), "sgd": (1.0, 1e4)})
+    rivals = [dict(solver="sgd", learning_rate=rate) for rate in (1.0, 1e4)]
+    monkeypatch.setattr(studies, "RIVALS", rivals)
     study = update_study(*layer, sparsities=(0.5,), iterations=100)
     curves = [c for c in study["curves"] if c["solver"] == "sgd"]
     fine, cut = (c for c in curves if not c["precondition"])

@@ -196,11 +196,11 @@ def test_weight_update_takes_the_best_rate_of_each_problem():
     )  # only shown after 20
     none = update_row("none", None, error=0.9, sparsity=0.6)
     where = {"block": 2, "layer": "mlp.up_proj"}
-    first = with_series("02", where, update=[slow, fast, ours, odd, early, none])
-    second = with_series(
-        "02", where | {"block": 5}, update=[slow, ours | {"error": 0.3}]
+    second = [row | {"layer": "mlp.down_proj"} for row in (slow, ours | {"error": 0.3})]
+    rows = [slow, fast, ours, odd, early, none, *second]
+    frame = tables.update_table(
+        [with_series("02", where, update=rows), {"series": None}]
     )
-    frame = tables.update_table([first, second, {"series": None}])
     other = "ADMM (ρ = 1, not preconditioned)"
     assert list(frame.index) == ["no update", "Adam (best rate)", other, "ADMM (ρ = 1)"]
     assert frame.loc["Adam (best rate)", ["problems", "error"]].tolist() == [2, 0.25]

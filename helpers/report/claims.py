@@ -5,7 +5,6 @@ Without the records that a test needs the verdict is "not tested here". With too
 within the noise it is "not decided here". See `helpers.report.evidence`.
 """
 
-import math
 import os
 import re
 from collections import defaultdict
@@ -17,11 +16,15 @@ from helpers.paths import reference_dir, replace_file
 from helpers.report.evidence import (
     FAILS,
     HOLDS,
+    LEVEL,
+    OPEN,
     SEEDED,
     UNTESTED,
     Claim,
     ModelResults,
     decide,
+    holm,
+    p_value,
 )
 from helpers.report.labels import display_name
 from helpers.report.layer_claims import FEWEST_LAYERS, LAYER_CLAIMS, MIDDLE, MOST
@@ -38,12 +41,18 @@ CLAIMS = sorted(LAYER_CLAIMS + MODEL_CLAIMS)  # by their numbers
 RULES = (
     "A problem is a layer at a sparsity, on one mask by Wanda's score (budget per matrix); what is "
     f"said of layers must be true on {100 * MOST:.0f} % of the problems, on {FEWEST_LAYERS} layers "
-    f"or more; it does not hold where it is true on {100 * MIDDLE:.0f} % or fewer. Seconds count "
-    "only of runs that had the machine to themselves. Means over seeds, paired by seed, must be on "
-    "one side of their limit by more than Student's 95 % interval (±), with at least "
-    f"{SEEDS} seeds at {SEEDED}, or {FEW_SEEDS} for answers, repairs and seconds. A column with "
-    f"fewer takes the interval at {SEEDED}, widened for that and, for perplexities, in proportion "
-    "to the damage ln(perplexity / dense)."
+    f"or more; it does not hold where it is true on {100 * MIDDLE:.0f} % or fewer. That is a count "
+    "of layers that were chosen, without an interval. Seconds count only of runs that had the "
+    "machine to themselves. Means over seeds, paired by seed, must be on one side of their limit "
+    f"by more than Student's 95 % interval (±), with at least {SEEDS} seeds at {SEEDED}, or "
+    f"{FEW_SEEDS} for answers, repairs and seconds. A column with fewer shows no ±; in the verdict "
+    f"it counts with the interval at {SEEDED}, widened for that and, for perplexities, in "
+    "proportion to the damage ln(perplexity / dense). All draws are of one pool of text and share "
+    "some of it, so ± is a little too small. A claim of several columns holds if all of them are "
+    "above their limit (so its p is the largest), and does not hold if one is below (the smallest, "
+    "times their number: Bonferroni). p is corrected, by Holm's method, for the number of claims "
+    f"of this page that rest on intervals: above {LEVEL:g} a claim is not decided. ± is not "
+    "corrected."
 )
 DIRECTIONS = {
     HOLDS: "yes: ",
@@ -71,17 +80,35 @@ def claim_verdicts(
 ) -> list[ClaimVerdict]:
     """What the records of one model say of each claim, in the order of `claims`."""
     results = ModelResults(records)
+    tested = {claim: claim.test(results) for claim in claims}
+    chances = {claim: p_value(evidence.margins) for claim, evidence in tested.items()}
+    chances = holm(chances)
     verdicts = []
-    for claim in claims:
-        margins, numbers = claim.test(results)
+    for claim, (margins, numbers) in tested.items():
+        verdict = decide(margins)
+        if claim in chances:
+            numbers += f"; p = {chances[claim]:.2g}"
+            if verdict in (HOLDS, FAILS) and chances[claim] > LEVEL:
+                numbers += f", by itself it {verdict}"
+                verdict = OPEN
         numbers = re.sub(r"(?<![\w.])-(?=\d)", "−", numbers)  # as wide as a plus
-        noiseless = [(margin, 0.0) for margin, _ in margins if not math.isnan(margin)]
+        noiseless = [(each.mean, 0.0) for each in margins if each.mean == each.mean]
         verdicts.append(
-            ClaimVerdict(
-                claim, decide(margins), display_name(numbers), decide(noiseless)
-            )
+            ClaimVerdict(claim, verdict, display_name(numbers), decide(noiseless))
         )
     return verdicts
+
+
+def count_verdicts(verdicts: Sequence[ClaimVerdict]) -> str:
+    """How many claims hold, do not hold and are open, and how many of those are the paper's."""
+    counts = []
+    for chosen in ((HOLDS, FAILS, OPEN), (HOLDS,), (FAILS,), (OPEN,)):
+        found = [own.claim.sentence for own in verdicts if own.verdict in chosen]
+        counts += [len(found), sum("not in the paper" not in each for each in found)]
+    return (
+        "Of {} claims ({} of the paper), {} ({}) hold, {} ({}) do not, and {} ({}) are not decided "
+        "here."
+    ).format(*counts)
 
 
 # ------------------------------------------------------------------ the page
@@ -103,6 +130,7 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
     second = ""
     if decided:
         printed = verdicts
+        text += f" {count_verdicts(verdicts)}"
         second, pointers = _second_model(records)
         if second:
             text += (
@@ -110,7 +138,11 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
                 "point."
             )
     else:
-        printed = claim_verdicts(_committed("full") + _committed("beyond"))
+        pages = (claim_verdicts(_committed(plan)) for plan in ("full", "beyond"))
+        printed = [
+            other if own.verdict == UNTESTED else own
+            for own, other in zip(*pages, strict=True)
+        ]
         link = os.path.relpath(reference_dir("full") / "tables" / "claims.md", page)
         text += (
             f" These runs are too few to decide a claim: verdicts are [those of full]({link})."

@@ -1,11 +1,14 @@
 """What claims rest on: the results of one model, margins with half intervals, and one rule."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from helpers.report.beyond import pipeline_table
 from helpers.report.records import Records
@@ -25,8 +28,9 @@ OPEN = "not decided here"
 UNTESTED = "not tested here"
 SEEDED = "60 %"  # the column that is run with several seeds
 UNKNOWN = math.nan  # the half interval of what is too little to decide
-# how far a value lies on the claim's side of its limit, and half of its interval
-Margin = tuple[float, float]
+LEVEL = 0.05  # of errors: of one interval, and with Holm's correction of a whole page
+TINY = 1e-300  # half of an interval that is none
+FEWEST_DRAWS = 3  # for a ±: with two, Student's t is 13
 Row = Mapping[str, Any]  # of a series
 ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
 # numbers of `layer_problems`: of ADMM, of SparseGPT, and of the search for ρ
@@ -60,18 +64,21 @@ class ModelResults:
         self.dense = self.pruned.query("method == 'dense'")["perplexity"].mean()
 
     def paired(
-        self, target: str, other: str, timed: bool = False, **options: Any
+        self,
+        target: str,
+        other: str,
+        timed: bool = False,
+        method: str = "admm-grad",
+        **options: Any,
     ) -> pd.DataFrame:
-        """ADMM-Grad with options and another method at a target, a row for each seed of both.
+        """A method with options and another one at a target, a row for each seed of both.
 
         The columns of the other end in "_". Records of one seed, be they copies or different in
         rounding (another machine, other threads), are one sample of the calibration text: their
         mean counts, and the first is the row's record. timed: only runs that were timed alone.
         """
-        runs = self.pruned.query("target == @target")
-        if timed:
-            runs = runs.query("timed")
-        ours = _by_seed(runs, "admm-grad", json.dumps(options))
+        runs = self.pruned.query("target == @target and timed >= @timed")
+        ours = _by_seed(runs, method, json.dumps(options))
         theirs = _by_seed(runs, other, "{}")
         return ours.merge(theirs, on="seed", suffixes=("", "_"))
 
@@ -95,15 +102,21 @@ def layer_problems(records: Records) -> pd.DataFrame:
     for record in with_series(records, "update"):
         parameters = record["parameters"]
         damping = parameters.get("damping", DAMPING)
-        series = record["series"]
-        for sparsity in sorted({row["sparsity"] for row in series["update"]}):
-            updates = _matching(series["update"], sparsity=sparsity)
-            curves = _matching(series["curves"], sparsity=sparsity)
+        # the rows of a study of one layer may not name it
+        update, traces = (
+            [{"layer": parameters["layer"]} | row for row in record["series"][name]]
+            for name in ("update", "curves")
+        )
+        for layer, sparsity in sorted(
+            {(row["layer"], row["sparsity"]) for row in update}
+        ):
+            updates = _matching(update, layer=layer, sparsity=sparsity)
+            curves = _matching(traces, layer=layer, sparsity=sparsity)
             admm = _matching(curves, solver="admm", damping=damping)
             scaled = _matching(admm, precondition=True)
             unscaled = _matching(admm, precondition=False)
             row = {
-                "layer": (parameters.get("block"), parameters["layer"]),
+                "layer": (parameters.get("block"), layer),
                 "timed": record.get("timed", False),
                 "curves": curves,
                 "scaled": _iterations_to_optimum(scaled),
@@ -119,7 +132,7 @@ def layer_problems(records: Records) -> pd.DataFrame:
                 precondition=True,
                 rho=1.0,
             ):
-                row |= ended
+                row = ended | row
             for ended in _matching(updates, solver="sparsegpt"):
                 row["sparsegpt_error"] = ended["error"]
                 row["sparsegpt_heldout"] = ended["heldout"]
@@ -163,6 +176,31 @@ def cost_to_reach(curves: Iterable[Row], excess: float, unit: str) -> float:
 # ------------------------------------------------------------------ margins and verdicts
 
 
+class Margin(NamedTuple):
+    """A mean of draws, or how far it lies on the claim's side of its limit, with its interval."""
+
+    mean: float
+    half: float = UNKNOWN  # of the 95 % interval
+    freedom: float = math.nan  # degrees of freedom of the interval; NaN for a count
+    draws: int = 0
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Margin":
+        """The mean of draws and Student's interval."""
+        return cls(*confidence_interval(values), len(values) - 1, len(values))
+
+    def beyond(self, limit: float, side: int = 1) -> "Margin":
+        """The margin of a mean that must be above a limit, or with side −1 below it."""
+        return self._replace(mean=side * (self.mean - limit))
+
+    def text(self, digits: int = 0, sign: str = "", scale: float = 1.0) -> str:
+        """The mean times `scale`, with ± where its own draws give one."""
+        text = f"{scale * self.mean:{sign}.{digits}f}"
+        if self.draws < FEWEST_DRAWS:
+            return text
+        return f"{text} ± {scale * self.half:.{digits}f}"
+
+
 class Evidence(NamedTuple):
     """The margins that must be above zero for a claim to hold, none if nothing was run.
 
@@ -192,11 +230,40 @@ def decide(margins: Sequence[Margin]) -> str:
     """
     if not margins:
         return UNTESTED
-    if any(margin + half < 0 for margin, half in margins):
+    if any(value + half < 0 for value, half, *_ in margins):
         return FAILS
-    if all(margin - half > 0 for margin, half in margins):
+    if all(value - half > 0 for value, half, *_ in margins):
         return HOLDS
     return OPEN
+
+
+def p_value(margins: Sequence[Margin]) -> float:
+    """The chance of such margins if the truth lies at the limit; NaN if no interval is known.
+
+    A claim holds if all margins are above zero, so the largest of their chances counts (an
+    intersection-union test). It fails if one is below zero, so the smallest of those counts, times
+    the number of margins (Bonferroni's correction).
+    """
+    known = [
+        margin[:3] for margin in margins if margin.half >= 0 and margin.freedom > 0
+    ]
+    if not known:
+        return math.nan
+    mean, half, freedom = np.transpose(known)
+    quantiles = stats.t.ppf(1 - LEVEL / 2, freedom)  # in half an interval
+    chances = 2 * stats.t.sf(abs(mean) / np.maximum(half, TINY) * quantiles, freedom)
+    if all(mean > 0):
+        return max(chances)
+    return min(1.0, len(known) * min(chances[mean <= 0]))
+
+
+def holm(chances: Mapping[Any, float]) -> dict[Any, float]:
+    """Holm's correction of p-values for their number, by key; those that are NaN are left out."""
+    ordered = sorted((p, key) for key, p in chances.items() if p >= 0)
+    most = len(ordered)
+    steps = (min(1.0, p * (most - place)) for place, (p, _) in enumerate(ordered))
+    keys = (key for _, key in ordered)
+    return dict(zip(keys, itertools.accumulate(steps, max), strict=True))
 
 
 def untested(needed: str) -> Evidence:
@@ -217,36 +284,29 @@ def from_seeds(
     """
     amount = f"{seeds} seeds"
     if seeds < fewest:
-        margins = [(margin, UNKNOWN) for margin, _ in margins]
+        margins = [Margin(margin.mean) for margin in margins]
         amount = f"{seeds} of {fewest} seeds"
     numbers = [*numbers, amount]
     if missing:
-        margins = [*margins, (math.nan, UNKNOWN)]
+        margins = [*margins, Margin(math.nan)]
         numbers.append(f"not run: {', '.join(missing)}")
     return Evidence(margins, "; ".join(numbers))
 
 
 def seeded_intervals(
     columns: Mapping[str, Sequence[float]], scales: Mapping[str, float] | None = None
-) -> dict[str, tuple[float, float]]:
-    """The mean over seeds of each column, and half of its 95 % interval.
+) -> dict[str, Margin]:
+    """The mean over seeds of each column, with its interval.
 
     A column with fewer seeds than SEEDED has too few for an interval of its own. It takes that of
     SEEDED, widened for its fewer seeds and in proportion to `scales`.
     """
-    intervals = {}
-    most = columns.get(SEEDED, ())
-    for name, values in columns.items():
-        mean, half = confidence_interval(values)
-        if len(values) < len(most):
-            half = confidence_interval(most)[1] * math.sqrt(len(most) / len(values))
-            if scales:
-                half *= scales[name] / scales[SEEDED]
-        intervals[name] = (mean, half)
+    intervals = {name: Margin.of(values) for name, values in columns.items()}
+    if most := intervals.get(SEEDED):
+        for name, own in intervals.items():
+            if own.draws < most.draws:
+                half = most.half * math.sqrt(most.draws / own.draws)
+                if scales:
+                    half *= scales[name] / scales[SEEDED]
+                intervals[name] = own._replace(half=half, freedom=most.freedom)
     return intervals
-
-
-def with_error(value: float, half: float, digits: int = 0, sign: str = "") -> str:
-    """A value with ± half of its interval, where that is known."""
-    text = f"{value:{sign}.{digits}f}"
-    return text if math.isnan(half) else f"{text} ± {half:.{digits}f}"

@@ -7,22 +7,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from helpers.paths import reference_dir
 from helpers.report.beyond import BASE, GUIDED
 from helpers.report.evidence import (
     ENOUGH,
+    FEWEST_DRAWS,
     SEEDED,
-    UNKNOWN,
+    TINY,
     Claim,
     Evidence,
+    Margin,
     ModelResults,
     from_seeds,
     seeded_intervals,
     untested,
-    with_error,
 )
 from helpers.report.labels import TASK_NAMES, format_number, with_options
 from helpers.report.layer_claims import SHARED
-from helpers.report.runs_table import confidence_interval
+from helpers.report.records import Records, read_records
+from helpers.report.runs_table import ZERO_SHOT_NOTEBOOK, of_notebook
 from helpers.report.tables import paired_differences
 
 SPARSITIES = ("50 %", "60 %", "70 %", "80 %")
@@ -31,46 +34,69 @@ FEW_SEEDS = 3  # nor about its answers, which items move as much, or about a rep
 TOLERATED = 0.25  # an overhead this much larger still counts as the same
 LEAST_DAMAGE = 0.1  # ln(perplexity / dense); noise is not scaled by less
 REPAIRED = f"{GUIDED} + distil (64)"  # as the recipe does with the effort "balanced"
-# by rival and column, as `ModelResults.paired` gives them
-Pairs = Mapping[str, Mapping[str, pd.DataFrame]]
+RECIPE = f"{BASE} + recipe"
+# of `ModelResults.paired`, by rival and column
+Pairs = Mapping[tuple[str, str], pd.DataFrame]
 
 
 def lower_perplexity(
-    results: ModelResults, pairs: Pairs, needed: Sequence[str], fewest: int
+    results: ModelResults,
+    pairs: Pairs,
+    needed: Sequence[str],
+    fewest: int,
+    method: str = BASE,
 ) -> Evidence:
-    """The evidence that ADMM-Grad has lower perplexity than each rival in every column.
+    """The evidence that a method has lower perplexity than each rival in every column.
 
     A value is the mean ln of the ratio of perplexities over paired seeds. A column with fewer seeds
     than SEEDED takes its interval in proportion to the damage: what seeds and rounding do to
     ln(perplexity) grows with it. The columns of `needed` must be there; others count as they are.
     """
-    margins, missing, main, details = [], [], [], []
-    for rival, columns in pairs.items():
-        missing += [
-            f"{rival} at {column}" for column in needed if columns[column].empty
-        ]
+    cells, details = {}, []
+    rivals = list(dict.fromkeys(rival for rival, _ in pairs))
+    for rival in rivals:
         logs, damages = {}, {}
-        for column, runs in columns.items():
-            if not runs.empty:
+        for (other, column), runs in pairs.items():
+            if other == rival and not runs.empty:
                 logs[column] = np.log(runs["perplexity"] / runs["perplexity_"])
                 damage = np.log(runs[["perplexity", "perplexity_"]] / results.dense)
                 damages[column] = np.maximum(damage.to_numpy().mean(), LEAST_DAMAGE)
-        changes = []
-        for column, (mean, half) in seeded_intervals(logs, damages).items():
-            margins.append((-mean, half))
-            error = 100 * half * math.exp(mean)
-            change = f"{with_error(100 * math.expm1(mean), error, sign='+')} %"
-            changes.append(f"{column} {change}")
-            if column == SEEDED:
-                main.append(f"{change} against {rival}")
+        intervals = seeded_intervals(logs, damages)
+        cells |= {(rival, column): cell for column, cell in intervals.items()}
+        changes = [f"{column} {_change(cell)}" for column, cell in intervals.items()]
         if changes:
             details.append(f"against {rival}: {', '.join(changes)}")
-    if not margins:
-        return untested(f"runs of admm-grad and {' and '.join(pairs)}")
+    if not cells:
+        return untested(f"runs of {method} and {' and '.join(rivals)}")
+    # the first number is of the column with seeds, or of that where the method is most behind
+    behind = {at: cell.mean / max(cell.half, TINY) for at, cell in cells.items()}
+    worst = max(behind, key=behind.get)
+    shown = worst[1] if behind[worst] > 1 else SEEDED
+    single = {column for (_, column), cell in cells.items() if cell.draws == 1}
+    words = ""
+    if 0 < len(single) < len({column for _, column in cells}):
+        words = ", one draw" if shown in single else ", one draw elsewhere"
+    main = [
+        f"{_change(cells[rival, shown])} against {rival}"
+        for rival in rivals
+        if (rival, shown) in cells
+    ]
     if main:
-        details.insert(0, f"perplexity at {SEEDED}: {', '.join(main)}")
-    seeds = min(len(columns[SEEDED]) for columns in pairs.values())
+        details.insert(0, f"perplexity at {shown}{words}: {', '.join(main)}")
+    seeds = min(len(pairs[rival, SEEDED]) for rival in rivals)
+    margins = [cell.beyond(0.0, side=-1) for cell in cells.values()]
+    missing = [
+        f"{rival} at {at}"
+        for rival, at in pairs
+        if at in needed and pairs[rival, at].empty
+    ]
     return from_seeds(margins, details, seeds, fewest, missing)
+
+
+def _change(logs: Margin) -> str:
+    """The change that the mean logarithm of a ratio stands for: "−9 ± 2 %"."""
+    mean, error = math.expm1(logs.mean), logs.half * math.exp(logs.mean)
+    return f"{logs._replace(mean=mean, half=error).text(sign='+', scale=100)} %"
 
 
 def _better_than(
@@ -78,48 +104,57 @@ def _better_than(
     rivals: Sequence[str],
     needed: Sequence[str] = SPARSITIES,
     optional: Sequence[str] = (),
+    method: str = BASE,
 ) -> Evidence:
-    """The evidence that ADMM-Grad has lower perplexity than the rivals at these targets."""
+    """The evidence that a method has lower perplexity than the rivals at these targets."""
     pairs = {
-        rival: {at: results.paired(at, rival) for at in (*needed, *optional)}
+        (rival, at): results.paired(at, rival, method=method)
         for rival in rivals
+        for at in (*needed, *optional)
     }
-    return lower_perplexity(results, pairs, needed, SEEDS)
-
-
-def _best_on_the_papers_models(results: ModelResults) -> Evidence:
-    """The evidence on claim 11 from the plan `paper`."""
-    if not any(record.get("plan") == "paper" for record in results.records):
-        return untested(
-            "the plan `paper` on a GPU; published figures are in helpers/report/papers"
-        )
-    return _better_than(results, ["sparsegpt", "wanda"], (*SPARSITIES, "2:4"))
+    return lower_perplexity(results, pairs, needed, SEEDS, method)
 
 
 def _option_changes_perplexity(
     results: ModelResults,
     words: str,
-    above: float = -math.inf,
-    below: float = math.inf,
+    limits: Mapping[int, float],
     **options: Any,
 ) -> Evidence:
-    """The evidence that an option of ADMM-Grad changes perplexity at 60 % within bounds.
+    """The evidence that an option of ADMM-Grad changes perplexity at 60 % within limits.
 
-    words: how the option reads after "perplexity", such as "without preconditioning".
+    words: how the option reads after "perplexity", such as "without preconditioning". limits: what
+    the change must be above, under the key 1, and below, under −1.
     """
     both = results.paired(SEEDED, "admm-grad", **options)
     if both.empty:
         return untested(f"runs of {with_options('admm-grad', options)} at {SEEDED}")
     changes = both["perplexity"] / both["perplexity_"] - 1
-    change, half = confidence_interval(changes)
+    change = Margin.of(changes)
     means = map(format_number, both[["perplexity", "perplexity_"]].mean())
     by_seed = ", ".join(f"{100 * each:+.2f} %" for each in changes)
     numbers = [
-        f"perplexity {words}: {with_error(100 * change, 100 * half, digits=2, sign='+')} %",
+        f"perplexity {words}: {change.text(digits=2, sign='+', scale=100)} %",
         f"{' against '.join(means)}; by seed {by_seed}",
+        _layers_changed(both),
     ]
-    margins = [(change - above, half), (below - change, half)]
+    margins = [change.beyond(limit, side) for side, limit in limits.items()]
     return from_seeds(margins, numbers, len(both), SEEDS)
+
+
+def _layers_changed(both: pd.DataFrame) -> str:
+    """On how many layers the runs of the columns "record" have other errors than "record_"."""
+    ratios = np.array(
+        [
+            layer["error"] / plain["error"]
+            for own, other in zip(both["record"], both["record_"], strict=True)
+            for layer, plain in zip(own["layers"], other["layers"], strict=True)
+        ]
+    )
+    return (
+        f"error of layers by more than 1 % higher on {(ratios > 1 + ENOUGH).sum()} of "
+        f"{len(ratios)}, lower on {(ratios < 1 - ENOUGH).sum()}"
+    )
 
 
 def _as_fast_as_sparsegpt(results: ModelResults) -> Evidence:
@@ -127,29 +162,38 @@ def _as_fast_as_sparsegpt(results: ModelResults) -> Evidence:
     both = pd.concat(results.paired(at, "sparsegpt", timed=True) for at in SPARSITIES)
     if both.empty:
         return untested("runs of admm-grad and sparsegpt, timed alone")
-    common = both[["forward_seconds", "forward_seconds_"]].stack().median()
-    own = both["solve_seconds"]
-    other = both["solve_seconds_"]
-    ratio, half = confidence_interval((common + own) / (common + other))
     # the size of the text decides how much passes weigh
     text = both["record"].iloc[0]["parameters"]
-    numbers = (
-        f"{with_error(ratio, half, digits=2)} times as long with {text['sequences']} x "
-        f"{text['length']} calibration tokens; {len(both)} timed pairs, of {FEW_SEEDS} needed; "
-        f"medians: solving and selecting admm-grad {own.median():.0f} s, "
-        f"sparsegpt {other.median():.0f} s, beside {common:.0f} s of forward passes and grams"
+    whole, solving = (
+        Margin.of(both[name] / both[f"{name}_"])
+        for name in ("prune_seconds", "solve_seconds")
     )
-    if len(both) < FEW_SEEDS:
-        half = UNKNOWN
-    return Evidence([(1 + TOLERATED - ratio, half)], numbers)
+    numbers = [
+        f"{whole.text(digits=2)} times as long with {text['sequences']} x {text['length']} "
+        "calibration tokens",
+        f"solving and selecting alone {solving.text(digits=2)} times",
+    ]
+    return from_seeds(
+        [whole.beyond(1 + TOLERATED, side=-1)], numbers, len(both), FEW_SEEDS
+    )
 
 
-def _more_answers(results: ModelResults, better: str, worse: Sequence[str]) -> Evidence:
-    """The evidence that one method answers more questions than others, on the same items."""
+def _more_answers(
+    results: ModelResults,
+    better: str,
+    worse: Sequence[str],
+    only: str = "",
+    beside: Records = (),
+) -> Evidence:
+    """The evidence that one method answers more questions than others, on the same items.
+
+    only: what the names of the tasks hold that count. beside: more zero-shot runs of the same
+    model, such as those of the others.
+    """
     for target, runs in results.scored.query("options == '{}'").groupby("target"):
         pairs = {f"{better}, {target} − {low}, {target}": low for low in worse}
-        steps = paired_differences(runs["record"])
-        steps = steps[steps["pair"].isin(pairs)]
+        steps = paired_differences([*runs["record"], *beside])
+        steps = steps[steps["pair"].isin(pairs) & steps["task"].str.contains(only)]
         steps = steps.pivot(index=["pair", "seed"], columns="task")
         steps = steps.dropna(axis=1)  # tasks that one run alone was given
         if steps.empty or len(steps.index.unique("pair")) < len(pairs):
@@ -157,13 +201,19 @@ def _more_answers(results: ModelResults, better: str, worse: Sequence[str]) -> E
         means = steps["difference"].mean(axis=1)
         # seeds share their items, so that the error from the items does not shrink with them
         errors = steps["error"]
-        errors = 2 * np.sqrt((errors**2).sum(axis=1)) / len(errors.columns)
+        errors = np.sqrt((errors**2).sum(axis=1)) / len(errors.columns)
         margins, differences = [], []
         for pair, low in pairs.items():
-            step, half = confidence_interval(means[pair])
-            half = math.hypot(np.nan_to_num(half), errors[pair].mean())
-            margins.append((step, half))
-            differences.append(f"{step:+.3f} ± {half:.3f} against {low}")
+            step = Margin.of(means[pair])
+            items = errors[pair].mean()
+            draws = np.nan_to_num(means[pair].sem())
+            half = 2 * items
+            if step.draws >= FEWEST_DRAWS:
+                half = math.hypot(step.half, half)
+            # Welch and Satterthwaite: items are many, so that the part of draws counts
+            share = max(0.01, draws**2 / (draws**2 + items**2 + TINY))
+            margins.append(Margin(step.mean, half, step.freedom / share**2))
+            differences.append(f"{step.mean:+.3f} ± {half:.3f} against {low}")
         tasks = [task for task in TASK_NAMES.values() if task in steps["error"]]
         numbers = [
             f"share of questions: {', '.join(differences)}",
@@ -173,6 +223,17 @@ def _more_answers(results: ModelResults, better: str, worse: Sequence[str]) -> E
         return from_seeds(margins, numbers, seeds, FEW_SEEDS)
     methods = " and ".join([better, *worse])
     return untested(f"zero-shot runs of {methods} on the same items")
+
+
+def _recipe_answers_more(results: ModelResults, only: str = "") -> Evidence:
+    """The evidence that the recipe answers more questions than ADMM-Grad; only as above."""
+    beside = []
+    if (results.scored["method"] == RECIPE).any():
+        # the plan `beyond` scores the recipe alone, with the questions of the plan `full`. The runs
+        # of another model would have another label
+        committed = read_records(reference_dir("full") / "records")
+        beside = of_notebook(committed, ZERO_SHOT_NOTEBOOK)
+    return _more_answers(results, RECIPE, [BASE], only, beside)
 
 
 # ------------------------------------------------------------------ beyond the paper
@@ -193,29 +254,26 @@ def _closes(
         "pipeline == @pipeline and target in [@SEEDED, '70 %']"
     )
     seeds = runs.groupby(["target", "seed"])[["closed", "times"]].mean()
-    closed = _intervals(seeds["closed"])
+    closed, times = (
+        seeded_intervals(dict(list(seeds[number].dropna().groupby("target"))))
+        for number in seeds
+    )
     if SEEDED not in closed:
         return untested(f"runs of {pipeline} at {SEEDED} (notebook 08)")
     timed = runs["timed"].any()
-    times = _intervals(seeds["times"])
-    margins = [(share - least, half) for share, half in closed.values()]
+    margins = [share.beyond(least) for share in closed.values()]
     numbers = []
-    for target, (share, half) in closed.items():
-        text = f"{target} closed {with_error(100 * share, 100 * half)} %"
+    for target, share in closed.items():
+        text = f"{target} closed {share.text(scale=100)} %"
         if target in times:
-            ratio, half = times[target]
-            text += f" in {with_error(ratio, half, digits=2)} times the seconds"
+            text += f" in {times[target].text(digits=2)} times the seconds"
             text += "" if timed else SHARED
-            margins.append((most - ratio, half if timed else UNKNOWN))
+            ratio = times[target].beyond(most, side=-1)
+            margins.append(ratio if timed else Margin(ratio.mean))
         numbers.append(text)
     missing = ["70 %"] if needed and "70 %" not in closed else []
     count = len(seeds.loc[SEEDED].dropna())
     return from_seeds(margins, numbers, count, FEW_SEEDS, missing)
-
-
-def _intervals(seeds: pd.Series) -> dict[str, tuple[float, float]]:
-    """`seeded_intervals` of a number by target and seed."""
-    return seeded_intervals(dict(list(seeds.dropna().groupby("target"))))
 
 
 def _better_start(results: ModelResults) -> Evidence:
@@ -229,7 +287,7 @@ def _better_start(results: ModelResults) -> Evidence:
             "runs of admm-grad and sparsegpt with guide and repair (notebook 08)"
         )
     both.columns = ["perplexity", "perplexity_"]
-    return lower_perplexity(results, {"sparsegpt": {SEEDED: both}}, [SEEDED], FEW_SEEDS)
+    return lower_perplexity(results, {("sparsegpt", SEEDED): both}, [SEEDED], FEW_SEEDS)
 
 
 # ------------------------------------------------------------------ the claims
@@ -243,17 +301,18 @@ MODEL_CLAIMS = (
         lambda results: _option_changes_perplexity(
             results,
             "with 50 iterations instead of 20",
-            above=-ENOUGH,
+            {1: -ENOUGH},
             iterations=50,
         ),
     ),
     Claim(
         8,
         "Preconditioning matters for a model.",
-        "Without it, at ρ = 1, perplexity at 60 % rises by more than 1 %.",
+        "Without it, at ρ = 1, perplexity at 60 % rises by more than 1 %. The mask is the gradual "
+        "one, so that scores and errors change as well.",
         "variants",
         lambda results: _option_changes_perplexity(
-            results, "without preconditioning", above=ENOUGH, precondition=False
+            results, "without preconditioning", {1: ENOUGH}, precondition=False
         ),
     ),
     Claim(
@@ -267,7 +326,8 @@ MODEL_CLAIMS = (
     Claim(
         11,
         "ADMM-Grad beats SparseGPT and Wanda at 50 to 80 % and at 2:4.",
-        "Lower perplexity at 50, 60, 70, 80 % and at 2:4.",
+        "Lower perplexity at 50, 60, 70, 80 % and at 2:4. On the paper's own models this needs the "
+        "plan `paper` and a large GPU; published figures are in helpers/report/papers.",
         "perplexity",
         lambda results: _better_than(
             results, ["sparsegpt", "wanda"], (*SPARSITIES, "2:4")
@@ -276,9 +336,9 @@ MODEL_CLAIMS = (
     Claim(
         12,
         "ADMM-Grad takes about as long as SparseGPT.",
-        "At most 1.25 times the seconds of SparseGPT, in pairs of one cell and seed, all timed "
-        "alone; forward passes and grams, the same work for both, enter as their median. More "
-        "calibration text brings the ratio nearer to 1.",
+        "At most 1.25 times the seconds of SparseGPT for pruning a model, forward passes and grams "
+        "included, in pairs of one cell and seed, each run timed alone, in turns. Solving alone is "
+        "shown, and decides nothing: more calibration text brings the whole nearer to 1.",
         "cost",
         _as_fast_as_sparsegpt,
     ),
@@ -306,23 +366,14 @@ MODEL_CLAIMS = (
         lambda results: _option_changes_perplexity(
             results,
             "with the released schedule",
-            above=-ENOUGH,
-            below=ENOUGH,
+            {1: -ENOUGH, -1: ENOUGH},
             schedule="released",
         ),
     ),
     Claim(
-        16,
-        "ADMM-Grad wins on the paper's own models too.",
-        "Claim 11 on the records of the plan `paper`, each model by itself.",
-        "perplexity",
-        _best_on_the_papers_models,
-    ),
-    Claim(
         17,
-        "ADMM-Grad is the best method of single layers (not in the paper).",
-        "Lower perplexity than ALPS, its strongest peer, at 50, 60, 70 and 80 %; 2:4 and 4:8 count "
-        "where they were run.",
+        "ADMM-Grad beats ALPS too, its strongest peer (not in the paper).",
+        "Lower perplexity at 50, 60, 70 and 80 %; 2:4 and 4:8 count where they were run.",
         "perplexity",
         lambda results: _better_than(results, ["alps"], optional=("2:4", "4:8")),
     ),
@@ -342,7 +393,8 @@ MODEL_CLAIMS = (
         "ADMM-Grad's seconds (not in the paper).",
         "After that guide and ADMM-Grad, at 60 %, and at 70 % where it was run, a tenth of "
         "ln(perplexity / dense) after ADMM-Grad is closed, and guide and pruning take at most 1.3 "
-        "times the seconds of ADMM-Grad with two passes.",
+        "times the seconds of ADMM-Grad with two passes. Both limits were set after a first "
+        "measurement: this could hardly fail.",
         "beyond",
         lambda results: _closes(
             results, f"{BASE}, guide (2), one pass", least=0.1, most=1.3
@@ -357,7 +409,32 @@ MODEL_CLAIMS = (
         _better_start,
     ),
     Claim(
-        25,
+        21,
+        "ADMM1, the update alone, beats SparseGPT at every sparsity (not in the paper).",
+        "Lower perplexity at 50, 60, 70 and 80 %; 2:4 and 4:8 count where they were run. The mask "
+        "of ADMM1 is Wanda's.",
+        "perplexity",
+        lambda results: _better_than(
+            results, ["sparsegpt"], optional=("2:4", "4:8"), method="admm1"
+        ),
+    ),
+    Claim(
+        22,
+        "The recipe answers more zero-shot questions than ADMM-Grad (not in the paper).",
+        "As claim 13, against the answers of ADMM-Grad in the plan `full`. The recipe reads more "
+        "text, so draws of one number are other draws.",
+        "zero_shot",
+        _recipe_answers_more,
+    ),
+    Claim(
+        23,
+        "The recipe answers more of LAMBADA than ADMM-Grad (not in the paper).",
+        "As claim 22, on that task alone.",
+        "zero_shot",
+        lambda results: _recipe_answers_more(results, only="LAMBADA"),
+    ),
+    Claim(
+        24,
         "With bfloat16 products too, guide and repair close half of the gap, in at most four times "
         "ADMM-Grad's seconds (not in the paper).",
         "Claim 18 at 60 %, and at 70 % where it was run, with bfloat16 matmuls of the text in "

@@ -106,10 +106,14 @@ def with_series(records: Records, name: str) -> list[Record]:
 
 
 def series_table(records: Records, name: str) -> pd.DataFrame:
-    """The rows of a series that is a list, of all records, each with the number of its "record"."""
+    """The rows of a series that is a list, of all records, each with the number of its "record".
+
+    And with its "layer": rows of a study of one layer may not name it.
+    """
     rows = []
     for number, record in enumerate(with_series(records, name)):
-        rows += [row | {"record": number} for row in record["series"][name]]
+        own = {"layer": record["parameters"].get("layer"), "record": number}
+        rows += [own | row for row in record["series"][name]]
     return pd.DataFrame(rows)
 
 

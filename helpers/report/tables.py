@@ -335,7 +335,8 @@ def update_table(records: Records) -> pd.DataFrame | None:
     settings = ["precondition", "damping", "rho", "iterations"]
     rows["rank"] = rows["solver"].map(list(SOLVERS).index)
     rows[settings] = rows[settings].astype(float)
-    problems = rows.groupby(["rank", *settings, "record", "sparsity"], dropna=False)
+    own = ["record", "layer", "sparsity"]
+    problems = rows.groupby(["rank", *settings, *own], dropna=False)
     best = rows.loc[problems["excess"].idxmin().sort_index()]
     # the excess is of the damped objective: it says nothing of solvers of another one
     own = best.eval("solver == 'none' or damping == @DAMPING")

@@ -131,7 +131,8 @@ def execute_runs(
     """Execute the runs in `todo`, and return those that failed with their errors.
 
     Timed runs come after the others and the tables notebook last, each of them alone. The timed
-    ones go seed by seed, so that those that are compared run in turns. Ctrl-C stops them all.
+    ones go seed by seed, forth and back, so that those that are compared run in turns and none is
+    always first. Ctrl-C stops them all.
     submit: starts a run, given with its fingerprint. slots: how many can go at a time now.
     """
     titles = {
@@ -142,7 +143,7 @@ def execute_runs(
     # `taken` seconds
     expected = {run.id: reference_seconds(run) for run in todo}
     taken = ended = 0.0
-    waiting = sorted(todo, key=place_in_order)
+    waiting = [run for _, run in sorted(enumerate(todo), key=place_in_order)]
     alone = {run.id for run in todo if run.timed or run.notebook == TABLES_NOTEBOOK}
     active = {}  # future → (run, time.monotonic() at its start)
     failures = []
@@ -190,10 +191,19 @@ def execute_runs(
     return failures
 
 
-def place_in_order(run: Run) -> tuple[bool, bool, int]:
-    """Whether it is the tables notebook's, whether it is timed, and its seed if so."""
+def place_in_order(numbered: tuple[int, Run]) -> tuple[bool, bool, int, int]:
+    """Whether it is the tables notebook's, whether it is timed, its seed if so, and its number.
+
+    Of timed runs with an odd seed, the last comes first.
+    """
+    number, run = numbered
     seed = run.effective.get("calibration_seed", 0) if run.timed else 0
-    return run.notebook == TABLES_NOTEBOOK, run.timed, seed
+    return (
+        run.notebook == TABLES_NOTEBOOK,
+        run.timed,
+        seed,
+        -number if seed % 2 else number,
+    )
 
 
 def error_of(future: Future) -> str | None:

@@ -25,8 +25,19 @@ from helpers.progress import Progress, as_progress
 DIRECT_ITERATIONS = 50  # of ADMM and conjugate gradients, which need few
 RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # around the paper's 1
 LIGHT_DAMPING = 0.01  # SparseGPT's; the paper's ADMM uses 0.1
-# relative units, see `gradient_refit`; the last of "sgd" is near where it diverges
-LEARNING_RATES = {"adam": (0.03, 0.1, 0.3), "sgd": (1.0, 2.0, 3.5)}
+# in the units of `gradient_refit`. A momentum works best with the largest learning rate, since no
+# direction then is slower than the momentum lets it be: 0.92 of that at which SGD diverges
+RIVALS = [
+    *(dict(solver="adam", learning_rate=rate) for rate in (0.01, 0.03, 0.1, 0.3)),
+    *(
+        dict(
+            solver="sgd",
+            learning_rate=round(1.84 * (1 + momentum), 2),
+            momentum=momentum,
+        )
+        for momentum in (0.5, 0.7, 0.8, 0.9, 0.95)
+    ),
+]
 EVERY_ITERATION_TO = 20
 POINTS_A_DECADE = 8
 ADMM_ROWS = (5, 10, 20, 50)
@@ -85,7 +96,7 @@ def update_study(
 
 def _settings(**settings: Any) -> dict:
     """A solver and its settings in the order of the rows; None where it has no such setting."""
-    names = ("solver", "rho", "precondition", "damping", "learning_rate")
+    names = ("solver", "rho", "precondition", "damping", "learning_rate", "momentum")
     return dict.fromkeys(names) | settings
 
 
@@ -101,12 +112,8 @@ def _variants(damping: float) -> list[dict]:
         variants.append(light)
     for scaled in (True, False):
         variants.append(dict(solver="cg", precondition=scaled))
-    for solver, rates in LEARNING_RATES.items():
-        for scaled in (False, True):
-            for rate in rates:
-                variants.append(
-                    dict(solver=solver, precondition=scaled, learning_rate=rate)
-                )
+    for scaled in (False, True):
+        variants += [dict(rival, precondition=scaled) for rival in RIVALS]
     return [_settings(**dict(damping=damping) | variant) for variant in variants]
 
 
