@@ -10,7 +10,7 @@ from helpers.report import read_records
 from helpers.report.tables import paired_differences
 
 README = (root() / "README.md").read_text(encoding="utf-8")
-FLAT = FLAT
+FLAT = README.replace("\n", " ")
 
 
 def committed(table, plan="full"):
