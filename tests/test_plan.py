@@ -153,6 +153,8 @@ def test_the_tables_notebook_is_last_and_names_its_own_plan(project):
 
 @pytest.mark.parametrize("plan", ["laptop", "second", "full", "beyond"])
 def test_plans_are_those_of_the_committed_records(plan):
+    if (reference_dir(plan) / "earlier.txt").is_file():
+        pytest.skip("these records are of earlier code, as README says")
     records = read_records(reference_dir(plan) / "records")
     ids = [f"{record['notebook']}--{record['name']}" for record in records]
     recorded = [record["parameters"] for record in records]

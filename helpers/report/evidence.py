@@ -13,6 +13,7 @@ from scipy import stats
 from helpers.report.beyond import pipeline_table
 from helpers.report.records import Records
 from helpers.report.runs_table import (
+    FEWEST,
     NUMBERS,
     PRUNE_NOTEBOOK,
     ZERO_SHOT_NOTEBOOK,
@@ -30,7 +31,6 @@ SEEDED = "60 %"  # the column that is run with several seeds
 UNKNOWN = math.nan  # the half interval of what is too little to decide
 LEVEL = 0.05  # of errors: of one interval, and with Holm's correction of a whole page
 TINY = 1e-300  # half of an interval that is none
-FEWEST_DRAWS = 3  # for a ±: with two, Student's t is 13
 Row = Mapping[str, Any]  # of a series
 ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
 # numbers of `layer_problems`: of ADMM, of SparseGPT, and of the search for ρ
@@ -196,7 +196,7 @@ class Margin(NamedTuple):
     def text(self, digits: int = 0, sign: str = "", scale: float = 1.0) -> str:
         """The mean times `scale`, with ± where its own draws give one."""
         text = f"{scale * self.mean:{sign}.{digits}f}"
-        if self.draws < FEWEST_DRAWS:
+        if self.draws < FEWEST:
             return text
         return f"{text} ± {scale * self.half:.{digits}f}"
 
@@ -298,13 +298,13 @@ def seeded_intervals(
 ) -> dict[str, Margin]:
     """The mean over seeds of each column, with its interval.
 
-    A column with fewer seeds than SEEDED has too few for an interval of its own. It takes that of
-    SEEDED, widened for its fewer seeds and in proportion to `scales`.
+    A column with one or two seeds has too few for an interval of its own. It takes that of SEEDED,
+    widened for its fewer seeds and in proportion to `scales`.
     """
     intervals = {name: Margin.of(values) for name, values in columns.items()}
     if most := intervals.get(SEEDED):
         for name, own in intervals.items():
-            if own.draws < most.draws:
+            if own.draws < min(FEWEST, most.draws):
                 half = most.half * math.sqrt(most.draws / own.draws)
                 if scales:
                     half *= scales[name] / scales[SEEDED]

@@ -11,7 +11,6 @@ from helpers.paths import reference_dir
 from helpers.report.beyond import BASE, GUIDED
 from helpers.report.evidence import (
     ENOUGH,
-    FEWEST_DRAWS,
     SEEDED,
     TINY,
     Claim,
@@ -25,7 +24,7 @@ from helpers.report.evidence import (
 from helpers.report.labels import TASK_NAMES, format_number, with_options
 from helpers.report.layer_claims import SHARED
 from helpers.report.records import Records, read_records
-from helpers.report.runs_table import ZERO_SHOT_NOTEBOOK, of_notebook
+from helpers.report.runs_table import FEWEST, ZERO_SHOT_NOTEBOOK, of_notebook
 from helpers.report.tables import paired_differences
 
 SPARSITIES = ("50 %", "60 %", "70 %", "80 %")
@@ -48,8 +47,8 @@ def lower_perplexity(
 ) -> Evidence:
     """The evidence that a method has lower perplexity than each rival in every column.
 
-    A value is the mean ln of the ratio of perplexities over paired seeds. A column with fewer seeds
-    than SEEDED takes its interval in proportion to the damage: what seeds and rounding do to
+    A value is the mean ln of the ratio of perplexities over paired seeds. A column with too few
+    seeds takes the interval of SEEDED in proportion to the damage: what seeds and rounding do to
     ln(perplexity) grows with it. The columns of `needed` must be there; others count as they are.
     """
     cells, details = {}, []
@@ -208,7 +207,7 @@ def _more_answers(
             items = errors[pair].mean()
             draws = np.nan_to_num(means[pair].sem())
             half = 2 * items
-            if step.draws >= FEWEST_DRAWS:
+            if step.draws >= FEWEST:
                 half = math.hypot(step.half, half)
             # Welch and Satterthwaite: items are many, so that the part of draws counts
             share = max(0.01, draws**2 / (draws**2 + items**2 + TINY))
