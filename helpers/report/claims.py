@@ -39,20 +39,20 @@ from helpers.report.runs_table import (
 
 CLAIMS = sorted(LAYER_CLAIMS + MODEL_CLAIMS)  # by their numbers
 RULES = (
-    "A problem is a layer at a sparsity, on one mask by Wanda's score (budget per matrix); what is "
-    f"said of layers must be true on {100 * MOST:.0f} % of the problems, on {FEWEST_LAYERS} layers "
-    f"or more; it does not hold where it is true on {100 * MIDDLE:.0f} % or fewer. That is a count "
-    "of layers that were chosen, without an interval. Seconds count only of runs that had the "
-    "machine to themselves. Means over seeds, paired by seed, must be on one side of their limit "
-    f"by more than Student's 95 % interval (±), with at least {SEEDS} seeds at {SEEDED}, or "
-    f"{FEW_SEEDS} for answers, repairs and seconds. A column of one or two draws shows no ±; "
-    f"in the verdict it counts with the interval at {SEEDED}, widened for that and, for "
-    "perplexities, in proportion to the damage ln(perplexity / dense). All draws are of one pool of text and share "
-    "some of it, so ± is a little too small. A claim of several columns holds if all of them are "
-    "above their limit (so its p is the largest), and does not hold if one is below (the smallest, "
-    "times their number: Bonferroni). p is corrected, by Holm's method, for the number of claims "
-    f"of this page that rest on intervals: above {LEVEL:g} a claim is not decided. ± is not "
-    "corrected."
+    "A problem is a layer at a sparsity, on one mask by Wanda's score (budget per matrix); what "
+    f"is said of layers must be true on {100 * MOST:.0f} % of the problems, on {FEWEST_LAYERS} "
+    f"layers or more; it does not hold where it is true on {100 * MIDDLE:.0f} % or fewer. That "
+    "is a count of layers that were chosen, without an interval. Seconds count only of runs "
+    "that had the machine to themselves. Means over seeds, paired by seed, must be on one side "
+    f"of their limit by more than Student's 95 % interval (±), with at least {SEEDS} seeds at "
+    f"{SEEDED}, or {FEW_SEEDS} for answers, repairs and seconds. A column of one or two draws "
+    f"shows no ±; in the verdict it counts with the interval at {SEEDED}, widened for that and, "
+    "for perplexities, in proportion to the damage ln(perplexity / dense). All draws are of one "
+    "pool of text and share some of it, so ± is a little too small. A claim of several columns "
+    "holds if all of them are above their limit (so its p is the largest), and does not hold if "
+    "one is below (the smallest, times their number: Bonferroni). p is corrected, by Holm's "
+    f"method, for the number of claims of this page that rest on intervals: above {LEVEL:g} a "
+    "claim is not decided. ± is not corrected."
 )
 DIRECTIONS = {
     HOLDS: "yes: ",
