@@ -325,9 +325,9 @@ def _mask_view(
 ) -> View:
     """The picture of an iteration, counted from 1, and the same in words."""
     keep = solution.keeps[iteration - 1]
-    sparsities = [1 - mask.float().mean().item() for mask in solution.keeps]
+    pruned = [100 - 100 * mask.float().mean().item() for mask in solution.keeps]
     figure = gradual_mask_figure(
-        sparsities,
+        pruned,
         solution.errors,
         keep,
         one_shot,
@@ -335,16 +335,17 @@ def _mask_view(
         group=pattern.m,
         name=title,
     )
-    removed = 1 - keep[one_shot].float().mean().item()
+    removed = 100 * (~keep[one_shot]).float().mean()
     caption = (
         f"Iteration {iteration} of {len(solution.keeps)}: "
-        f"{100 * sparsities[iteration - 1]:.1f} % pruned, error "
+        f"{pruned[iteration - 1]:.1f} % pruned, error "
         f"{short_error(solution.errors[iteration - 1])}. Of the weights that the one-shot mask "
-        f"keeps {100 * removed:.1f} % are removed here."
+        f"keeps {removed:.1f} % are removed here."
     )
     if pattern.grouped:
         kept = keep.unflatten(1, (-1, pattern.m)).sum(-1)
-        share = 100 * (kept == pattern.n).float().mean().item()
-        caption += f" {share:.1f} % of the groups of {pattern.m} keep exactly "
-        caption += f"{pattern.n}."
+        share = 100 * (kept == pattern.n).float().mean()
+        caption += (
+            f" {share:.1f} % of the groups of {pattern.m} keep exactly {pattern.n}."
+        )
     return View(figure, caption)

@@ -90,8 +90,7 @@ def _draw_mask(
     mask: Any,
     title: str,
     colours: Sequence[str] = (PRUNED, KEPT),
-    aspect: str = "equal",
-    legend: Mapping[str, Any] | None = None,
+    **labels: Any,
 ) -> None:
     """Each entry of a mask in the colour of its number."""
     ax.imshow(
@@ -100,10 +99,9 @@ def _draw_mask(
         vmin=0,
         vmax=len(colours) - 1,
         interpolation="nearest",
-        aspect=aspect,
     )
     ax.grid(False)
-    set_up_axes(ax, title, legend=legend, xlabel="input", ylabel="output")
+    set_up_axes(ax, title, xlabel="input", ylabel="output", **labels)
 
 
 def solve_figure(
@@ -126,7 +124,7 @@ def solve_figure(
         3, size=(10.5, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
     )
     iterations = range(1, len(errors) + 1)
-    left.plot(iterations, above_zero(errors), markersize=4, **line_style("ADMM"))
+    left.plot(iterations, above_zero(errors), **line_style("ADMM"))
     draw_references(left, {name: v for name, v in references.items() if v > 0})
     if mask_steps:
         left.axvspan(0.5, mask_steps + 0.5, zorder=0, color="#EEEEEE")
@@ -138,7 +136,6 @@ def solve_figure(
             f"{what}\nat each step",
             transform=left.get_xaxis_transform(),
             ha="center",
-            size=8.5,
         )
     set_up_axes(
         left,
@@ -148,7 +145,7 @@ def solve_figure(
         xlabel="iteration",
         ylabel=RELATIVE_ERROR,
         xlim=(0.5, len(errors) + 0.5),
-        legend={"fontsize": 8.5},
+        legend={},
     )
     # the error of every output, the solve's worst first; three are named
     order = np.argsort(-np.asarray(after), kind="stable")
@@ -161,7 +158,7 @@ def solve_figure(
         middle,
         f"hurt most: outputs {', '.join(map(str, order[:3]))}",
         log=True,
-        legend={"fontsize": 8.5, "markerscale": 3},
+        legend={"markerscale": 3},
         xlabel="output, most hurt first",
         ylabel="relative error of an output",
     )
@@ -172,7 +169,7 @@ def solve_figure(
 
 
 def gradual_mask_figure(
-    sparsity: Sequence[float],
+    pruned: Sequence[float],
     errors: Sequence[float],
     keep: Any,
     one_shot: Any,
@@ -183,10 +180,10 @@ def gradual_mask_figure(
 ) -> Figure:
     """One gradual solve at one of its iterations: sparsity, error, and the mask against one-shot's.
 
-    Args: sparsity and errors, one number an iteration; iteration, the one shown, from 1; keep,
-    the mask then, and one_shot, the one-shot mask of the final sparsity, both (d_out, d_in), of
-    which the top left corner is drawn; group, the M of an N:M pattern; name, the layer's, for the
-    title.
+    Args: pruned (in percent) and errors, one number an iteration; iteration, the one shown, from 1;
+    keep, the mask then, and one_shot, the one-shot mask of the final sparsity, both (d_out, d_in),
+    of which the top left corner is drawn; group, the M of an N:M pattern; name, the layer's, for
+    the title.
     """
     figure, (left, middle, right) = new_figure(
         3,
@@ -194,14 +191,13 @@ def gradual_mask_figure(
         margins=MARGINS | {"bottom": 0.26},
         width_ratios=[1, 1, 1.3],
     )
-    percent = [100 * value for value in sparsity]
     here = f"iteration {iteration}:"
     _draw_history(
         left,
-        percent,
+        pruned,
         iteration,
         "paper",
-        title=f"{name}\n{here} {percent[iteration - 1]:.1f} % pruned".strip(),
+        title=f"{name}\n{here} {pruned[iteration - 1]:.1f} % pruned",
         ylabel="sparsity of the mask (%)",
         ylim=(0, 100),
     )
@@ -222,7 +218,7 @@ def _draw_history(
     ax: Axes, values: Sequence[float], iteration: int, look: str, **labels: Any
 ) -> None:
     """A number by iteration, with a line and a ring at one of them."""
-    ax.plot(range(1, len(values) + 1), values, markersize=4, **line_style(look))
+    ax.plot(range(1, len(values) + 1), values, **line_style(look))
     ax.axvline(iteration, **CHOSEN)
     draw_ring(ax, iteration, values[iteration - 1])
     set_up_axes(ax, whole=8, xlabel="iteration", **labels)
@@ -240,19 +236,20 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
     if group:  # few groups, each of which can be counted
         rows, columns = 16, 3 * max(8, group)
     kinds = (2 * keep.int() + one_shot.int())[:rows, :columns]  # as the colours
-    moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
+    moved = 100 * (~one_shot[keep]).float().mean()
     title = f"{moved:.1f} % of those kept are not one-shot's"
     legend = {
         "handles": [
             Patch(facecolor=colour, edgecolor="#999999", label=name)
             for name, colour in colours.items()
         ],
-        "fontsize": 8.5,
         "ncols": 2,
         "loc": "upper center",
         "bbox_to_anchor": (0.45, -0.16),
     }
-    _draw_mask(ax, kinds, title, list(colours.values()), "auto", legend)
+    _draw_mask(
+        ax, kinds, title, list(colours.values()), aspect="auto", legend=legend
+    )
     if group:  # lines between groups of M along the input
         outputs, inputs = kinds.shape
         edges = np.arange(group - 0.5, inputs - 1, group)
@@ -290,10 +287,8 @@ def hidden_states_figure(
         xlabel="position in the sequence",
         ylabel="norm of a token's stream",
     )
-    right.plot(
-        table.max(axis=1), markersize=4, label="largest token", **line_style("", 1)
-    )
-    right.plot(medians, markersize=4, label="median token", **line_style("", 0))
+    right.plot(table.max(axis=1), label="largest token", **line_style("", 1))
+    right.plot(medians, label="median token", **line_style("", 0))
     right.axvline(block, **CHOSEN)
     ratio = here.max() / max(medians[block], 1e-30)
     set_up_axes(
