@@ -61,10 +61,7 @@ def dispatch(options: argparse.Namespace) -> int:
         return 0
     from helpers.cli import prune  # here, since it loads torch
 
-    if verb == "prune":
-        prune.prune(options)
-    else:
-        prune.evaluate(options)
+    getattr(prune, verb)(options)  # "prune" or "evaluate"
     return 0
 
 

@@ -12,7 +12,7 @@ import ipywidgets
 import torch
 from IPython.display import HTML
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers import TextStreamer
 
 from helpers.errors import BadParameter, NonFinite, OutOfMemory
 from helpers.explore.controls import Worker, choice, row, slider
@@ -93,20 +93,16 @@ class ColumnStreamer(TextStreamer):
         self.answer.show(self.text.rstrip())
 
 
-class RefuseNaN(LogitsProcessor):
-    """Raises NonFinite for NaN, which `generate` would take for a score.
+def refuse_nan(_ids: Tensor, logits: Tensor) -> Tensor:
+    """The logits (1, vocabulary) as they are; NonFinite for NaN, which would pass for a score.
 
     Sampled on a GPU it would make the GPU unusable for the kernel.
     """
-
-    def __call__(self, _ids: Tensor, logits: Tensor) -> Tensor:
-        """The logits (1, vocabulary) as they are."""
-        if not logits.max().isfinite():  # NaN is the largest of any
-            raise NonFinite(
-                "a model gives NaN or infinity instead of logits: load it as float32, or prune it "
-                "less"
-            )
-        return logits
+    if not logits.max().isfinite():  # NaN is the largest of any
+        raise NonFinite(
+            "a model gives NaN or infinity instead of logits: load it as float32, or prune it less"
+        )
+    return logits
 
 
 class TryIt(ipywidgets.VBox):
@@ -266,7 +262,7 @@ class TryIt(ipywidgets.VBox):
                     inputs,
                     attention_mask=torch.ones_like(inputs),
                     streamer=streamer,
-                    logits_processor=LogitsProcessorList([RefuseNaN()]),
+                    logits_processor=[refuse_nan],
                     max_new_tokens=new_tokens,
                     pad_token_id=self.tokenizer.eos_token_id,
                     **sampling,

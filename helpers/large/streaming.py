@@ -93,8 +93,8 @@ def load_streamed(
         # again, because under the model's dtype some have been rounded on the way
         if module._non_persistent_buffers_set & module._buffers.keys():
             model._init_weights(module)
-        for buffer_name, buffer in module._buffers.items():
-            module._buffers[buffer_name] = None if buffer is None else buffer.to(where)
+    for buffer in model.buffers():
+        buffer.data = buffer.to(where)
     set_state(model, reader=WeightReader(model, checkpoint, where, kind))
     return model.eval(), tokenizer
 

@@ -236,8 +236,7 @@ def _dense_perplexity(
 
 def _parameters(record: Record) -> dict[str, Any]:
     """The parameters that define a run, on whichever device it runs."""
-    parameters = record["parameters"].items()
-    return {key: value for key, value in parameters if key != "device"}
+    return record["parameters"] | {"device": None}
 
 
 def _series(record: Record) -> Mapping:
@@ -253,7 +252,7 @@ def _but_seeds(record: Record) -> tuple[str, dict[str, Any]]:
 
 def _blind(record: Record) -> bool:
     """Whether a run is known to have read no calibration text."""
-    return record.get("data") is not None and "calibration" not in record["data"]
+    return record["data"] is not None and "calibration" not in record["data"]
 
 
 # ------------------------------------------------------------------ one run
@@ -301,8 +300,8 @@ def _tolerance(
 
 
 def _tokens(record: Record, reference: Record) -> Iterator[Part]:
-    here = record.get("data") or {}
-    for text, identity in (reference.get("data") or {}).items():
+    here = record["data"] or {}
+    for text, identity in (reference["data"] or {}).items():
         if isinstance(identity, Mapping) and "tokens" in identity:
             tokens = (here.get(text) or {}).get("tokens", "missing")
             expected = identity["tokens"]
@@ -387,12 +386,13 @@ def _answers_by_item(
     for task, score in _series(record).get("zero_shot", {}).items():
         kinds = {
             "right": score["acc"],
-            "answer": _series(record).get("answers", {}).get(task),
+            "answer": record["series"]["answers"][task],
             "normalised": normalised and score.get("acc_norm"),
         }
         for place, item in enumerate(score["items"]):
-            known = {kind: some[place] for kind, some in kinds.items() if some}
-            found[task, item] = known
+            found[task, item] = {
+                kind: some[place] for kind, some in kinds.items() if some
+            }
     return found
 
 

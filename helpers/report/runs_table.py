@@ -143,7 +143,7 @@ def setting_sentences(records: Records) -> str:
     common = defaultdict(lambda: "?", common_parameters(records))
     start = ""
     for record in records:
-        if "start_token" in (record.get("data") or {}).get("evaluation", ()):
+        if "start_token" in (record["data"] or {}).get("evaluation", ()):
             start = ", after a start token"
     return (
         f"{model_sentence(records)} Perplexity on "
@@ -185,7 +185,7 @@ def runs_table(
             pattern = parameters.get("pattern", "unstructured")
             target = target_name(pattern, parameters["sparsity"])
         setting = parameters.keys() - cell
-        if "calibration" not in (run.get("data") or {}):
+        if "calibration" not in (run["data"] or {}):
             setting -= CALIBRATION  # it read no calibration text
         differing = {
             key: parameters[key] for key in setting if parameters[key] != common[key]

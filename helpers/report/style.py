@@ -225,8 +225,8 @@ def draw_references(ax: Axes, references: Mapping[str, float]) -> None:
 def draw_ring(ax: Axes, x: float, y: float, label: str | None = None) -> None:
     """Ring one point of a line."""
     ax.plot(
-        [x],
-        [y],
+        x,
+        y,
         "o",
         markersize=12,
         color="none",

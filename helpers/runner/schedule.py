@@ -227,7 +227,7 @@ def committed_record(run: Run) -> Record | None:
 def reference_seconds(run: Run) -> float:
     """How long the committed run took; NaN if there is none."""
     if record := committed_record(run):
-        return record.get("run_seconds", record["seconds"])
+        return record["run_seconds"]
     return math.nan
 
 
