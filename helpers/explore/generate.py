@@ -47,11 +47,10 @@ class Answer(ipywidgets.HTML):
     def show(self, text: str) -> None:
         """Show a text; the prompt that it begins with, if it does, is grey."""
         grey = self.prompt if text.startswith(self.prompt) else ""
-        written = text.removeprefix(grey)
         self.value = (
             f'<div style="{COLUMN}"><b>{html.escape(self.label)}</b><div style="{TEXT}">'
-            f'<span style="opacity: 0.65">{html.escape(grey)}</span>{html.escape(written)}'
-            "</div></div>"
+            f'<span style="opacity: 0.65">{html.escape(grey)}</span>'
+            f"{html.escape(text.removeprefix(grey))}</div></div>"
         )
 
 

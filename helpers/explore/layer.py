@@ -268,15 +268,14 @@ def mask_schedule_explorer(
         check: Callable[[], None], layer: str, mask_steps: int, **settings: Any
     ) -> tuple[Solution, Tensor]:
         """The solution, and the one-shot mask of its final sparsity."""
-        problem = layers[layer]
-        solution = problem.solve(
+        solution = layers[layer].solve(
             check,
             mask_steps=mask_steps,
             iterations=mask_steps + FINAL_ITERATIONS,
             **settings,
         )
         settings["schedule"] = "one-shot"
-        one_shot = problem.solve(check, iterations=1, **settings)
+        one_shot = layers[layer].solve(check, iterations=1, **settings)
         return solution, one_shot.keeps[0]
 
     def draw(worker: Worker, *, layer: str, iteration: int, **settings: Any) -> View:
@@ -301,8 +300,7 @@ def _play_button(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:
         min=1, max=iteration.max, value=iteration.value, interval=INTERVAL
     )
     # at the end it starts again: pressed there it would only switch itself off
-    repeat = "repeat" if hasattr(play, "repeat") else "_repeat"  # ipywidgets 8 and 7
-    setattr(play, repeat, True)
+    play.repeat = play._repeat = True  # its names in ipywidgets 8 and 7
     # linked in the browser: no round trip
     ipywidgets.jslink((play, "value"), (iteration, "value"))
 
@@ -335,17 +333,17 @@ def _mask_view(
         group=pattern.m,
         name=title,
     )
-    removed = 100 * (~keep[one_shot]).float().mean()
+    removed = ~keep[one_shot]
     caption = (
         f"Iteration {iteration} of {len(solution.keeps)}: "
         f"{pruned[iteration - 1]:.1f} % pruned, error "
         f"{short_error(solution.errors[iteration - 1])}. Of the weights that the one-shot mask "
-        f"keeps {removed:.1f} % are removed here."
+        f"keeps {100 * removed.float().mean():.1f} % are removed here."
     )
     if pattern.grouped:
-        kept = keep.unflatten(1, (-1, pattern.m)).sum(-1)
-        share = 100 * (kept == pattern.n).float().mean()
+        exact = keep.unflatten(1, (-1, pattern.m)).sum(-1) == pattern.n
         caption += (
-            f" {share:.1f} % of the groups of {pattern.m} keep exactly {pattern.n}."
+            f" {100 * exact.float().mean():.1f} % of the groups of {pattern.m} keep exactly "
+            f"{pattern.n}."
         )
     return View(figure, caption)

@@ -210,9 +210,8 @@ def gain_table(pipelines: pd.DataFrame) -> WithSpread:
         groups = runs.groupby("pipeline")
         columns[f"{target}, memory (GB)"] = groups["memory"].max()
         columns[f"{target}, seeds"] = groups["seed"].nunique().astype("Int64")
-    rows = _names_in_order(pipelines)
-    table = pd.DataFrame(columns).reindex(rows).rename_axis("pipeline")
-    table = table.dropna(axis=1, how="all")
+    table = pd.DataFrame(columns).reindex(_names_in_order(pipelines))
+    table = table.rename_axis("pipeline").dropna(axis=1, how="all")
     spread = pd.DataFrame(halves)
     return table, spread.where(spread > 0.001)  # what all is compared with has none
 

@@ -162,9 +162,9 @@ def solve_figure(
         xlabel="output, most hurt first",
         ylabel="relative error of an output",
     )
-    share = 100 * keep.float().mean().item()
-    title = f"kept (dark): {share:.0f} % of {' × '.join(map(str, keep.shape))}"
-    _draw_mask(right, keep[:48, :48], title)
+    outputs, inputs = keep.shape
+    share = f"{100 * keep.float().mean():.0f} % of {outputs} × {inputs}"
+    _draw_mask(right, keep[:48, :48], f"kept (dark): {share}")
     return figure
 
 
@@ -236,8 +236,8 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
     if group:  # few groups, each of which can be counted
         rows, columns = 16, 3 * max(8, group)
     kinds = (2 * keep.int() + one_shot.int())[:rows, :columns]  # as the colours
-    moved = 100 * (~one_shot[keep]).float().mean()
-    title = f"{moved:.1f} % of those kept are not one-shot's"
+    moved = ~one_shot[keep]
+    title = f"{100 * moved.float().mean():.1f} % of those kept are not one-shot's"
     legend = {
         "handles": [
             Patch(facecolor=colour, edgecolor="#999999", label=name)
@@ -247,9 +247,7 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
         "loc": "upper center",
         "bbox_to_anchor": (0.45, -0.16),
     }
-    _draw_mask(
-        ax, kinds, title, list(colours.values()), aspect="auto", legend=legend
-    )
+    _draw_mask(ax, kinds, title, list(colours.values()), aspect="auto", legend=legend)
     if group:  # lines between groups of M along the input
         outputs, inputs = kinds.shape
         edges = np.arange(group - 0.5, inputs - 1, group)
@@ -290,10 +288,10 @@ def hidden_states_figure(
     right.plot(table.max(axis=1), label="largest token", **line_style("", 1))
     right.plot(medians, label="median token", **line_style("", 0))
     right.axvline(block, **CHOSEN)
-    ratio = here.max() / max(medians[block], 1e-30)
+    median = max(medians[block], 1e-30)
     set_up_axes(
         right,
-        f"largest is {ratio:.3g} × the median here",
+        f"largest is {here.max() / median:.3g} × the median here",
         log=True,
         whole=10,
         legend={},

@@ -173,8 +173,11 @@ def runs_table(
     """
     runs = of_notebook(records, notebook)
     common = common_parameters(runs)
-    parameters = [run["parameters"] for run in runs]
-    plain = {method_name(each) for each in parameters if not each.get("options")}
+    plain = {
+        method_name(run["parameters"])
+        for run in runs
+        if not run["parameters"].get("options")
+    }
     rows = []
     for run in runs:
         parameters = run["parameters"]
@@ -190,8 +193,8 @@ def runs_table(
         differing = {
             key: parameters[key] for key in setting if parameters[key] != common[key]
         }
-        metrics = {name: metric["value"] for name, metric in run["metrics"].items()}
-        row = {
+        row = {name: metric["value"] for name, metric in run["metrics"].items()}
+        row |= {
             "record": run,
             "label": with_options(method, options | differing),
             "target": target,
@@ -204,7 +207,7 @@ def runs_table(
             "usual": not differing,
             "timed": run.get("timed", False),
         }
-        rows.append(metrics | row)
+        rows.append(row)
     table = pd.DataFrame(rows)
     table = table.reindex(columns=table.columns.union(COLUMNS, sort=False))
     types = dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float)

@@ -136,8 +136,11 @@ def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
     setting = setting_sentences(runs)
     devices = "; ".join(sorted({run["device"] for run in runs}))
     timed = sum(run.get("timed", False) for run in runs)
-    where = f"Device: {devices}. {timed} of {len(runs)} runs were timed alone."
-    yield "cost", Table("", f"{setting} {where} {COST_CAPTION}", cost_table(runs))
+    note = (
+        f"{setting} Device: {devices}. {timed} of {len(runs)} runs were timed alone. "
+        f"{COST_CAPTION}"
+    )
+    yield "cost", Table("", note, cost_table(runs))
     variants = variant_table(runs) or [None]
     yield "variants", Table("", f"{setting} {VARIANTS_CAPTION}", *variants)
     yield "published_ratios", Table("", f"{setting} {RATIO_CAPTION}", ratio_table(runs))
@@ -271,9 +274,7 @@ def _items_note(records: Records) -> str:
     """How many items each task has, whether the same for every model, and by which harness."""
     answers = answer_table(records)
     sizes = answers["items"].map(len)
-    amount = str(min(sizes))
-    if min(sizes) < max(sizes):
-        amount += f" to {max(sizes)}"
+    amount = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
     same = "the same"
     if (answers.groupby("task")["items"].nunique() > 1).any():
         same = "not the same"
@@ -387,8 +388,7 @@ def mask_table(records: Records, text: str = "error") -> pd.DataFrame | None:
     rules["rule"] = list(
         map(_mask_label, rules["mask_steps"], rules["schedule"], rules["budget"])
     )
-    problem = ["record", "block", "layer", "target"]
-    errors = rules.pivot_table(text, problem, "rule")
+    errors = rules.pivot_table(text, ["record", "block", "layer", "target"], "rule")
     logs = np.log(errors.div(errors[DEFAULT_MASK], axis=0))
     table = 100 * np.exp(logs.groupby(level="target").mean()).T
     columns = sorted(table.columns, key=column_key)

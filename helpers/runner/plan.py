@@ -119,10 +119,7 @@ def read_plan(plan: str, only: str = "*") -> list[Run]:
         raise RunError(
             f"plan {plan} has no run {only}: make plan PLAN={plan} lists them"
         )
-    return sorted(
-        chosen,
-        key=lambda run: (run.notebook == TABLES_NOTEBOOK, run.notebook, run.name),
-    )
+    return sorted(chosen, key=lambda run: (run.notebook == TABLES_NOTEBOOK, run.id))
 
 
 def read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:

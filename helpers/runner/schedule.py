@@ -51,10 +51,8 @@ def run_plan(plan: str, only: str, jobs: str, scheduler: str | None) -> None:
             write_line(f"a record without a run file is now {path.replace(moved)}")
         todo = [run for run in runs if not is_done(run)]
         if todo:  # a new record changes what the tables notebook shows
-            todo += [
-                run
-                for run in runs
-                if run.notebook == TABLES_NOTEBOOK and run not in todo
+            todo = [
+                run for run in runs if run in todo or run.notebook == TABLES_NOTEBOOK
             ]
         pool = dask_pool(scheduler, marker) if scheduler else local_pool(number, marker)
         with pool as (submit, slots):
@@ -227,7 +225,7 @@ def committed_record(run: Run) -> Record | None:
 def reference_seconds(run: Run) -> float:
     """How long the committed run took; NaN if there is none."""
     if record := committed_record(run):
-        return record["run_seconds"]
+        return record.get("run_seconds", record["seconds"])
     return math.nan
 
 
