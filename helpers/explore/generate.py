@@ -153,21 +153,16 @@ class TryIt(ipywidgets.VBox):
         # the checkbox next to the button: next to a slider it would be read as a part of it
         buttons = row(self.button, chat, self.worker)
         super().__init__([field, row(*sliders.values()), buttons, self.columns])
-        if tokens is not None:
-            self._add_pruning()
-
-    def _add_pruning(self) -> None:
-        """Add the controls that prune a copy."""
-        self.pruning = Worker()
-        self.method = choice(METHODS, "admm-grad", "method")
-        self.target = choice(TARGETS, "60 %", "target")
-        self.prune_button = ipywidgets.Button(
-            description="Prune a copy", icon="scissors"
-        )
-        self.prune_button.on_click(lambda _button: self.prune())
-        self.children += (
-            row(self.method, self.target, self.prune_button, self.pruning),
-        )
+        if tokens is not None:  # a copy can be pruned
+            self.pruning = Worker()
+            self.method = choice(METHODS, "admm-grad", "method")
+            self.target = choice(TARGETS, "60 %", "target")
+            self.prune_button = ipywidgets.Button(
+                description="Prune a copy", icon="scissors"
+            )
+            self.prune_button.on_click(lambda _button: self.prune())
+            line = row(self.method, self.target, self.prune_button, self.pruning)
+            self.children += (line,)
 
     def generate(self) -> None:
         """Let the models answer in a thread, as the button does."""

@@ -117,8 +117,8 @@ class LayerProblem:
 
     def errors(self, new: Tensor) -> Tensor:
         """‖Xw − Xŵ‖² / ‖Xw‖² of each output, (outputs,); 0 where the output is always zero."""
-        lost = self._squared_norms(self.weight - new)
-        return torch.where(self.squared_norms > 0, lost / self.squared_norms, 0.0)
+        shares = self._squared_norms(self.weight - new) / self.squared_norms
+        return torch.where(self.squared_norms > 0, shares, 0.0)
 
     def error(self, new: Tensor) -> float:
         """The relative error of all outputs together, as `helpers.gram.relative_error`."""
@@ -190,22 +190,16 @@ def layer_solve_explorer(
 
 def optimal_error(problem: LayerProblem, result: LayerResult) -> float:
     """The relative error of the optimum on the mask that ADMM has chosen."""
-    weight, gram = problem.weight, problem.gram.matrix
+    system = (problem.weight, problem.gram.matrix, result.keep)
     damping = result.damping
     if damping < PAPERS_DAMPING:  # badly conditioned: exact, but slow
-        optimum = exact_least_squares(weight, gram, result.keep, damping=damping)
-    else:
-        # from where ADMM has come to, 20 steps leave an error that is right to three digits or
-        # more: it changes with the square of the distance to the optimum
-        optimum = conjugate_gradients(
-            weight,
-            gram,
-            result.keep,
-            start=result.weight,
-            damping=damping,
-            iterations=20,
-        ).weight
-    return problem.error(optimum)
+        return problem.error(exact_least_squares(*system, damping=damping))
+    # from where ADMM has come to, 20 steps leave an error that is right to three digits or
+    # more: it changes with the square of the distance to the optimum
+    nearer = conjugate_gradients(
+        *system, start=result.weight, damping=damping, iterations=20
+    )
+    return problem.error(nearer.weight)
 
 
 def _solve_view(

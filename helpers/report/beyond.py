@@ -149,8 +149,8 @@ def pipeline_table(records: Records) -> pd.DataFrame:
     logs = np.log(table["perplexity"])
     base = logs.where((table["pipeline"] == BASE) & table["usual"])
     base = base.groupby([table["target"], table["draw"]]).transform("mean")
-    closed = (base - logs) / (base - np.log(table["perplexity_dense"]))
-    return table.assign(closed=closed)
+    table["closed"] = (base - logs) / (base - np.log(table["perplexity_dense"]))
+    return table
 
 
 def _names_in_order(pipelines: pd.DataFrame) -> list[str]:

@@ -123,8 +123,7 @@ def solve_figure(
     figure, (left, middle, right) = new_figure(
         3, size=(10.5, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
     )
-    iterations = range(1, len(errors) + 1)
-    left.plot(iterations, above_zero(errors), **line_style("ADMM"))
+    left.plot(range(1, len(errors) + 1), above_zero(errors), **line_style("ADMM"))
     draw_references(left, {name: v for name, v in references.items() if v > 0})
     if mask_steps:
         left.axvspan(0.5, mask_steps + 0.5, zorder=0, color="#EEEEEE")

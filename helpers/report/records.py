@@ -20,7 +20,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from helpers.errors import BadParameter, FileError, first_line
 from helpers.paths import replace_file, results_dir, root
@@ -45,20 +45,17 @@ SOURCES = ("helpers", "notebooks", "runs", "pyproject.toml", "constraints.txt")
 FileName = Annotated[str, Field(pattern=r"^\w[^/\\\x00-\x1f]{0,99}$")]
 
 
-class Metric(pydantic.BaseModel):
+class Metric(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     """A number with its unit, "1" for a pure number."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     value: float
     unit: str
     tolerance: float | None = None  # a fraction: how closely a rerun must agree
 
 
-class RecordModel(pydantic.BaseModel):
+class RecordModel(pydantic.BaseModel, strict=True, extra="allow", allow_inf_nan=False):
     """The fields of a record; the runner adds some, such as its fingerprint."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, JsonValue]
 
     # raised when fields change their meaning: an older record is then refused, not misread

@@ -94,8 +94,7 @@ def by_windows(records: Records) -> dict[str, list[Record]]:
     """
     groups = defaultdict(list)
     for record in records:
-        windows = tuple(record["parameters"].get(name) for name in WINDOWS)
-        groups[windows].append(record)
+        groups[tuple(map(record["parameters"].get, WINDOWS))].append(record)
     by_size = enumerate(sorted(groups.values(), key=len, reverse=True))
     return {f"other windows {place}" if place else "": runs for place, runs in by_size}
 
@@ -210,8 +209,7 @@ def runs_table(
         rows.append(row)
     table = pd.DataFrame(rows)
     table = table.reindex(columns=table.columns.union(COLUMNS, sort=False))
-    types = dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float)
-    return table.astype(types)
+    return table.astype(dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float))
 
 
 def processor_of(record: Record) -> str | None:

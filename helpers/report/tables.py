@@ -266,8 +266,8 @@ def paired_table(records: Records) -> pd.DataFrame | None:
 def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
     """The row of what guessing scores on each task of an accuracy table, and the mean."""
     known = {name: TASK_TABLE[task].chance for task, name in TASK_NAMES.items()}
-    chance = pd.Series(known, accuracy.columns, name="chance")
-    return chance.fillna(chance.mean()).to_frame().T
+    chance = pd.DataFrame(known, ["chance"], accuracy.columns)
+    return chance.assign(mean=chance.mean(axis=1))
 
 
 def _items_note(records: Records) -> str:

@@ -146,8 +146,9 @@ def read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
                 f"{where}: {name!r} is no name: use up to 100 letters, digits, . _ -"
             )
         for key, value in parameters.items():
-            allowed = types.keys() - NOT_RECORDED
-            check_choice(f"{where}, run {name}: parameter", key, allowed)
+            check_choice(
+                f"{where}, run {name}: parameter", key, types.keys() - NOT_RECORDED
+            )
             check_type(f"{where}, run {name}: {key}", value, types[key])
         run = Run(plan, notebook, name, parameters, defaults, timed)
         # committed records are read of any plan, those of runs here only of the run's own

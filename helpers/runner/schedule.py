@@ -72,7 +72,7 @@ def number_of_jobs(jobs: str) -> int:
     """
     if jobs == "auto":
         large = cpus() >= 2 and ram()[1] >= MEMORY_FOR_TWO
-        return 2 if large and not has_nvidia_driver() else 1
+        return 1 + (large and not has_nvidia_driver())
     if not jobs.isdecimal() or int(jobs) < 1:
         raise RunError(
             f'jobs = {jobs!r} is not possible: give "auto" or a number from 1'
