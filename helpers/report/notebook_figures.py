@@ -254,16 +254,15 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
 
 
 def hidden_states_figure(
-    norms: Sequence[Sequence[float]], block: int, top: Sequence[int], *, sequence: int
+    norms: np.ndarray, block: int, top: Sequence[int], *, sequence: int
 ) -> Figure:
     """The norms of one sequence's hidden states: by position at one block, and by block.
 
     Args: norms, (blocks + 1, tokens): entering each block, and leaving the last; block, the one
     shown; top, positions of its largest tokens, largest first; sequence, its number for the title.
     """
-    table = np.asarray(norms)
-    here = table[block]
-    medians = np.median(table, axis=1)
+    here = norms[block]
+    medians = np.median(norms, axis=1)
     figure, (left, right) = new_figure(
         2,
         size=(10.5, 3.7),
@@ -278,13 +277,13 @@ def hidden_states_figure(
         left.annotate(str(rank), point, (4, 3), textcoords="offset points")
     set_up_axes(
         left,
-        f"sequence {sequence}, {block_name(block, len(table))}",
+        f"sequence {sequence}, {block_name(block, len(norms))}",
         log=True,
         legend={},
         xlabel="position in the sequence",
         ylabel="norm of a token's stream",
     )
-    right.plot(table.max(axis=1), label="largest token", **line_style("", 1))
+    right.plot(norms.max(axis=1), label="largest token", **line_style("", 1))
     right.plot(medians, label="median token", **line_style("", 0))
     right.axvline(block, **CHOSEN)
     median = max(medians[block], 1e-30)

@@ -232,7 +232,7 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
 
     This is what ± means in every table, unless its caption says otherwise.
     """
-    draws = pd.Series(list(values), dtype=float)
+    draws = pd.Series(values, dtype=float)
     if len(draws) < FEWEST:
         return draws.mean(), math.nan
     errors = stats.t.ppf(0.975, len(draws) - 1)  # in half an interval

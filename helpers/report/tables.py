@@ -214,8 +214,7 @@ def _by_task(rows: pd.DataFrame, row: str, value: str, error: str) -> WithSpread
     Tasks are taken as independent.
     """
     rows = rows.dropna(subset=value)
-    means = rows.groupby([row, "task"], sort=False)[[value, error]].mean()
-    wide = means.astype(float).unstack().reindex(rows[row].unique())
+    wide = rows.pivot_table([value, error], row, "task", sort=False)
     wide = wide.rename_axis(columns=[None, None])
     tasks = [name for name in TASK_NAMES.values() if name in wide[value]]
     values = wide[value][tasks]

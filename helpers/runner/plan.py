@@ -110,11 +110,13 @@ def read_plan(plan: str, only: str = "*") -> list[Run]:
                     f"{where}: run {run.name} is there already, in this file or another"
                 )
             runs[run.id] = run
-    chosen = []
-    for run in runs.values():
-        names = (run.notebook, run.name, run.id, f"{run.notebook}/{run.name}")
-        if fnmatch.filter(names, only):
-            chosen.append(run)
+    chosen = [
+        run
+        for run in runs.values()
+        if fnmatch.filter(
+            (run.notebook, run.name, run.id, f"{run.notebook}/{run.name}"), only
+        )
+    ]
     if not chosen:
         raise RunError(
             f"plan {plan} has no run {only}: make plan PLAN={plan} lists them"
