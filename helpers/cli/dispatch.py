@@ -13,18 +13,12 @@ import sys
 from collections.abc import Sequence
 
 from helpers import machine, runner  # their names are loaded on use
-from helpers.cli.parser import make_parser
+from helpers.cli.parser import PLAN_VERBS, make_parser
 from helpers.errors import HelpersError, first_line
 from helpers.options import check_choice
 
-# the functions of `helpers.runner` by their verbs
-PLAN_FUNCTIONS = {
-    "reproduce": "reproduce",
-    "run": "run_plan",
-    "tables": "tables",
-    "accept": "accept",
-    "list": "list_runs",
-}
+# functions of `helpers.runner` that are not called like their verbs
+PLAN_FUNCTIONS = {"run": "run_plan", "list": "list_runs"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,11 +43,11 @@ def dispatch(options: argparse.Namespace) -> int:
     """Call the function of the verb and return the exit code."""
     arguments = vars(options)
     verb = arguments.pop("verb")
-    if verb in PLAN_FUNCTIONS:
+    if verb in PLAN_VERBS:
         # end on SIGTERM as on Ctrl-C, so that kernels are stopped too
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         # each takes the options of its verb by their names
-        return getattr(runner, PLAN_FUNCTIONS[verb])(**arguments) or 0
+        return getattr(runner, PLAN_FUNCTIONS.get(verb, verb))(**arguments) or 0
     if verb == "doctor":
         return machine.examine()
     if verb == "assets":
@@ -61,10 +55,7 @@ def dispatch(options: argparse.Namespace) -> int:
         return 0
     from helpers.cli import prune  # here, since it loads torch
 
-    if verb == "prune":
-        prune.prune(options)
-    else:
-        prune.evaluate(options)
+    getattr(prune, verb)(options)  # "prune" or "evaluate"
     return 0
 
 

@@ -54,20 +54,20 @@ def make_parser() -> argparse.ArgumentParser:
     option("--limit", type=int, help="items of each task (default: all)")
     add_model(evaluate)
     for name, text in PLAN_VERBS.items():
-        verb = verbs.add_parser(name, help=text, description=f"{text.capitalize()}.")
-        add_plan(verb, name)
+        add_plan(
+            verbs.add_parser(name, help=text, description=f"{text.capitalize()}."), name
+        )
     verbs.add_parser(
         "doctor",
         help="look for what is missing or broken",
         description="Look for what is missing or broken and say how to fix it. Works before any "
         "package is installed.",
     )
-    assets = verbs.add_parser(
+    verbs.add_parser(
         "assets",
         help="download the embedded model and texts",
         description="Download models and texts, and say where they are.",
-    )
-    assets.add_argument(
+    ).add_argument(
         "names",
         nargs="*",
         metavar="NAME",

@@ -24,8 +24,8 @@ def prune(options: argparse.Namespace) -> None:
     windows = text_needed(options.method, options.effort, options.sequences)
     kind = str(pick_dtype(options.dtype, pick_device(options.device)))
     options.dtype = kind.removeprefix("torch.")
-    needs = machine.check_memory("04_prune_model", vars(options))["needs"]
-    write_line(f"memory: {needs}")
+    memory = machine.check_memory("04_prune_model", vars(options))
+    write_line(f"memory: {memory['needs']}")
     with large.torchrun_team(options.device) as (team, options.device):
         model, tokenizer = load(options, options.model)
         tokens = None
@@ -47,9 +47,9 @@ def prune(options: argparse.Namespace) -> None:
     if report.error is not None:
         error = f"mean layer error {report.error:.4g}"
     write_line(f"sparsity {report.sparsity:.4f}, {error}")
-    after = measure(options, model, tokenizer)
     write_line(
-        f"perplexity {before:.6g} before, {after:.6g} after; saved to {options.save}"
+        f"perplexity {before:.6g} before, {measure(options, model, tokenizer):.6g} after; "
+        f"saved to {options.save}"
     )
 
 
@@ -68,8 +68,10 @@ def check_pruning(options: argparse.Namespace) -> None:
             "processes of torchrun prune from file to file: add --streamed"
         )
     if both := vars(options).keys() & options.options.keys():
-        flag = f"--{min(both).replace('_', '-')}"
-        raise BadParameter(f"--options holds {min(both)}: give it as {flag}")
+        name = min(both)
+        raise BadParameter(
+            f"--options holds {name}: give it as --{name.replace('_', '-')}"
+        )
     if not options.streamed:  # which goes on in a folder that an earlier call has begun
         share.check_new_folder(options.save)
     target_sparsity(options.sparsity, options.pattern)

@@ -69,10 +69,12 @@ def calibration_explorer(
             f"{_number(ratios[first])} times the median norm. More than {FULL_COLOUR} times the "
             f"median: {sum(r > FULL_COLOUR for r in ratios)} of {len(ratios)} tokens."
         )
-        markup = text_html(texts, ratios, largest)
-        markup += table_html(texts, here.tolist(), ratios, largest)
-        figure = hidden_states_figure(norms.numpy(), block, largest, sequence=sequence)
-        return View(figure, caption, markup)
+        table = table_html(texts, here.tolist(), ratios, largest)
+        return View(
+            hidden_states_figure(norms.numpy(), block, largest, sequence=sequence),
+            caption,
+            text_html(texts, ratios, largest) + table,
+        )
 
     return Explorer(controls, draw, hint=HINT)
 

@@ -23,8 +23,6 @@ from helpers.progress import ProgressBar
 from helpers.report import to_png
 
 STOPPED = "stopped: nothing is lost, start again whenever you like"
-# seconds between two updates of the bar: the browser has to draw each
-BAR_INTERVAL = 0.05
 PATIENCE = 1.0  # seconds that work may go on although a newer request waits
 DPI = 90
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -48,8 +46,9 @@ class Worker(ipywidgets.HBox):
         self.bar = ipywidgets.IntProgress(layout={"width": "240px"})
         self.button = ipywidgets.Button(description="Stop", icon="stop")
         # hidden, it keeps its space, so that nothing below moves
-        hidden = {"visibility": "hidden"}
-        self.busy = ipywidgets.HBox([self.bar, self.button], layout=hidden)
+        self.busy = ipywidgets.HBox(
+            [self.bar, self.button], layout={"visibility": "hidden"}
+        )
         self.message = ipywidgets.HTML()
         self.error = None  # that ended the last work
         self._lock = threading.RLock()
@@ -58,7 +57,6 @@ class Worker(ipywidgets.HBox):
         self._waiting = None
         self._stopping = False
         self._began = 0.0
-        self._bar_updated = 0.0
         super().__init__([self.busy, self.message])
         self.button.on_click(lambda _button: self.stop())
 
@@ -96,11 +94,7 @@ class Worker(ipywidgets.HBox):
     def progress(self, done: int, total: int, name: str) -> None:
         """Show how far the work has come and what is under way; raise Stopped if it should end."""
         self.check()
-        now = time.monotonic()
-        if done < total and now - self._bar_updated < BAR_INTERVAL:
-            return
         with self._lock:
-            self._bar_updated = now
             self.bar.max = max(1, total)
             self.bar.value = done
             self.busy.layout.visibility = "visible"
@@ -121,7 +115,6 @@ class Worker(ipywidgets.HBox):
                     return
                 self._stopping = False
                 self._began = time.monotonic()
-                self._bar_updated = 0.0
             error = None
             try:
                 work()
@@ -136,8 +129,7 @@ def error_line(error: Exception) -> str:
     """An error as one line of HTML: red unless the user pressed Stop, read by screen readers."""
     if isinstance(error, Stopped):
         return STOPPED
-    text = html.escape(first_line(error))
-    return f'<span role="alert" style="{RED}">{text}</span>'
+    return f'<span role="alert" style="{RED}">{html.escape(first_line(error))}</span>'
 
 
 class View(NamedTuple):
@@ -181,8 +173,8 @@ class Explorer(ipywidgets.VBox):
         self.below = ipywidgets.HTML()
         self._view = None
         rows = rows or [row(*controls.values())]
-        hint_line = ipywidgets.HTML(paragraph(hint))
-        super().__init__([hint_line, *rows, self.worker, self.picture, self.below])
+        hint = ipywidgets.HTML(paragraph(hint))
+        super().__init__([hint, *rows, self.worker, self.picture, self.below])
         for control in controls.values():
             control.observe(self.refresh, names="value")
         self.refresh()

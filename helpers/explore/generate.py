@@ -12,7 +12,7 @@ import ipywidgets
 import torch
 from IPython.display import HTML
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers import TextStreamer
 
 from helpers.errors import BadParameter, NonFinite, OutOfMemory
 from helpers.explore.controls import Worker, choice, row, slider
@@ -47,11 +47,10 @@ class Answer(ipywidgets.HTML):
     def show(self, text: str) -> None:
         """Show a text; the prompt that it begins with, if it does, is grey."""
         grey = self.prompt if text.startswith(self.prompt) else ""
-        written = text.removeprefix(grey)
         self.value = (
             f'<div style="{COLUMN}"><b>{html.escape(self.label)}</b><div style="{TEXT}">'
-            f'<span style="opacity: 0.65">{html.escape(grey)}</span>{html.escape(written)}'
-            "</div></div>"
+            f'<span style="opacity: 0.65">{html.escape(grey)}</span>'
+            f"{html.escape(text.removeprefix(grey))}</div></div>"
         )
 
 
@@ -93,20 +92,16 @@ class ColumnStreamer(TextStreamer):
         self.answer.show(self.text.rstrip())
 
 
-class RefuseNaN(LogitsProcessor):
-    """Raises NonFinite for NaN, which `generate` would take for a score.
+def refuse_nan(_ids: Tensor, logits: Tensor) -> Tensor:
+    """The logits (1, vocabulary) as they are; NonFinite for NaN, which would pass for a score.
 
     Sampled on a GPU it would make the GPU unusable for the kernel.
     """
-
-    def __call__(self, _ids: Tensor, logits: Tensor) -> Tensor:
-        """The logits (1, vocabulary) as they are."""
-        if not logits.max().isfinite():  # NaN is the largest of any
-            raise NonFinite(
-                "a model gives NaN or infinity instead of logits: load it as float32, or prune it "
-                "less"
-            )
-        return logits
+    if not logits.max().isfinite():  # NaN is the largest of any
+        raise NonFinite(
+            "a model gives NaN or infinity instead of logits: load it as float32, or prune it less"
+        )
+    return logits
 
 
 class TryIt(ipywidgets.VBox):
@@ -158,21 +153,16 @@ class TryIt(ipywidgets.VBox):
         # the checkbox next to the button: next to a slider it would be read as a part of it
         buttons = row(self.button, chat, self.worker)
         super().__init__([field, row(*sliders.values()), buttons, self.columns])
-        if tokens is not None:
-            self._add_pruning()
-
-    def _add_pruning(self) -> None:
-        """Add the controls that prune a copy."""
-        self.pruning = Worker()
-        self.method = choice(METHODS, "admm-grad", "method")
-        self.target = choice(TARGETS, "60 %", "target")
-        self.prune_button = ipywidgets.Button(
-            description="Prune a copy", icon="scissors"
-        )
-        self.prune_button.on_click(lambda _button: self.prune())
-        self.children += (
-            row(self.method, self.target, self.prune_button, self.pruning),
-        )
+        if tokens is not None:  # a copy can be pruned
+            self.pruning = Worker()
+            self.method = choice(METHODS, "admm-grad", "method")
+            self.target = choice(TARGETS, "60 %", "target")
+            self.prune_button = ipywidgets.Button(
+                description="Prune a copy", icon="scissors"
+            )
+            self.prune_button.on_click(lambda _button: self.prune())
+            line = row(self.method, self.target, self.prune_button, self.pruning)
+            self.children += (line,)
 
     def generate(self) -> None:
         """Let the models answer in a thread, as the button does."""
@@ -266,7 +256,7 @@ class TryIt(ipywidgets.VBox):
                     inputs,
                     attention_mask=torch.ones_like(inputs),
                     streamer=streamer,
-                    logits_processor=LogitsProcessorList([RefuseNaN()]),
+                    logits_processor=[refuse_nan],
                     max_new_tokens=new_tokens,
                     pad_token_id=self.tokenizer.eos_token_id,
                     **sampling,

@@ -117,8 +117,8 @@ class LayerProblem:
 
     def errors(self, new: Tensor) -> Tensor:
         """‖Xw − Xŵ‖² / ‖Xw‖² of each output, (outputs,); 0 where the output is always zero."""
-        lost = self._squared_norms(self.weight - new)
-        return torch.where(self.squared_norms > 0, lost / self.squared_norms, 0.0)
+        shares = self._squared_norms(self.weight - new) / self.squared_norms
+        return torch.where(self.squared_norms > 0, shares, 0.0)
 
     def error(self, new: Tensor) -> float:
         """The relative error of all outputs together, as `helpers.gram.relative_error`."""
@@ -190,22 +190,16 @@ def layer_solve_explorer(
 
 def optimal_error(problem: LayerProblem, result: LayerResult) -> float:
     """The relative error of the optimum on the mask that ADMM has chosen."""
-    weight, gram = problem.weight, problem.gram.matrix
+    system = (problem.weight, problem.gram.matrix, result.keep)
     damping = result.damping
     if damping < PAPERS_DAMPING:  # badly conditioned: exact, but slow
-        optimum = exact_least_squares(weight, gram, result.keep, damping=damping)
-    else:
-        # from where ADMM has come to, 20 steps leave an error that is right to three digits or
-        # more: it changes with the square of the distance to the optimum
-        optimum = conjugate_gradients(
-            weight,
-            gram,
-            result.keep,
-            start=result.weight,
-            damping=damping,
-            iterations=20,
-        ).weight
-    return problem.error(optimum)
+        return problem.error(exact_least_squares(*system, damping=damping))
+    # from where ADMM has come to, 20 steps leave an error that is right to three digits or
+    # more: it changes with the square of the distance to the optimum
+    nearer = conjugate_gradients(
+        *system, start=result.weight, damping=damping, iterations=20
+    )
+    return problem.error(nearer.weight)
 
 
 def _solve_view(
@@ -268,15 +262,14 @@ def mask_schedule_explorer(
         check: Callable[[], None], layer: str, mask_steps: int, **settings: Any
     ) -> tuple[Solution, Tensor]:
         """The solution, and the one-shot mask of its final sparsity."""
-        problem = layers[layer]
-        solution = problem.solve(
+        solution = layers[layer].solve(
             check,
             mask_steps=mask_steps,
             iterations=mask_steps + FINAL_ITERATIONS,
             **settings,
         )
         settings["schedule"] = "one-shot"
-        one_shot = problem.solve(check, iterations=1, **settings)
+        one_shot = layers[layer].solve(check, iterations=1, **settings)
         return solution, one_shot.keeps[0]
 
     def draw(worker: Worker, *, layer: str, iteration: int, **settings: Any) -> View:
@@ -301,8 +294,7 @@ def _play_button(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:
         min=1, max=iteration.max, value=iteration.value, interval=INTERVAL
     )
     # at the end it starts again: pressed there it would only switch itself off
-    repeat = "repeat" if hasattr(play, "repeat") else "_repeat"  # ipywidgets 8 and 7
-    setattr(play, repeat, True)
+    play.repeat = play._repeat = True  # its names in ipywidgets 8 and 7
     # linked in the browser: no round trip
     ipywidgets.jslink((play, "value"), (iteration, "value"))
 
@@ -325,9 +317,9 @@ def _mask_view(
 ) -> View:
     """The picture of an iteration, counted from 1, and the same in words."""
     keep = solution.keeps[iteration - 1]
-    sparsities = [1 - mask.float().mean().item() for mask in solution.keeps]
+    pruned = [100 - 100 * mask.float().mean().item() for mask in solution.keeps]
     figure = gradual_mask_figure(
-        sparsities,
+        pruned,
         solution.errors,
         keep,
         one_shot,
@@ -335,16 +327,17 @@ def _mask_view(
         group=pattern.m,
         name=title,
     )
-    removed = 1 - keep[one_shot].float().mean().item()
+    removed = ~keep[one_shot]
     caption = (
         f"Iteration {iteration} of {len(solution.keeps)}: "
-        f"{100 * sparsities[iteration - 1]:.1f} % pruned, error "
+        f"{pruned[iteration - 1]:.1f} % pruned, error "
         f"{short_error(solution.errors[iteration - 1])}. Of the weights that the one-shot mask "
-        f"keeps {100 * removed:.1f} % are removed here."
+        f"keeps {100 * removed.float().mean():.1f} % are removed here."
     )
     if pattern.grouped:
-        kept = keep.unflatten(1, (-1, pattern.m)).sum(-1)
-        share = 100 * (kept == pattern.n).float().mean().item()
-        caption += f" {share:.1f} % of the groups of {pattern.m} keep exactly "
-        caption += f"{pattern.n}."
+        exact = keep.unflatten(1, (-1, pattern.m)).sum(-1) == pattern.n
+        caption += (
+            f" {100 * exact.float().mean():.1f} % of the groups of {pattern.m} keep exactly "
+            f"{pattern.n}."
+        )
     return View(figure, caption)

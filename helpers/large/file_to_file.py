@@ -128,14 +128,15 @@ def prune_checkpoint(
     if not allow_pruned:
         # one block says it, and the others are on disk
         with reader.weights_in_memory(0):
-            weights = [layer.weight for layer in find_layers(reader.blocks[0]).values()]
-            advice = "give the dense model, or allow_pruned=True to prune it further"
-            check_zeros(f"the weights of the first block of {source}", weights, advice)
+            check_zeros(
+                f"the weights of the first block of {source}",
+                [layer.weight for layer in find_layers(reader.blocks[0]).values()],
+                "give the dense model, or allow_pruned=True to prune it further",
+            )
     folder = Path(destination).expanduser().absolute()
     store = ShardStore(folder, reader, request, team)
     if len(store.results) < len(store.names):
-        report = Loop(model, request, store=store, team=team).run()
-        store.save_outside(report)
+        store.save_outside(Loop(model, request, store=store, team=team).run())
     if team.rank == 0 and not (folder / INDEX).is_file():
         store.complete()
     team.gather(None)  # no process goes on to a model that is not complete
@@ -195,16 +196,15 @@ def prune_on_disk(
 def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
     """Hash of all that decides the bits of the result: only shards of the same one are kept."""
     solve = get_method(request.target.method)
-    calibration = method_code = None
-    if solve.needs_calibration:  # else the tokens are never read
-        calibration = hash_of(request.tokens.tolist())
+    method_code = None
     # a method of the caller's may have no file
     with contextlib.suppress(OSError, TypeError):
         method_code = code_hash(inspect.getsource(inspect.unwrap(solve)))
     parts = {
         "source": {path.name: sha256_file(path) for path in reader.checkpoint.paths},
         "configuration": sha256_file(reader.checkpoint.folder / "config.json"),
-        "calibration": calibration,
+        # else the tokens are never read
+        "calibration": solve.needs_calibration and hash_of(request.tokens.tolist()),
         "target": dataclasses.asdict(request.target),
         "method_code": method_code,
         "passes": request.passes,
@@ -233,8 +233,7 @@ class ShardStore(Store):
         self.folder = folder
         self.reader = reader
         self.team = team
-        self.parts = [*range(len(reader.blocks)), None]  # as the reader calls them
-        count = len(self.parts)
+        count = len(reader.blocks) + 1
         self.names = [
             f"model-{number:05d}-of-{count:05d}.safetensors"
             for number in range(1, count + 1)
@@ -284,23 +283,18 @@ class ShardStore(Store):
     def saved(self, index: int) -> list[LayerReport] | None:
         """The reports of a block that an earlier call has pruned."""
         result = self.results.get(self.names[index])
-        return result and [layer_report(row) for row in result["layers"]]
+        return result and [*map(layer_report, result["layers"])]
 
     def save(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
         """Write the shard of a pruned block."""
-        rows = [dataclasses.asdict(layer) for layer in layers]
+        rows = [*map(dataclasses.asdict, layers)]
         self._write(index, {"layers": rows, "halved": self.halved + halved})
 
     def save_outside(self, report: PruneReport) -> None:
         """Write the last shard: what lies outside the blocks, and facts about the whole run."""
-        result = {
-            "seconds": report.seconds,
-            "parity": report.parity,
-            "batch": report.batch,
-            "halved": self.halved + report.halved,
-        }
+        facts = {name: getattr(report, name) for name in ("seconds", "parity", "batch")}
         with self.reader.weights_in_memory(None):
-            self._write(-1, result)
+            self._write(-1, facts | {"halved": self.halved + report.halved})
 
     def _write(self, number: int, result: dict[str, Any]) -> None:
         name = self.names[number]
@@ -310,7 +304,8 @@ class ShardStore(Store):
             report = {"request": self.hash} | self._read() | self.results
             # before the shard, so that no kill comes between the two
             replace_file(self.folder / REPORT, json.dumps(report))
-            write_shard(self.folder / name, self.reader.tensors(self.parts[number]))
+            part = None if number == -1 else number  # as the reader calls it
+            write_shard(self.folder / name, self.reader.tensors(part))
 
     def complete(self) -> None:
         """Add what makes the shards a model: tokenizer, configuration and, last, the index."""
@@ -322,8 +317,9 @@ class ShardStore(Store):
             for pattern in COMPANIONS:
                 for path in source.glob(pattern):
                     replace_file(self.folder / path.name, path.read_bytes())
-            text = json.dumps(config, indent=2)
-            replace_file(self.folder / "config.json", f"{text}\n")
+            replace_file(
+                self.folder / "config.json", f"{json.dumps(config, indent=2)}\n"
+            )
             write_index(self.folder)
 
 

@@ -26,10 +26,7 @@ INDEX = "model.safetensors.index.json"
 COMPANIONS = (
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    "*token*.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
@@ -181,5 +178,4 @@ def write_index(folder: Path) -> None:
                 files[name] = path.name
                 total += file.get_tensor(name).nbytes  # mapped, and not read
     index = {"metadata": {"total_size": total}, "weight_map": files}
-    text = json.dumps(index, indent=1, sort_keys=True)
-    replace_file(folder / INDEX, f"{text}\n")
+    replace_file(folder / INDEX, f"{json.dumps(index, indent=1, sort_keys=True)}\n")

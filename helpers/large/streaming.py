@@ -7,7 +7,6 @@ any other. A loop that works block by block keeps a block in memory for as long 
 """
 
 import contextlib
-import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -93,8 +92,8 @@ def load_streamed(
         # again, because under the model's dtype some have been rounded on the way
         if module._non_persistent_buffers_set & module._buffers.keys():
             model._init_weights(module)
-        for buffer_name, buffer in module._buffers.items():
-            module._buffers[buffer_name] = None if buffer is None else buffer.to(where)
+    for buffer in model.buffers():
+        buffer.data = buffer.to(where)
     set_state(model, reader=WeightReader(model, checkpoint, where, kind))
     return model.eval(), tokenizer
 
@@ -169,21 +168,11 @@ class WeightReader:
             for module, _ in slot.holders:
                 outside[module].append(slot)
         self.slots |= outside
+        # a part's weights are in memory for as long as its forward runs
         for module in outside:
-            self._read_when_called(module, module)
+            module.forward = self.weights_in_memory(module)(module.forward)
         for index, block in enumerate(self.blocks):
-            self._read_when_called(block, index)
-
-    def _read_when_called(self, module: nn.Module, part: int | nn.Module) -> None:
-        """Keep a part's weights in memory for as long as its forward runs."""
-        forward = module.forward
-
-        @functools.wraps(forward)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with self.weights_in_memory(part):
-                return forward(*args, **kwargs)
-
-        module.forward = wrapped
+            block.forward = self.weights_in_memory(index)(block.forward)
 
     @contextlib.contextmanager
     def weights_in_memory(self, part: int | nn.Module | None) -> Iterator[None]:

@@ -81,10 +81,10 @@ def missing_packages() -> list[str]:
 
 def check_python() -> Finding:
     """Whether the version is new enough."""
-    version = platform.python_version()
+    text = platform.python_version()
     if sys.version_info[:2] >= OLDEST_PYTHON:
-        return Finding("python", version)
-    text = f"{version}, and 3.11 or newer is needed"
+        return Finding("python", text)
+    text += ", and 3.11 or newer is needed"
     return Finding(
         "python", text, "fix", "install one and name it: make setup PYTHON=python3.12"
     )
@@ -163,12 +163,13 @@ def check_downloads() -> Finding:
     """Whether the pinned downloads are there; `make assets` compares their hashes too."""
     from helpers.data.assets import ASSETS  # here, because it needs packages
 
-    missing = []
-    for asset in ASSETS.values():
-        folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
-        for path, _ in asset.members.values():
-            if not (folder / path).is_file():
-                missing.append(path)
+    folder = cache_dir() / "assets"
+    missing = [
+        path
+        for asset in ASSETS.values()
+        for path, _ in asset.members.values()
+        if not (folder / f"{asset.package}-{asset.version}" / path).is_file()
+    ]
     if not missing:
         return Finding("downloads", "all files there (make assets compares hashes)")
     text = f"not there yet: {', '.join(missing)}"

@@ -119,6 +119,5 @@ def check_memory(notebook: str, parameters: Parameters) -> dict[str, str]:
                 f"{', '.join(name for name in sizes if name in parameters)}; restarting a "
                 "notebook's kernel frees what its cells hold"
             )
-        tight = " (tight)" if need > left else ""
-        needs.append(f"{gigabytes(need)} of {kind}{tight}")
+        needs.append(f"{gigabytes(need)} of {kind}{' (tight)' if need > left else ''}")
     return {"needs": ", ".join(needs), **words}

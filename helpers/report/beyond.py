@@ -149,8 +149,8 @@ def pipeline_table(records: Records) -> pd.DataFrame:
     logs = np.log(table["perplexity"])
     base = logs.where((table["pipeline"] == BASE) & table["usual"])
     base = base.groupby([table["target"], table["draw"]]).transform("mean")
-    closed = (base - logs) / (base - np.log(table["perplexity_dense"]))
-    return table.assign(closed=closed)
+    table["closed"] = (base - logs) / (base - np.log(table["perplexity_dense"]))
+    return table
 
 
 def _names_in_order(pipelines: pd.DataFrame) -> list[str]:
@@ -210,9 +210,8 @@ def gain_table(pipelines: pd.DataFrame) -> WithSpread:
         groups = runs.groupby("pipeline")
         columns[f"{target}, memory (GB)"] = groups["memory"].max()
         columns[f"{target}, seeds"] = groups["seed"].nunique().astype("Int64")
-    rows = _names_in_order(pipelines)
-    table = pd.DataFrame(columns).reindex(rows).rename_axis("pipeline")
-    table = table.dropna(axis=1, how="all")
+    table = pd.DataFrame(columns).reindex(_names_in_order(pipelines))
+    table = table.rename_axis("pipeline").dropna(axis=1, how="all")
     spread = pd.DataFrame(halves)
     return table, spread.where(spread > 0.001)  # what all is compared with has none
 

@@ -1,6 +1,6 @@
 """In words: the main number of a run, the verdict in one line, and every comparison."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import chain
 
 import pandas as pd
@@ -58,9 +58,8 @@ def verdict_line(verdict: Verdict) -> str:
     return f"{text} (another machine: {reasons})"
 
 
-def comparison_lines(comparisons: Iterable[Comparison]) -> list[str]:
+def comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
     """The comparisons as aligned lines with a heading; the last column marks what is apart."""
-    comparisons = list(comparisons)
     if not comparisons:
         return []
     table = pd.DataFrame(comparisons).drop(columns=["within", "close"])
@@ -68,13 +67,8 @@ def comparison_lines(comparisons: Iterable[Comparison]) -> list[str]:
         "" if item.apart is None else f"{100 * item.apart:+.2f} %"
         for item in comparisons
     ]
-    table[""] = [_mark(item) for item in comparisons]
+    near = ", close to the bound: another kind of processor may do that"
+    table[""] = [
+        "" if item.within else f"OUT{near * item.close}" for item in comparisons
+    ]
     return table.to_string(index=False, float_format="{:.5g}".format).splitlines()
-
-
-def _mark(comparison: Comparison) -> str:
-    if comparison.within:
-        return ""
-    if comparison.close:
-        return "OUT, close to the bound: another kind of processor may do that"
-    return "OUT"

@@ -126,8 +126,8 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
     cells = [map(with_half, table[name], spread[name]) for name in table]
     rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * len(cells)]]
     rows += zip(table.index, *cells, strict=True)
-    lines = [display_name(" | ".join(map(str, row))) for row in rows]
-    return "".join(f"| {line} |\n" for line in lines)
+    lines = (" | ".join(map(str, row)) for row in rows)
+    return "".join(f"| {display_name(line)} |\n" for line in lines)
 
 
 # a table, and what stands behind ± of its numbers

@@ -90,8 +90,7 @@ def _draw_mask(
     mask: Any,
     title: str,
     colours: Sequence[str] = (PRUNED, KEPT),
-    aspect: str = "equal",
-    legend: Mapping[str, Any] | None = None,
+    **labels: Any,
 ) -> None:
     """Each entry of a mask in the colour of its number."""
     ax.imshow(
@@ -100,10 +99,9 @@ def _draw_mask(
         vmin=0,
         vmax=len(colours) - 1,
         interpolation="nearest",
-        aspect=aspect,
     )
     ax.grid(False)
-    set_up_axes(ax, title, legend=legend, xlabel="input", ylabel="output")
+    set_up_axes(ax, title, xlabel="input", ylabel="output", **labels)
 
 
 def solve_figure(
@@ -125,8 +123,7 @@ def solve_figure(
     figure, (left, middle, right) = new_figure(
         3, size=(10.5, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
     )
-    iterations = range(1, len(errors) + 1)
-    left.plot(iterations, above_zero(errors), markersize=4, **line_style("ADMM"))
+    left.plot(range(1, len(errors) + 1), above_zero(errors), **line_style("ADMM"))
     draw_references(left, {name: v for name, v in references.items() if v > 0})
     if mask_steps:
         left.axvspan(0.5, mask_steps + 0.5, zorder=0, color="#EEEEEE")
@@ -138,7 +135,6 @@ def solve_figure(
             f"{what}\nat each step",
             transform=left.get_xaxis_transform(),
             ha="center",
-            size=8.5,
         )
     set_up_axes(
         left,
@@ -148,7 +144,7 @@ def solve_figure(
         xlabel="iteration",
         ylabel=RELATIVE_ERROR,
         xlim=(0.5, len(errors) + 0.5),
-        legend={"fontsize": 8.5},
+        legend={},
     )
     # the error of every output, the solve's worst first; three are named
     order = np.argsort(-np.asarray(after), kind="stable")
@@ -161,18 +157,18 @@ def solve_figure(
         middle,
         f"hurt most: outputs {', '.join(map(str, order[:3]))}",
         log=True,
-        legend={"fontsize": 8.5, "markerscale": 3},
+        legend={"markerscale": 3},
         xlabel="output, most hurt first",
         ylabel="relative error of an output",
     )
-    share = 100 * keep.float().mean().item()
-    title = f"kept (dark): {share:.0f} % of {' × '.join(map(str, keep.shape))}"
-    _draw_mask(right, keep[:48, :48], title)
+    outputs, inputs = keep.shape
+    share = f"{100 * keep.float().mean():.0f} % of {outputs} × {inputs}"
+    _draw_mask(right, keep[:48, :48], f"kept (dark): {share}")
     return figure
 
 
 def gradual_mask_figure(
-    sparsity: Sequence[float],
+    pruned: Sequence[float],
     errors: Sequence[float],
     keep: Any,
     one_shot: Any,
@@ -183,10 +179,10 @@ def gradual_mask_figure(
 ) -> Figure:
     """One gradual solve at one of its iterations: sparsity, error, and the mask against one-shot's.
 
-    Args: sparsity and errors, one number an iteration; iteration, the one shown, from 1; keep,
-    the mask then, and one_shot, the one-shot mask of the final sparsity, both (d_out, d_in), of
-    which the top left corner is drawn; group, the M of an N:M pattern; name, the layer's, for the
-    title.
+    Args: pruned (in percent) and errors, one number an iteration; iteration, the one shown, from 1;
+    keep, the mask then, and one_shot, the one-shot mask of the final sparsity, both (d_out, d_in),
+    of which the top left corner is drawn; group, the M of an N:M pattern; name, the layer's, for
+    the title.
     """
     figure, (left, middle, right) = new_figure(
         3,
@@ -194,14 +190,13 @@ def gradual_mask_figure(
         margins=MARGINS | {"bottom": 0.26},
         width_ratios=[1, 1, 1.3],
     )
-    percent = [100 * value for value in sparsity]
     here = f"iteration {iteration}:"
     _draw_history(
         left,
-        percent,
+        pruned,
         iteration,
         "paper",
-        title=f"{name}\n{here} {percent[iteration - 1]:.1f} % pruned".strip(),
+        title=f"{name}\n{here} {pruned[iteration - 1]:.1f} % pruned",
         ylabel="sparsity of the mask (%)",
         ylim=(0, 100),
     )
@@ -222,7 +217,7 @@ def _draw_history(
     ax: Axes, values: Sequence[float], iteration: int, look: str, **labels: Any
 ) -> None:
     """A number by iteration, with a line and a ring at one of them."""
-    ax.plot(range(1, len(values) + 1), values, markersize=4, **line_style(look))
+    ax.plot(range(1, len(values) + 1), values, **line_style(look))
     ax.axvline(iteration, **CHOSEN)
     draw_ring(ax, iteration, values[iteration - 1])
     set_up_axes(ax, whole=8, xlabel="iteration", **labels)
@@ -240,19 +235,18 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
     if group:  # few groups, each of which can be counted
         rows, columns = 16, 3 * max(8, group)
     kinds = (2 * keep.int() + one_shot.int())[:rows, :columns]  # as the colours
-    moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
-    title = f"{moved:.1f} % of those kept are not one-shot's"
+    moved = ~one_shot[keep]
+    title = f"{100 * moved.float().mean():.1f} % of those kept are not one-shot's"
     legend = {
         "handles": [
             Patch(facecolor=colour, edgecolor="#999999", label=name)
             for name, colour in colours.items()
         ],
-        "fontsize": 8.5,
         "ncols": 2,
         "loc": "upper center",
         "bbox_to_anchor": (0.45, -0.16),
     }
-    _draw_mask(ax, kinds, title, list(colours.values()), "auto", legend)
+    _draw_mask(ax, kinds, title, list(colours.values()), aspect="auto", legend=legend)
     if group:  # lines between groups of M along the input
         outputs, inputs = kinds.shape
         edges = np.arange(group - 0.5, inputs - 1, group)
@@ -260,16 +254,15 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
 
 
 def hidden_states_figure(
-    norms: Sequence[Sequence[float]], block: int, top: Sequence[int], *, sequence: int
+    norms: np.ndarray, block: int, top: Sequence[int], *, sequence: int
 ) -> Figure:
     """The norms of one sequence's hidden states: by position at one block, and by block.
 
     Args: norms, (blocks + 1, tokens): entering each block, and leaving the last; block, the one
     shown; top, positions of its largest tokens, largest first; sequence, its number for the title.
     """
-    table = np.asarray(norms)
-    here = table[block]
-    medians = np.median(table, axis=1)
+    here = norms[block]
+    medians = np.median(norms, axis=1)
     figure, (left, right) = new_figure(
         2,
         size=(10.5, 3.7),
@@ -284,21 +277,19 @@ def hidden_states_figure(
         left.annotate(str(rank), point, (4, 3), textcoords="offset points")
     set_up_axes(
         left,
-        f"sequence {sequence}, {block_name(block, len(table))}",
+        f"sequence {sequence}, {block_name(block, len(norms))}",
         log=True,
         legend={},
         xlabel="position in the sequence",
         ylabel="norm of a token's stream",
     )
-    right.plot(
-        table.max(axis=1), markersize=4, label="largest token", **line_style("", 1)
-    )
-    right.plot(medians, markersize=4, label="median token", **line_style("", 0))
+    right.plot(norms.max(axis=1), label="largest token", **line_style("", 1))
+    right.plot(medians, label="median token", **line_style("", 0))
     right.axvline(block, **CHOSEN)
-    ratio = here.max() / max(medians[block], 1e-30)
+    median = max(medians[block], 1e-30)
     set_up_axes(
         right,
-        f"largest is {ratio:.3g} × the median here",
+        f"largest is {here.max() / median:.3g} × the median here",
         log=True,
         whole=10,
         legend={},

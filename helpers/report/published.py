@@ -54,17 +54,19 @@ def ratio_table(records: Records) -> pd.DataFrame | None:
     theirs = theirs.assign(
         at=list(map(target_name, theirs["pattern"], theirs["sparsity"])),
         model=theirs["model"] + ", window " + theirs["window"].map(str),
+        perplexity=theirs["value"],
         # without another name of the method
         source=theirs["source"].str.replace(r" \(as .+\)$", "", regex=True),
     )
     ours = perplexity_cells(records)["mean"].rename_axis(["method", "at"])
-    ours = ours.reset_index(name="value").assign(model="here", source="here")
+    ours = ours.reset_index(name="perplexity").assign(model="here", source="here")
     cells = pd.concat([ours, theirs], ignore_index=True)
     cells["group"] = cells.groupby(CELL, sort=False).ngroup()
     for rival in RIVALS:
         own = cells["method"] == rival
-        rivals = cells["value"].where(own).groupby(cells["group"]).transform("first")
-        cells[f"/ {rival}"] = (cells["value"] / rivals).mask(own)
+        rivals = cells["perplexity"].where(own).groupby(cells["group"])
+        ratios = cells["perplexity"] / rivals.transform("first")
+        cells[f"/ {rival}"] = ratios.mask(own)
     cells["order"] = [
         (column_key(cell.at), cell.group, row_key(cell.method))
         for cell in cells.itertuples()
@@ -74,6 +76,5 @@ def ratio_table(records: Records) -> pd.DataFrame | None:
     cells = cells[cells["at"].isin(cells.query("model == 'here'")["at"])]
     if cells.empty:
         return None
-    cells = cells.rename(columns={"value": "perplexity"})
     table = cells.sort_values("order").set_index("at")
     return table[["method", "model", "perplexity", *RATIOS, "source"]]

@@ -100,7 +100,7 @@ class Verdict(NamedTuple):
     machines: dict[str, list[str]]  # by run: what differs between the two machines
 
 
-def judge(records: Records, reference: Records, plan: Records) -> Verdict:
+def judge(records: Records, reference: Records, plan: Sequence[Record]) -> Verdict:
     """Compare the records made here with the committed records of the same runs (`same_run`).
 
     A committed run that has no record here counts as compared and not reproduced, a record without
@@ -109,7 +109,6 @@ def judge(records: Records, reference: Records, plan: Records) -> Verdict:
     """
     here = {record_id(record): record for record in records}
     committed = {record_id(record): record for record in reference}
-    plan = list(plan)
     comparisons = []
     machines = {}
     for name, expected in committed.items():
@@ -148,15 +147,12 @@ def machine_differences(record: Record, reference: Record) -> list[str]:
     What one of them does not name is not compared, except the processor: an unknown one equals no
     other.
     """
-    differences = []
     there = _machine(reference)
-    for key, here in _machine(record).items():
-        known = here and there[key]
-        if here != there[key] if known else key == "processor":
-            differences.append(
-                f"{key} {here or 'unknown'} here, {there[key] or 'unknown'} there"
-            )
-    return differences
+    return [
+        f"{key} {here or 'unknown'} here, {there[key] or 'unknown'} there"
+        for key, here in _machine(record).items()
+        if (here != there[key] if here and there[key] else key == "processor")
+    ]
 
 
 def _machine(record: Record) -> dict[str, Any]:
@@ -207,7 +203,7 @@ def tolerance_of(
             # of several records of one seed the last counts
             seed = json.dumps(_parameters(run), sort_keys=True)
             seeds[seed] = run["metrics"][metric]["value"]
-    values = list(seeds.values())
+    values = seeds.values()
     if len(values) >= FEWEST_SEEDS and sum(values):
         spread = max(values) - min(values)
         spread /= abs(statistics.fmean(values))
@@ -225,19 +221,18 @@ def _dense_perplexity(
     for name in (f"{text}_dense", "perplexity_dense"):
         if name in reference["metrics"]:
             return reference["metrics"][name]["value"]
-    ours = reference["parameters"]
+    alike = {"method": "dense"}
+    alike |= {name: reference["parameters"].get(name) for name in MEASURED_ON}
     for record in plan:
-        parameters = record["parameters"]
-        alike = all(parameters.get(name) == ours.get(name) for name in MEASURED_ON)
-        if alike and parameters.get("method") == "dense" and text in record["metrics"]:
+        parameters = {name: record["parameters"].get(name) for name in alike}
+        if parameters == alike and text in record["metrics"]:
             return record["metrics"][text]["value"]
     return None
 
 
 def _parameters(record: Record) -> dict[str, Any]:
     """The parameters that define a run, on whichever device it runs."""
-    parameters = record["parameters"].items()
-    return {key: value for key, value in parameters if key != "device"}
+    return record["parameters"] | {"device": None}
 
 
 def _series(record: Record) -> Mapping:
@@ -246,14 +241,14 @@ def _series(record: Record) -> Mapping:
 
 def _but_seeds(record: Record) -> tuple[str, dict[str, Any]]:
     """The notebook and all parameters but seeds."""
-    parameters = _parameters(record).items()
-    kept = {key: value for key, value in parameters if "seed" not in key}
-    return record["notebook"], kept
+    parameters = _parameters(record)
+    seeds = (key for key in parameters if "seed" in key)
+    return record["notebook"], parameters | dict.fromkeys(seeds)
 
 
 def _blind(record: Record) -> bool:
     """Whether a run is known to have read no calibration text."""
-    return record.get("data") is not None and "calibration" not in record["data"]
+    return record["data"] is not None and "calibration" not in record["data"]
 
 
 # ------------------------------------------------------------------ one run
@@ -301,8 +296,8 @@ def _tolerance(
 
 
 def _tokens(record: Record, reference: Record) -> Iterator[Part]:
-    here = record.get("data") or {}
-    for text, identity in (reference.get("data") or {}).items():
+    here = record["data"] or {}
+    for text, identity in (reference["data"] or {}).items():
         if isinstance(identity, Mapping) and "tokens" in identity:
             tokens = (here.get(text) or {}).get("tokens", "missing")
             expected = identity["tokens"]
@@ -371,11 +366,9 @@ def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
     differing = [
         not known.items() <= here.get(item, {}).items() for item, known in there
     ]
-    most = 0
-    if not same:
-        turned = TURNED_BLIND if _blind(reference) else TURNED
-        most = most_turned(len(differing), turned)
+    turned = TURNED_BLIND if _blind(reference) else TURNED
     if differing:
+        most = 0 if same else most_turned(len(differing), turned)
         yield _count("answers", differing, most)
 
 
@@ -387,12 +380,13 @@ def _answers_by_item(
     for task, score in _series(record).get("zero_shot", {}).items():
         kinds = {
             "right": score["acc"],
-            "answer": _series(record).get("answers", {}).get(task),
+            "answer": record["series"]["answers"][task],
             "normalised": normalised and score.get("acc_norm"),
         }
         for place, item in enumerate(score["items"]):
-            known = {kind: some[place] for kind, some in kinds.items() if some}
-            found[task, item] = known
+            found[task, item] = {
+                kind: some[place] for kind, some in kinds.items() if some
+            }
     return found
 
 
@@ -424,9 +418,9 @@ def _number(
 
 def _count(what: str, differing: Sequence[bool], most: int = 0) -> Part:
     count = sum(differing)
-    total = len(differing)
-    allowed = f"{most} of {total}" if most else "equal"
-    return what, f"{count} of {total} differ", "", None, allowed, count <= most
+    found = f"{count} of {len(differing)} differ"
+    allowed = f"{most} of {len(differing)}" if most else "equal"
+    return what, found, "", None, allowed, count <= most
 
 
 def _apart(here: float | None, there: float, tiny: float) -> float:

@@ -20,7 +20,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from helpers.errors import BadParameter, FileError, first_line
 from helpers.paths import replace_file, results_dir, root
@@ -45,20 +45,17 @@ SOURCES = ("helpers", "notebooks", "runs", "pyproject.toml", "constraints.txt")
 FileName = Annotated[str, Field(pattern=r"^\w[^/\\\x00-\x1f]{0,99}$")]
 
 
-class Metric(pydantic.BaseModel):
+class Metric(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     """A number with its unit, "1" for a pure number."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     value: float
     unit: str
     tolerance: float | None = None  # a fraction: how closely a rerun must agree
 
 
-class RecordModel(pydantic.BaseModel):
+class RecordModel(pydantic.BaseModel, strict=True, extra="allow", allow_inf_nan=False):
     """The fields of a record; the runner adds some, such as its fingerprint."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, JsonValue]
 
     # raised when fields change their meaning: an older record is then refused, not misread
@@ -130,14 +127,15 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """The record in a file; FileError if it cannot be read, is not JSON or lacks a field."""
     path = Path(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_bytes())
     except OSError as error:
         raise FileError(
             f"cannot read record {path}: {error.strerror or error}"
         ) from error
     except (ValueError, RecursionError) as error:
-        reason = f"is not JSON ({first_line(error)})"
-        raise FileError(f"record {path} {reason}: delete it and run again") from error
+        raise FileError(
+            f"record {path} is not JSON ({first_line(error)}): delete it and run again"
+        ) from error
     return check_record(record, str(path))
 
 
@@ -216,16 +214,14 @@ def _to_json(record: Record) -> str:
 
 def processor() -> str:
     """The kind of processor: its kernels decide the last bits, and so which weights are pruned."""
-    known = {}
+    known = {"cpu family": "?", "model": "?"}
     with contextlib.suppress(OSError):  # there is such a file on Linux only
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        known = dict(re.findall(r"(?m)^(model name|cpu family|model)\s*: (.+)$", text))
+        known |= re.findall(r"(?m)^(model name|cpu family|model)\s*: (.+)$", text)
     if "model name" not in known:
         return platform.processor() or platform.machine()
     # several kinds share one name, and differ in family or model
-    return "{model name}, family {cpu family}, model {model}".format_map(
-        {"cpu family": "?", "model": "?"} | known
-    )
+    return "{model name}, family {cpu family}, model {model}".format_map(known)
 
 
 def _versions() -> dict[str, str]:
@@ -245,9 +241,13 @@ def git_state(sources: Iterable[str] = SOURCES) -> dict[str, Any] | None:
     """
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root()), *arguments]
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=20, check=True
+            ["git", *arguments],
+            cwd=root(),
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
         ).stdout.strip()
 
     try:

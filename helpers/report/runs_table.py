@@ -94,8 +94,7 @@ def by_windows(records: Records) -> dict[str, list[Record]]:
     """
     groups = defaultdict(list)
     for record in records:
-        windows = tuple(record["parameters"].get(name) for name in WINDOWS)
-        groups[windows].append(record)
+        groups[tuple(map(record["parameters"].get, WINDOWS))].append(record)
     by_size = enumerate(sorted(groups.values(), key=len, reverse=True))
     return {f"other windows {place}" if place else "": runs for place, runs in by_size}
 
@@ -147,7 +146,7 @@ def setting_sentences(records: Records) -> str:
     common = defaultdict(lambda: "?", common_parameters(records))
     start = ""
     for record in records:
-        if "start_token" in (record.get("data") or {}).get("evaluation", ()):
+        if "start_token" in (record["data"] or {}).get("evaluation", ()):
             start = ", after a start token"
     return (
         f"{model_sentence(records)} Perplexity on "
@@ -177,8 +176,11 @@ def runs_table(
     """
     runs = of_notebook(records, notebook)
     common = common_parameters(runs)
-    parameters = [run["parameters"] for run in runs]
-    plain = {method_name(each) for each in parameters if not each.get("options")}
+    plain = {
+        method_name(run["parameters"])
+        for run in runs
+        if not run["parameters"].get("options")
+    }
     rows = []
     for run in runs:
         parameters = run["parameters"]
@@ -189,13 +191,13 @@ def runs_table(
             pattern = parameters.get("pattern", "unstructured")
             target = target_name(pattern, parameters["sparsity"])
         setting = parameters.keys() - cell
-        if "calibration" not in (run.get("data") or {}):
+        if "calibration" not in (run["data"] or {}):
             setting -= CALIBRATION  # it read no calibration text
         differing = {
             key: parameters[key] for key in setting if parameters[key] != common[key]
         }
-        metrics = {name: metric["value"] for name, metric in run["metrics"].items()}
-        row = {
+        row = {name: metric["value"] for name, metric in run["metrics"].items()}
+        row |= {
             "record": run,
             "label": with_options(method, options | differing),
             "target": target,
@@ -208,11 +210,10 @@ def runs_table(
             "usual": not differing,
             "timed": run.get("timed", False),
         }
-        rows.append(metrics | row)
+        rows.append(row)
     table = pd.DataFrame(rows)
     table = table.reindex(columns=table.columns.union(COLUMNS, sort=False))
-    types = dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float)
-    return table.astype(types)
+    return table.astype(dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float))
 
 
 def processor_of(record: Record) -> str | None:
@@ -235,7 +236,7 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
 
     This is what ± means in every table, unless its caption says otherwise.
     """
-    draws = pd.Series(list(values), dtype=float)
+    draws = pd.Series(values, dtype=float)
     if len(draws) < FEWEST:
         return draws.mean(), math.nan
     errors = stats.t.ppf(0.975, len(draws) - 1)  # in half an interval

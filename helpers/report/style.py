@@ -89,6 +89,7 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
+@house_style()
 def new_figure(
     columns: int = 1,
     *,
@@ -101,9 +102,8 @@ def new_figure(
     With `margins` the axes stay where they are from one picture to the next; else they are laid out
     around their labels.
     """
-    with house_style():
-        figure = Picture(figsize=size, layout=None if margins else "constrained")
-        return figure, figure.subplots(1, columns, gridspec_kw=margins, **layout)
+    figure = Picture(figsize=size, layout=None if margins else "constrained")
+    return figure, figure.subplots(1, columns, gridspec_kw=margins, **layout)
 
 
 def line_style(label: str, position: int = 0) -> dict[str, str]:
@@ -130,6 +130,7 @@ def above_zero(values: Any) -> np.ndarray:
     return np.where(values > 0, values, np.nan)
 
 
+@house_style()
 def set_up_axes(
     ax: Axes,
     title: str,
@@ -147,28 +148,27 @@ def set_up_axes(
         whole: the most intervals of the x axis between ticks at whole numbers.
         legend: its arguments; None for no legend.
     """
-    with house_style():
-        if log:
-            ax.set_yscale("log")
-        ax.set(title=title, **labels)
-        if whole:
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
-        if log:
-            # as many labels as do not touch: more, the more inches a decade has
-            low, high = ax.get_ylim()
-            inches = ax.bbox.height / ax.figure.dpi / np.log10(high / low)
-            digits = "25" if inches > 0.8 else ""
-            if inches > 1.3:
-                digits = "2345"
-            if inches > 3.4:
-                digits = "123456789"
-            form = ".6g" if low >= 1e-4 else ".0e"
-            ax.yaxis.set_major_formatter(f"{{x:{form}}}")
-            ax.yaxis.set_minor_formatter(
-                lambda y, _: f"{y:{form}}" if f"{y:.0e}"[0] in digits else ""
-            )
-        if legend is not None:
-            ax.legend(**legend)
+    if log:
+        ax.set_yscale("log")
+    ax.set(title=title, **labels)
+    if whole:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
+    if log:
+        # as many labels as do not touch: more, the more inches a decade has
+        low, high = ax.get_ylim()
+        inches = ax.bbox.height / ax.figure.dpi / np.log10(high / low)
+        digits = "25" if inches > 0.8 else ""
+        if inches > 1.3:
+            digits = "2345"
+        if inches > 3.4:
+            digits = "123456789"
+        form = ".6g" if low >= 1e-4 else ".0e"
+        ax.yaxis.set_major_formatter(f"{{x:{form}}}")
+        ax.yaxis.set_minor_formatter(
+            lambda y, _: f"{y:{form}}" if f"{y:.0e}"[0] in digits else ""
+        )
+    if legend is not None:
+        ax.legend(**legend)
 
 
 def label_line_ends(ax: Axes) -> None:
@@ -225,8 +225,8 @@ def draw_references(ax: Axes, references: Mapping[str, float]) -> None:
 def draw_ring(ax: Axes, x: float, y: float, label: str | None = None) -> None:
     """Ring one point of a line."""
     ax.plot(
-        [x],
-        [y],
+        x,
+        y,
         "o",
         markersize=12,
         color="none",

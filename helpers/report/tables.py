@@ -136,8 +136,11 @@ def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
     setting = setting_sentences(runs)
     devices = "; ".join(sorted({run["device"] for run in runs}))
     timed = sum(run.get("timed", False) for run in runs)
-    where = f"Device: {devices}. {timed} of {len(runs)} runs were timed alone."
-    yield "cost", Table("", f"{setting} {where} {COST_CAPTION}", cost_table(runs))
+    note = (
+        f"{setting} Device: {devices}. {timed} of {len(runs)} runs were timed alone. "
+        f"{COST_CAPTION}"
+    )
+    yield "cost", Table("", note, cost_table(runs))
     variants = variant_table(runs) or [None]
     yield "variants", Table("", f"{setting} {VARIANTS_CAPTION}", *variants)
     yield "published_ratios", Table("", f"{setting} {RATIO_CAPTION}", ratio_table(runs))
@@ -211,8 +214,7 @@ def _by_task(rows: pd.DataFrame, row: str, value: str, error: str) -> WithSpread
     Tasks are taken as independent.
     """
     rows = rows.dropna(subset=value)
-    means = rows.groupby([row, "task"], sort=False)[[value, error]].mean()
-    wide = means.astype(float).unstack().reindex(rows[row].unique())
+    wide = rows.pivot_table([value, error], row, "task", sort=False)
     wide = wide.rename_axis(columns=[None, None])
     tasks = [name for name in TASK_NAMES.values() if name in wide[value]]
     values = wide[value][tasks]
@@ -263,17 +265,15 @@ def paired_table(records: Records) -> pd.DataFrame | None:
 def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
     """The row of what guessing scores on each task of an accuracy table, and the mean."""
     known = {name: TASK_TABLE[task].chance for task, name in TASK_NAMES.items()}
-    chance = pd.Series(known, accuracy.columns, name="chance")
-    return chance.fillna(chance.mean()).to_frame().T
+    chance = pd.DataFrame(known, ["chance"], accuracy.columns)
+    return chance.assign(mean=chance.mean(axis=1))
 
 
 def _items_note(records: Records) -> str:
     """How many items each task has, whether the same for every model, and by which harness."""
     answers = answer_table(records)
     sizes = answers["items"].map(len)
-    amount = str(min(sizes))
-    if min(sizes) < max(sizes):
-        amount += f" to {max(sizes)}"
+    amount = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
     same = "the same"
     if (answers.groupby("task")["items"].nunique() > 1).any():
         same = "not the same"
@@ -388,8 +388,7 @@ def mask_table(records: Records, text: str = "error") -> pd.DataFrame | None:
     rules["rule"] = list(
         map(_mask_label, rules["mask_steps"], rules["schedule"], rules["budget"])
     )
-    problem = ["record", "block", "layer", "target"]
-    errors = rules.pivot_table(text, problem, "rule")
+    errors = rules.pivot_table(text, ["record", "block", "layer", "target"], "rule")
     logs = np.log(errors.div(errors[DEFAULT_MASK], axis=0))
     table = 100 * np.exp(logs.groupby(level="target").mean()).T
     columns = sorted(table.columns, key=column_key)

@@ -77,8 +77,8 @@ def write_verdict(plan: str, only: str = "*") -> Any:
     for line in report.comparison_lines(differing[:12]):
         write_line(line)
     summary = report.verdict_line(verdict)
-    lines = [summary, "", *report.comparison_lines(verdict.comparisons), ""]
-    path = replace_file(results_dir(plan) / "verdict.txt", "\n".join(lines))
+    lines = "\n".join(report.comparison_lines(verdict.comparisons))
+    path = replace_file(results_dir(plan) / "verdict.txt", f"{summary}\n\n{lines}\n")
     write_line(f"{summary}\nevery comparison: {path}")
     return verdict
 
@@ -98,8 +98,7 @@ def accept(plan: str, only: str, stale: bool) -> None:
         raise RunError(
             f"nothing is up to date here: run make reproduce PLAN={plan} first"
         )
-    old = committed_records(runs)
-    records = old | new
+    records = committed_records(runs) | new
     earlier = records_of_earlier_code(without_tables(runs), records)
     if earlier and not stale:
         raise RunError(
@@ -174,14 +173,14 @@ def committed_records(runs: Iterable[Run]) -> Records:
     return {run.id: record for run in runs if (record := committed_record(run))}
 
 
-def records_of_earlier_code(runs: Iterable[Run], records: Records) -> Records:
-    """Those of the runs' records that today's code has not made."""
-    return {
-        run.id: records[run.id]
+def records_of_earlier_code(runs: Iterable[Run], records: Records) -> list[str]:
+    """The ids of those of the runs' records that today's code has not made."""
+    return [
+        run.id
         for run in runs
         if run.id in records
         and not is_current(records[run.id], run, run.reference_path.parent)
-    }
+    ]
 
 
 def note_earlier_code(plan: str) -> str:

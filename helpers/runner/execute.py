@@ -138,11 +138,15 @@ def execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) -> 
                 f"the notebook recorded {key} = {recorded.get(key)!r} instead of {value!r}: fix "
                 "the cell that writes its record"
             )
-    record |= {"plan": run.plan, "notebook": run.notebook, "name": run.name}
-    record["fingerprint"] = code
+    record |= {
+        "plan": run.plan,
+        "notebook": run.notebook,
+        "name": run.name,
+        "fingerprint": code,
+        "run_seconds": round(time.monotonic() - started, 1),
+    }
     if run.timed:
         record["timed"] = True
-    record["run_seconds"] = round(time.monotonic() - started, 1)
     run.failed_path.replace(run.executed_path)
     # last: with a fingerprint the run counts as done
     write_record(run.record_path, record)

@@ -118,14 +118,10 @@ def equal_hashes(code: str) -> set[str]:
 
     Proofs chain: if A equals B and B equals C, then A equals C.
     """
-    pairs = []
-    for proof in read_proofs():
-        pairs += map(set, proof["equal"].values())
-    found = set()
-    more = {code}
-    while more != found:
-        found = more
-        more = found.union(*(pair for pair in pairs if pair & found))
+    pairs = [set(pair) for proof in read_proofs() for pair in proof["equal"].values()]
+    found = {code}
+    for _ in pairs:  # each time at least one more, if there is any
+        found.update(*(pair for pair in pairs if pair & found))
     return found
 
 

@@ -139,10 +139,11 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     defaults, types = read_parameters_cell(path)
     # papermill only warns of a name that the parameters cell does not have. What it sets is in a
     # cell that begins with a comment of its own (the last of them, after a second try)
-    first = "# Parameters\n"
-    cells = [text for text in namespace.get("In", []) if text.startswith(first)]
-    # PAPERMILL_… is of --inject-paths
-    injected = re.findall(r"(?m)^(?!PAPERMILL_)(\w+) = ", "".join(cells[-1:]))
+    injected = []
+    for text in namespace.get("In", []):
+        if text.startswith("# Parameters\n"):
+            # PAPERMILL_… is of --inject-paths
+            injected = re.findall(r"(?m)^(?!PAPERMILL_)(\w+) = ", text)
     for name in injected:
         check_choice("parameter", name, types)
     # a live kernel still has the old value of the parameter that was meant
@@ -167,8 +168,9 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     parameters |= choose(namespace.get("preset", ""), notebook, parameters, defaults)
     namespace.update(parameters)
     if "method" in parameters:  # now rather than after loading
-        pattern = parameters.get("pattern", "unstructured")
-        target_sparsity(parameters["sparsity"], pattern)
+        target_sparsity(
+            parameters["sparsity"], parameters.get("pattern", "unstructured")
+        )
     needs = None
     if "model" in parameters:
         needs = pd.DataFrame({"this machine": check_memory(notebook, parameters)})

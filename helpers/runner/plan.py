@@ -110,19 +110,18 @@ def read_plan(plan: str, only: str = "*") -> list[Run]:
                     f"{where}: run {run.name} is there already, in this file or another"
                 )
             runs[run.id] = run
-    chosen = []
-    for run in runs.values():
-        names = (run.notebook, run.name, run.id, f"{run.notebook}/{run.name}")
-        if fnmatch.filter(names, only):
-            chosen.append(run)
+    chosen = [
+        run
+        for run in runs.values()
+        if fnmatch.filter(
+            (run.notebook, run.name, run.id, f"{run.notebook}/{run.name}"), only
+        )
+    ]
     if not chosen:
         raise RunError(
             f"plan {plan} has no run {only}: make plan PLAN={plan} lists them"
         )
-    return sorted(
-        chosen,
-        key=lambda run: (run.notebook == TABLES_NOTEBOOK, run.notebook, run.name),
-    )
+    return sorted(chosen, key=lambda run: (run.notebook == TABLES_NOTEBOOK, run.id))
 
 
 def read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
@@ -149,8 +148,9 @@ def read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
                 f"{where}: {name!r} is no name: use up to 100 letters, digits, . _ -"
             )
         for key, value in parameters.items():
-            allowed = types.keys() - NOT_RECORDED
-            check_choice(f"{where}, run {name}: parameter", key, allowed)
+            check_choice(
+                f"{where}, run {name}: parameter", key, types.keys() - NOT_RECORDED
+            )
             check_type(f"{where}, run {name}: {key}", value, types[key])
         run = Run(plan, notebook, name, parameters, defaults, timed)
         # committed records are read of any plan, those of runs here only of the run's own

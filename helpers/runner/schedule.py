@@ -51,10 +51,8 @@ def run_plan(plan: str, only: str, jobs: str, scheduler: str | None) -> None:
             write_line(f"a record without a run file is now {path.replace(moved)}")
         todo = [run for run in runs if not is_done(run)]
         if todo:  # a new record changes what the tables notebook shows
-            todo += [
-                run
-                for run in runs
-                if run.notebook == TABLES_NOTEBOOK and run not in todo
+            todo = [
+                run for run in runs if run in todo or run.notebook == TABLES_NOTEBOOK
             ]
         pool = dask_pool(scheduler, marker) if scheduler else local_pool(number, marker)
         with pool as (submit, slots):
@@ -74,7 +72,7 @@ def number_of_jobs(jobs: str) -> int:
     """
     if jobs == "auto":
         large = cpus() >= 2 and ram()[1] >= MEMORY_FOR_TWO
-        return 2 if large and not has_nvidia_driver() else 1
+        return 1 + (large and not has_nvidia_driver())
     if not jobs.isdecimal() or int(jobs) < 1:
         raise RunError(
             f'jobs = {jobs!r} is not possible: give "auto" or a number from 1'

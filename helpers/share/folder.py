@@ -28,16 +28,6 @@ from helpers.models import check_model, model_identity, model_layers, no_progres
 from helpers.paths import replace_file
 from helpers.report import check_record, write_record
 
-RECORD = "record.json"
-# of a record's metrics, those in the card's table
-CARD_METRICS = (
-    "perplexity_dense",
-    "perplexity",
-    "perplexity_web",
-    "mean_layer_error",
-    "mean_acc",
-)
-
 
 def save_pruned(
     model: nn.Module,
@@ -86,7 +76,7 @@ def save_pruned(
             tokenizer.save_pretrained(unfinished)
             replace_file(unfinished / "README.md", card)
             if record is not None:
-                write_record(unfinished / RECORD, record)
+                write_record(unfinished / "record.json", record)
             check_same(model, unfinished)
             unfinished.replace(folder)
     return folder
@@ -141,13 +131,8 @@ def _card(
     )
     if "method" in facts:
         data.tags.append(facts["method"])
-    numbers = {}
     command = []
     if record is not None:
-        metrics = record["metrics"]
-        numbers = {
-            name: metrics[name]["value"] for name in CARD_METRICS if name in metrics
-        }
         notebook = f"notebooks/{record['notebook']}.ipynb"
         command = ["papermill", notebook, "again.ipynb", "-y"]
         command.append(json.dumps(record["parameters"]))
@@ -158,7 +143,6 @@ def _card(
         model=dense,
         record=record,
         facts=facts,
-        numbers=numbers,
         command=shlex.join(command),  # a parameter may hold what a shell would run
     )
     return str(card)
