@@ -12,6 +12,7 @@ import sys
 import tokenize
 import tomllib
 
+import nbformat
 import pytest
 import yaml
 from packaging.markers import default_environment
@@ -22,6 +23,7 @@ from packaging.utils import canonicalize_name
 import helpers
 from helpers.paths import TABLES_NOTEBOOK, root
 from helpers.runner import read_parameters_cell
+from helpers.runner.parameters import code_cells
 from helpers.runner.plan import read_plan
 
 ROOT = root()
@@ -44,17 +46,12 @@ MACHINE_PATH = re.compile(r"""(?<![\w.~])/(?:home|Users|root|work|mnt|tmp)/\w"""
 
 
 def read_cells(path):
-    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return nbformat.read(path, as_version=4).cells
 
 
 def cells(path, tag=""):
     """The text of a notebook's code cells, or of those with a tag."""
-    return [
-        "".join(cell["source"])
-        for cell in read_cells(path)
-        if cell["cell_type"] == "code"
-        and (not tag or tag in cell["metadata"].get("tags", []))
-    ]
+    return [text for text, tags in code_cells(path) if not tag or tag in tags]
 
 
 def code_lines(text):
@@ -66,19 +63,19 @@ def code_lines(text):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_anatomy(path):
     first, *setup, last = read_cells(path)
-    assert first["source"][0].endswith("?\n"), "the title asks a question"
-    pictures = re.findall(r"!\[.{30,}\]\((\.\./[^)]+)\)", "".join(first["source"]))
+    assert "?\n" in first.source.splitlines(True)[0], "the title asks a question"
+    pictures = re.findall(r"!\[.{30,}\]\((\.\./[^)]+)\)", first.source)
     assert all((path.parent / picture).is_file() for picture in pictures)
     assert pictures
     hidden = {
-        cell["id"]
+        cell.id
         for cell in setup
-        if cell["metadata"].get("jupyter") == {"source_hidden": True}
-        and "hide-input" in cell["metadata"]["tags"]
+        if cell.metadata.get("jupyter") == {"source_hidden": True}
+        and "hide-input" in cell.metadata.tags
     }
     assert {"colab-setup", "imports"} <= hidden
-    assert last["cell_type"] == "markdown"
-    assert ".ipynb)" in "".join(last["source"])
+    assert last.cell_type == "markdown"
+    assert ".ipynb)" in last.source
     (parameters,) = cells(path, "parameters")
     assert all("  # " in line for line in parameters.splitlines()), (
         "a comment is missing"
@@ -140,18 +137,16 @@ def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(path):
     """So it can be left out of a fingerprint."""
     drawing = cells(path, "figure")
     drawn = set()
-    for cell in cells(path):
-        if cell.startswith("# prepares Google Colab"):
-            continue
+    for cell in cells(path)[1:]:  # the first is for Google Colab
         tree = ast.parse(cell)
         if cell in drawing:
             drawn |= names(tree, ast.Store)
-            parts = [
-                n
-                for n in ast.walk(tree)
-                if isinstance(n, ast.Subscript | ast.Attribute)
+            changed = [
+                part.value
+                for part in ast.walk(tree)
+                if isinstance(part, ast.Subscript | ast.Attribute)
+                and isinstance(part.ctx, ast.Store)
             ]
-            changed = [part.value for part in parts if isinstance(part.ctx, ast.Store)]
             assert set().union(*(names(part, ast.Load) for part in changed)) <= drawn
             assert not re.search(r"(?m)^ *(def|class|import|from|del) ", cell)
         else:
@@ -206,7 +201,7 @@ def code_of_users():
     for path in NOTEBOOKS:
         yield from set(cells(path)) - set(cells(path, "colab-setup"))
         # an exercise's solution is text too
-        texts += ["".join(cell["source"]) for cell in read_cells(path)]
+        texts += [cell.source for cell in read_cells(path)]
     for text in texts:
         yield from re.findall(r"```python\n([^!]*?)```", text)
     for folder in ("benchmarks", "book", "examples", "helpers/own"):
@@ -248,8 +243,8 @@ def test_committed_plans_are_sound(plan):
 
 def requirement(line):
     """Name and range of a requirement."""
-    name, bounds = re.fullmatch(r"([A-Za-z0-9._-]+)\s*(.*)", line).groups()
-    return name.lower().replace("_", "-"), bounds.replace(" ", "")
+    found = Requirement(line)
+    return canonicalize_name(found.name), str(found.specifier)
 
 
 def project():
@@ -260,13 +255,13 @@ def project():
 
 def requirements():
     lines = project()["dependencies"] + project()["optional-dependencies"]["dev"]
-    return dict(requirement(line) for line in lines)
+    return dict(map(requirement, lines))
 
 
 def test_environment_yml_is_in_step():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     listed = [line for line in environment["dependencies"] if isinstance(line, str)]
-    conda = dict(requirement(line) for line in listed)
+    conda = dict(map(requirement, listed))
     python = conda.pop("python")
     assert python == project()["requires-python"] == ">=3.11", "Python is not capped"
     conda.pop("pip")
@@ -349,7 +344,6 @@ def make(*arguments, folder=ROOT):
         ["make", "--no-print-directory", "-C", str(folder), *arguments],
         capture_output=True,
         text=True,
-        check=False,
         env=dict(os.environ, LC_ALL="C", MAKEFLAGS=""),
     )
 
