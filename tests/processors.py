@@ -4,8 +4,6 @@ two_processors.json holds 53 pairs of records by one code each: of a pair, the p
 numbers on either side, and how far the error of each layer is apart, in millionths, block by block.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import json

@@ -1,7 +1,5 @@
 """Pinned downloads: damage, wrong hashes, no network. pip and the cache are stand-ins."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The memory of a run before it is started, against what was measured and against other counts."""
 
-from __future__ import annotations
-
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 

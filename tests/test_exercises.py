@@ -2,11 +2,11 @@
 
 import ast
 import functools
-import json
 import math
 import re
 import shutil
 
+import nbformat
 import pytest
 from matplotlib.figure import Figure
 
@@ -55,14 +55,12 @@ PRUNES = {
 
 
 def cells_of(notebook):
-    path = notebooks_dir() / f"{notebook}.ipynb"
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [cell | {"source": "".join(cell["source"])} for cell in cells]
+    return nbformat.read(notebooks_dir() / f"{notebook}.ipynb", as_version=4).cells
 
 
 def exercises(notebook):
-    (cell,) = [cell for cell in cells_of(notebook) if cell["id"] == "exercises"]
-    return cell["source"]
+    (text,) = [cell.source for cell in cells_of(notebook) if cell.id == "exercises"]
+    return text
 
 
 def run_cell(code, namespace):
@@ -98,9 +96,9 @@ class Kernel:
         self.names = {"__name__": "notebook"}
         self.shown = {}  # the value of a cell's last line
         self.code = {
-            cell["id"]: cell["source"]
+            cell.id: cell.source
             for cell in cells_of(notebook)
-            if cell["cell_type"] == "code" and cell["id"] != "colab-setup"
+            if cell.cell_type == "code" and cell.id != "colab-setup"
         }
 
     def run(self, first, last="record"):

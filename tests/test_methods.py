@@ -1,7 +1,5 @@
 """Every layer method: hand examples, direct OBS, dead inputs, what is refused."""
 
-from __future__ import annotations
-
 import functools
 import math
 

@@ -8,7 +8,7 @@ import sys
 
 import nbformat
 import pytest
-from test_exercises import Kernel
+from test_exercises import NOTEBOOKS, Kernel
 
 from book import executed
 from helpers import load_model
@@ -19,7 +19,6 @@ from helpers.runner.plan import read_plan
 # the others are run cell by cell in test_exercises, and all in a browser
 ONLY = "0[46]*--[adt]*"  # ADMM-Grad, dense, tables
 RUNS = read_plan("smoke", ONLY)
-NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Figures: hand-written records in, Figure objects out, with the right numbers on the axes."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pandas as pd

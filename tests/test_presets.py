@@ -1,7 +1,5 @@
 """What fits a GPU, what a user takes of it, and memory that is checked before it is needed."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -3,11 +3,8 @@
 Fixtures live as long as a module: two modules may not hold playwright at the same time.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import lab_server
@@ -15,9 +12,6 @@ import pytest
 from lab_page import WINDOW, Book
 
 from helpers.errors import first_line
-
-if TYPE_CHECKING:
-    pass
 
 FULL = os.environ.get("UI_FULL") == "1"
 # run in full, a notebook takes about two minutes on two slow cores

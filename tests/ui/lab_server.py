@@ -1,7 +1,5 @@
 """A JupyterLab for the tests: on loopback, on copies, with no request outside this machine."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
