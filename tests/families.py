@@ -181,13 +181,12 @@ def build(name: str = "llama", **changes: object) -> nn.Module:
         setattr(config, key, value)
     model = hf.AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() == 1:
-                parameter.add_(0.1 * noise)
-            else:
-                parameter.copy_(noise / 5)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() == 1:
+            parameter.data.add_(0.1 * noise)
+        else:
+            parameter.data.copy_(noise / 5)
     return model
 
 
@@ -261,8 +260,7 @@ def prune_by_hand(
         for name in group:
             weight = matrix_of(model.get_submodule(name)).detach()
             gram = gram_of(inputs[name])
-            with torch.no_grad():
-                weight.copy_(METHODS[method](weight.clone(), gram, sparsity=0.5).weight)
+            weight.copy_(METHODS[method](weight.clone(), gram, sparsity=0.5).weight)
 
 
 def kept(model: nn.Module, name: str) -> Tensor:

@@ -26,7 +26,7 @@ def test_encoder_decoders_and_blockless_models_are_refused(one_line_error):
     sizes = dict(vocab_size=97, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2)
     with one_line_error(UnsupportedModel, "T5"):
         find_blocks(hf.T5ForConditionalGeneration(hf.T5Config(**sizes)))
-    model = fam.build("llama")
+    model = fam.build()
     model.model.layers = nn.ModuleDict({"0": model.model.layers[0]})
     with one_line_error(UnsupportedModel, "Llama"):
         find_blocks(model)
@@ -92,7 +92,7 @@ def test_the_stream_may_be_passed_by_name(monkeypatch):
     call = LlamaDecoderLayer.__call__
     by_name = lambda self, states, **others: call(self, **others, hidden_states=states)  # noqa: E731
     monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_name)
-    model = fam.build("llama")
+    model = fam.build()
     tokens = fam.random_tokens(BATCH)
     stream = cap.first_stream(model, tokens)
     calls = cap.record_calls(model, tokens)
