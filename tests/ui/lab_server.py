@@ -127,10 +127,8 @@ def until(
 
 
 @contextlib.contextmanager
-def running(
-    command: list[str], folder: Path, **options: Any
-) -> Iterator[tuple[dict, Path]]:
-    """A server started by a command, until the block ends: what it says of itself, and its log."""
+def running(command: list[str], folder: Path, **options: Any) -> Iterator[dict]:
+    """A server started by a command, until the block ends: what it says of itself."""
     log = folder / "server.log"
 
     def servers() -> list[dict]:
@@ -154,7 +152,7 @@ def running(
             **options,
         )
         try:
-            yield until(answering, SECONDS, f"JupyterLab did not start: see {log}"), log
+            yield until(answering, SECONDS, f"JupyterLab did not start: see {log}")
         finally:
             for server in servers():
                 with contextlib.suppress(ProcessLookupError):
@@ -177,5 +175,5 @@ def lab(folder: Path, *, quick: bool) -> Iterator[Lab]:
         "--LabApp.extension_manager=readonly",
     ]
     environment = private_environment(folder)
-    with running(command, folder, env=environment, cwd=folder) as (server, _log):
+    with running(command, folder, env=environment, cwd=folder) as server:
         yield Lab(server["url"], server["token"], project)
