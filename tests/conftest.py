@@ -7,6 +7,7 @@ import collections
 import os
 import signal
 from contextlib import contextmanager
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -58,10 +59,8 @@ def one_line_error():
 @pytest.fixture
 def registry():
     """Methods that a test registers are taken out again."""
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
+    with mock.patch.dict(METHODS):
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -190,7 +190,7 @@ def files_of_text():
             ),
         }.items():
             path = Path(folder, name)
-            path.write_text(content, encoding="utf-8")
+            path.write_text(content, "utf-8")
             drawn = helpers.calibration_tokens(
                 path, embedded()[1], **DRAW | {"length": 16}
             )

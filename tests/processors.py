@@ -21,7 +21,7 @@ DEPTHS = ((0, 1), (1, 2), (2, 8), (2, 8))
 def known() -> dict[str, Any]:
     """The names of the two processors, and the pairs."""
     return json.loads(
-        Path(__file__).with_name("two_processors.json").read_text(encoding="utf-8")
+        Path(__file__).with_name("two_processors.json").read_text("utf-8")
     )
 
 

@@ -61,7 +61,7 @@ def shop(monkeypatch, tmp_path):
 
     def pip(command, **_):
         assert {"--no-deps", "--require-hashes", "--only-binary"} < set(command)
-        wanted = Path(command[command.index("-r") + 1]).read_text(encoding="utf-8")
+        wanted = Path(command[command.index("-r") + 1]).read_text("utf-8")
         assert wanted == f"small-pack==1.0 --hash=sha256:{pin[2]}\n"
         state.calls.append(command)
         target = Path(command[command.index("--dest") + 1]) / source.name

@@ -35,7 +35,7 @@ def dense():
 
 
 def test_it_is_short_and_needs_torch_and_transformers_only():
-    text = PATH.read_text(encoding="utf-8")
+    text = PATH.read_text("utf-8")
     imported = set(re.findall(r"(?m)^ *(?:import|from) (\w+)", text))
     assert imported - sys.stdlib_module_names == {"torch", "transformers"}
     assert len(text.splitlines()) <= 180

@@ -5,6 +5,7 @@ import functools
 import math
 import re
 import shutil
+from unittest import mock
 
 import nbformat
 import pytest
@@ -119,15 +120,12 @@ def kernel(request, tmp_path_factory):
         request.param == TABLES_NOTEBOOK
     ):  # the smoke plan's own records may not be there
         changed = {"plan": "laptop", "source": "reference"}
-    registered = dict(METHODS)
     folder = tmp_path_factory.mktemp("results")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(METHODS):
         patch.setenv("PRUNING_RESULTS", str(folder))
         notebook = Kernel(request.param, folder, **changed)
         notebook.run("parameters")
         yield notebook
-    METHODS.clear()
-    METHODS.update(registered)
 
 
 @pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)

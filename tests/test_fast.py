@@ -45,16 +45,15 @@ def test_bisection_finds_what_a_sort_finds(kind):
 def large_scores():
     """Rows so large that the threshold is looked for between bounds, and what misleads a sample."""
     scores = awkward_scores()
-    size = len(scores["spread"])
-    periodic = torch.zeros(size)
-    periodic[:: size // SAMPLE | 1] = 1.0  # all that is sampled is large
-    sorted_once = scores["spread"].sort().values
-    odd = {"what is sampled is unlike the rest": periodic, "sorted": sorted_once}
-    return (
-        scores
-        | odd
-        | {"negative": -scores["spread"], "float64": scores["spread"].double()}
-    )
+    periodic = torch.zeros(40_000)
+    periodic[:: 40_000 // SAMPLE | 1] = 1.0  # all that is sampled is large
+    spread = scores["spread"]
+    return scores | {
+        "what is sampled is unlike the rest": periodic,
+        "sorted": spread.sort().values,
+        "negative": -spread,
+        "float64": spread.double(),
+    }
 
 
 @pytest.mark.parametrize("kind", large_scores())

@@ -128,9 +128,9 @@ def package(tmp_path):
 
 def test_what_leaves_the_core_as_it_is(package):
     before = core_code(package.parent)
-    text = (package / "admm.py").read_text(encoding="utf-8")
+    text = (package / "admm.py").read_text("utf-8")
     text = "# a comment\n" + text.replace('"""', '"""New words. ', 1)
-    (package / "admm.py").write_text(text, encoding="utf-8")
+    (package / "admm.py").write_text(text, "utf-8")
     assert core_code(package.parent) == before, "comments and docstrings"
     (package / "wing").mkdir()
     wings = ["cli/parser.py", "wing/x.py", "own/mine.py"]

@@ -159,7 +159,7 @@ def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
 def test_module_style(path):
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text("utf-8")
     assert len(text.splitlines()) <= 500
     assert "cuda:0" not in text
     assert not re.search(r"trust_remote_code\s*=\s*True", text)
@@ -189,7 +189,7 @@ def tokens_of_code(text):
 @pytest.mark.parametrize("folder", BUDGETS)
 def test_budget(folder):
     files = list((ROOT / folder).rglob("*.py"))
-    size = sum(tokens_of_code(path.read_text(encoding="utf-8")) for path in files)
+    size = sum(tokens_of_code(path.read_text("utf-8")) for path in files)
     assert files
     assert size <= BUDGETS[folder] * (1 + AIR)
 
@@ -197,7 +197,7 @@ def test_budget(folder):
 def code_of_users():
     """What calls the package: cells, Python on pages, examples, benchmarks, own methods."""
     pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("book/*.md")]
-    texts = [page.read_text(encoding="utf-8") for page in pages]
+    texts = [page.read_text("utf-8") for page in pages]
     for path in NOTEBOOKS:
         yield from set(cells(path)) - set(cells(path, "colab-setup"))
         # an exercise's solution is text too
@@ -206,7 +206,7 @@ def code_of_users():
         yield from re.findall(r"```python\n([^!]*?)```", text)
     for folder in ("benchmarks", "book", "examples", "helpers/own"):
         for path in (ROOT / folder).glob("*.py"):
-            yield path.read_text(encoding="utf-8")
+            yield path.read_text("utf-8")
 
 
 def test_every_public_name_has_a_caller():
@@ -248,9 +248,7 @@ def requirement(line):
 
 
 def project():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"
-    ]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 def requirements():
@@ -259,7 +257,7 @@ def requirements():
 
 
 def test_environment_yml_is_in_step():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
     listed = [line for line in environment["dependencies"] if isinstance(line, str)]
     conda = dict(map(requirement, listed))
     python = conda.pop("python")
@@ -275,7 +273,7 @@ def pins(python="3.13.0"):
     """The requirements of constraints.txt that apply to this Python, by name."""
     place = default_environment() | {"python_full_version": python}
     place["python_version"] = ".".join(python.split(".")[:2])
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
     found = [pin for pin in found if not pin.marker or pin.marker.evaluate(place)]
     by_name = {pin.name: pin for pin in found}
@@ -313,7 +311,7 @@ def test_imports_are_declared():
     known |= set(sys.stdlib_module_names)
     for path in MODULES:
         found = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -325,7 +323,7 @@ def test_imports_are_declared():
 
 
 def makefile():
-    return (ROOT / "Makefile").read_text(encoding="utf-8")
+    return (ROOT / "Makefile").read_text("utf-8")
 
 
 def phony():
@@ -424,5 +422,5 @@ def test_no_path_of_a_machine_is_committed():
     kinds = [".py", ".ipynb", ".yaml", ".yml", ".json", ".md", ".toml", ".txt", ".csv"]
     for path in files:
         if path.is_file() and path.suffix in ("", *kinds):
-            found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
+            found = MACHINE_PATH.search(path.read_text("utf-8"))
             assert found is None, f"{path.relative_to(ROOT)} holds {found and found[0]}"

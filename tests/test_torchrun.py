@@ -50,8 +50,8 @@ def request(model, to, text, **options):
     return [*line.split(), "--options", json.dumps(others)]
 
 
-def group(size, folder, command):
-    """Start processes that know of one another as torchrun's do; their exit codes and output.
+def two_processes(folder, command):
+    """Start two that know of one another as torchrun's do; their exit codes and output.
 
     They are forks of a process that has imported everything already, which torchrun's are not.
     """
@@ -62,8 +62,8 @@ def group(size, folder, command):
     output = folder / f"output-{port}"
     output.mkdir()
     started = []
-    for rank in range(size):
-        arguments = (rank, size, port, str(output), command)
+    for rank in (0, 1):
+        arguments = (rank, 2, port, str(output), command)
         process = workers.PROCESSES.Process(target=workers.command, args=arguments)
         process.start()
         started.append(process)
@@ -85,7 +85,7 @@ def weights_of(folder):
 
 
 @pytest.mark.parametrize(
-    ("family", "how", "worst"),
+    "family, how, worst",
     [
         ("llama", dict(method="admm-grad", sparsity=0.6, batch=1, passes=2), 1e-5),
         ("llama", dict(method="admm-grad", sparsity=0.6, batch=1, passes=1), 1e-5),
@@ -97,7 +97,7 @@ def weights_of(folder):
 def test_two_processes_are_as_one(family, how, worst, text, tmp_path):
     source = saved.save(tmp_path / "source", family)
     command = request(source, tmp_path / "2", text, **how)
-    codes, output = group(2, tmp_path, command)
+    codes, output = two_processes(tmp_path, command)
     assert codes == [0, 0], output
     assert output.count("block 1") == len(fam.FAMILIES[family].layers)
     whole, tokenizer = load_model(source, dtype=how.pop("dtype", "float32"))
@@ -176,7 +176,7 @@ def test_killed_failed_and_still_the_same_bits(text, tmp_path):
     assert killed.returncode != 0 and b"SIGKILL" in killed.stderr
     assert saved.finished_blocks(to) == {0}
 
-    codes, output = group(2, tmp_path, command)
+    codes, output = two_processes(tmp_path, command)
     assert codes == [1, 1] and saved.finished_blocks(to) == {0}
     zero, one = (line for line in output.splitlines() if line.startswith("process"))
     assert one.startswith("process 1: block 1 ") and "Traceback" not in output
@@ -184,14 +184,14 @@ def test_killed_failed_and_still_the_same_bits(text, tmp_path):
     assert "run this" in zero
 
     few = request(source, tmp_path / "few", text, sequences=1, sparsity=0.6)
-    codes, output = group(2, tmp_path, few)
+    codes, output = two_processes(tmp_path, few)
     assert codes == [1, 1]
     assert output.count("1 sequences are fewer than 2 processes") == 2
 
-    codes, output = group(2, tmp_path, command)
+    codes, output = two_processes(tmp_path, command)
     assert codes == [0, 0] and "[7/21]" not in output and "[21/21]" in output, output
     whole = request(source, tmp_path / "whole", text, method="admm1", sparsity=0.6)
-    assert group(2, tmp_path, whole)[0] == [0, 0]
+    assert two_processes(tmp_path, whole)[0] == [0, 0]
     expected = weights_of(tmp_path / "whole")
     for name, weight in weights_of(to).items():
         assert torch.equal(weight, expected[name])

@@ -124,8 +124,7 @@ def pytest_collection_modifyitems(items):
     """All tests of one notebook after one another, because it is opened and run once."""
 
     def place(item):
-        if not hasattr(item, "callspec"):
-            return str(item.path), ""
-        return str(item.path), item.callspec.params.get("notebook", "")
+        cases = item.callspec.params if hasattr(item, "callspec") else {}
+        return str(item.path), cases.get("notebook", "")
 
     items.sort(key=place)

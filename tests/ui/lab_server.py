@@ -85,12 +85,12 @@ def project_copy(folder: Path, *, quick: bool) -> Path:
 
 def set_parameters(path: Path, values: dict) -> None:
     """Set a notebook's parameters, in lines at the end of its parameters cell."""
-    book = json.loads(path.read_text(encoding="utf-8"))
+    book = json.loads(path.read_text("utf-8"))
     for cell in book["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
             lines = [f"\n{name} = {value!r}" for name, value in values.items()]
             cell["source"] = "".join([*cell["source"], "\n# for a quick look", *lines])
-    path.write_text(json.dumps(book, indent=1), encoding="utf-8")
+    path.write_text(json.dumps(book, indent=1), "utf-8")
 
 
 def private_environment(folder: Path) -> dict[str, str]:
@@ -103,7 +103,7 @@ def private_environment(folder: Path) -> dict[str, str]:
     for name, values in SETTINGS.items():
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values), encoding="utf-8")
+        path.write_text(json.dumps(values), "utf-8")
     variables["JUPYTER_CONFIG_PATH"] = str(root() / "book" / "lab")  # as make lab does
     variables["PRUNING_RESULTS"] = str(folder / "results")
     variables["PYTHONPATH"] = str(root())  # where .venv is another clone's

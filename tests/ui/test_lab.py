@@ -24,7 +24,7 @@ DROPDOWNS = {
     "03_mask_schedule": ("layer", "schedule", "pattern"),
 }
 CONTROLS = [
-    pytest.param(notebook, operate, label, id=f"{notebook}-{label}")
+    (notebook, operate, label)
     for operate, names in ((slide, SLIDERS), (choose, DROPDOWNS))
     for notebook, labels in names.items()
     for label in labels
@@ -93,7 +93,7 @@ def test_looking_at_a_committed_copy_keeps_it(notebook, open_notebook, watched):
 # --- explorers -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("notebook", "operate", "label"), CONTROLS)
+@pytest.mark.parametrize("notebook, operate, label", CONTROLS)
 def test_control(notebook, operate, label, open_notebook):
     area = open_notebook(notebook).output("explorer")
     before = settled(area)
