@@ -375,12 +375,10 @@ def streamed():
         report = helpers.prune_checkpoint(source, new, tokens(), **target, **where)
         model, _ = helpers.load_streamed(new, **where)
         values = {}
-        for path in sorted(new.glob("*.safetensors")):
+        for path in new.glob("*.safetensors"):
             values |= safetensors.torch.load_file(path)
         return {
-            "weights": {
-                name: digest(tensor) for name, tensor in sorted(values.items())
-            },
+            "weights": {name: digest(tensor) for name, tensor in values.items()},
             "error": report.error,
             "perplexity": helpers.perplexity(model, pages(), length=64, limit=4),
         }

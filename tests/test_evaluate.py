@@ -15,10 +15,8 @@ def long_text(tokens=500, seed=4):
 
 def own_loss_perplexity(model, tokens, length):
     """exp of the mean over windows of the model's own shifted loss (all windows are as long)."""
-    losses = []
-    for start in range(0, len(tokens) - length + 1, length):
-        window = tokens[None, start : start + length]
-        losses.append(model(window, labels=window).loss.item())
+    windows = tokens.unfold(0, length, length)[:, None]
+    losses = [model(window, labels=window).loss.item() for window in windows]
     return math.exp(sum(losses) / len(losses))
 
 

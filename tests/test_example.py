@@ -61,7 +61,7 @@ def test_wrong_arguments_are_refused_before_a_model_is_loaded(
     [("magnitude", 1e-6, 0), ("admm1", 1e-5, 1e-5), ("admm-grad", 1e-2, 0.06)],
 )
 def test_masks_and_errors_are_the_packages(method, off, apart, dense, registry):
-    (model, tokens) = copy.deepcopy(dense)
+    model, tokens = copy.deepcopy(dense)
     other = copy.deepcopy(dense[0])
     # the package's magnitude reads no text, and so has no errors: here it does
     register("on-text")(METHODS["magnitude"].__wrapped__)

@@ -139,9 +139,7 @@ def direct_obs(
     hessian += damping * np.diag(hessian).mean() * np.eye(len(hessian))
     rows, d_in = work.shape
     groups = groups_of(pattern)
-    chunk = block_size
-    if groups:
-        chunk = groups[1]
+    chunk = groups[1] if groups else block_size
     mask = np.ones(work.shape, bool) if keep is None else keep.numpy()
     for j in range(d_in):
         if keep is None and j % chunk == 0:

@@ -289,22 +289,24 @@ def test_zero_shot_is_judged_by_answers():
     tail = sum(math.comb(60, k) * 0.1**k * 0.9 ** (60 - k) for k in range(most + 1, 61))
     assert tail <= 1e-3 < tail + math.comb(60, most) * 0.1**most * 0.9 ** (60 - most)
 
+    there = scored(*reference)
+
     def verdict(here, there, **machine):
         return one(here | machine, there).reproduced
 
     turned = [1] * most + reference[most:]
-    assert verdict(scored(*reference), scored(*reference)) == 1
+    assert verdict(there, there) == 1
     assert (
         verdict(scored(2, *reference[1:]), scored(1, *reference[1:])) == 0
     )  # both wrong
-    assert verdict(scored(*turned), scored(*reference), **OTHER) == 1
+    assert verdict(scored(*turned), there, **OTHER) == 1
     assert verdict(scored(*turned, 1), scored(*reference, 0), **OTHER) == 0
     dense = [scored(*answers, method="dense") for answers in (turned, reference)]
     assert verdict(*dense, **OTHER) == 0
     wrong_key = scored(*reference)
     wrong_key["series"]["zero_shot"]["rte"]["acc"] = [0] * 60
-    assert verdict(wrong_key, scored(*reference), **OTHER) == 0
-    assert verdict(run(1.0), scored(*reference), **OTHER) == 0
+    assert verdict(wrong_key, there, **OTHER) == 0
+    assert verdict(run(1.0), there, **OTHER) == 0
     # dense: as close on the same machine
     reference = run(10.0, method="dense")
     here = run(10.002, method="dense")

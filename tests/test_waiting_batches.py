@@ -42,9 +42,9 @@ def test_each_layer_is_fitted_to_what_the_pruned_layers_before_it_give(family):
 class Steps(nn.Module):
     """A block whose forward pass is a function of its layers and its input."""
 
-    def __init__(self, run, layers=4):
+    def __init__(self, run):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(layers))
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
         self.run = run
 
     def forward(self, x):

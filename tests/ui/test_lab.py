@@ -8,9 +8,9 @@ import pytest
 from lab_page import Book, choose, content, named, settled, slide
 from lab_server import AUTOSAVE
 
-from helpers.paths import root
+from helpers.paths import notebooks_dir
 
-NOTEBOOKS = sorted(path.stem for path in (root() / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS)
 
 # the controls of each explorer, by their labels
