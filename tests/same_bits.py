@@ -163,9 +163,10 @@ def committed_records() -> list[dict[str, Any]]:
 
     Without those of the tables, which measure nothing.
     """
-    folders = [reference_dir(plan) for plan in plan_names()]
-    claimed = [each for each in folders if not (each / "earlier.txt").is_file()]
-    records = [record for each in claimed for record in read_records(each / "records")]
+    records = []
+    for folder in map(reference_dir, plan_names()):
+        if not (folder / "earlier.txt").is_file():
+            records += read_records(folder / "records")
     return [record for record in records if record["notebook"] != TABLES_NOTEBOOK]
 
 

@@ -35,10 +35,20 @@ def test_encoder_decoders_and_blockless_models_are_refused(one_line_error):
 def test_a_multimodal_model_is_pruned_in_its_text_part():
     # Both towers are two blocks deep: only the config says which is the language model's.
     text = fam.FAMILIES["llama"].config().to_dict()
-    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                  num_attention_heads=2, image_size=8, patch_size=4, projection_dim=16)  # fmt: skip
-    config = hf.LlavaConfig(vision_config=dict(vision, model_type="clip_vision_model"),
-                            text_config=text, image_token_index=96)  # fmt: skip
+    vision = dict(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+        projection_dim=16,
+    )
+    config = hf.LlavaConfig(
+        vision_config=dict(vision, model_type="clip_vision_model"),
+        text_config=text,
+        image_token_index=96,
+    )
     model = hf.LlavaForConditionalGeneration(config)
     blocks = find_blocks(model)
     assert "mlp.gate_proj" in find_layers(blocks[0])

@@ -247,12 +247,11 @@ def requirement(line):
     return canonicalize_name(found.name), str(found.specifier)
 
 
-def project():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 def requirements():
-    lines = project()["dependencies"] + project()["optional-dependencies"]["dev"]
+    lines = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
     return dict(map(requirement, lines))
 
 
@@ -261,7 +260,7 @@ def test_environment_yml_is_in_step():
     listed = [line for line in environment["dependencies"] if isinstance(line, str)]
     conda = dict(map(requirement, listed))
     python = conda.pop("python")
-    assert python == project()["requires-python"] == ">=3.11", "Python is not capped"
+    assert python == PROJECT["requires-python"] == ">=3.11", "Python is not capped"
     conda.pop("pip")
     assert conda == {
         CONDA_NAMES.get(name, name): b for name, b in requirements().items()
@@ -322,16 +321,15 @@ def test_imports_are_declared():
 # --- make, CI and what is committed --------------------------------------------------------
 
 
-def makefile():
-    return (ROOT / "Makefile").read_text("utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 
 
 def phony():
-    return set(re.search(r"(?m)^\.PHONY: (.*)$", makefile())[1].split())
+    return set(re.search(r"(?m)^\.PHONY: (.*)$", MAKEFILE)[1].split())
 
 
 def test_make_targets_are_never_committed_files():
-    targets = set(re.findall(r"(?m)^([\w$()./-]+):(?!=)", makefile()))
+    targets = set(re.findall(r"(?m)^([\w$()./-]+):(?!=)", MAKEFILE))
     # these two are files in .venv, which git ignores
     files = {"$(INSTALLED)", "$(INSTALLED_UI)"}
     assert targets - phony() == files | {".PHONY", ".NOTPARALLEL"}

@@ -328,27 +328,40 @@ def by_layer(up=0.5):
 @pytest.mark.parametrize(
     "parameter, value, shown",
     [
-        ("method", "wnada", "'wnada'"), ("method", None, "None"),
-        ("sparsity", None, "missing"), ("sparsity", 60, "60"),
+        ("method", "wnada", "'wnada'"),
+        ("method", None, "None"),
+        ("sparsity", None, "missing"),
+        ("sparsity", 60, "60"),
         ("sparsity", by_layer(up=1.0), "layer 0.mlp.up_proj"),
         ("sparsity", by_layer(up=None), "layer 0.mlp.up_proj"),
         ("sparsity", by_layer(up=math.nan), "layer 0.mlp.up_proj"),
         ("sparsity", {**by_layer(), "2.mlp.up_proj": 0.5}, "2.mlp.up_proj"),
         ("sparsity", {"0.mlp.up_proj": 0.5}, "0.mlp.down_proj"),
-        ("pattern", "5:4", "'5:4'"), ("pattern", "2:5", "32 inputs"), ("pattern", "1:4", "0.5"),
-        ("passes", 3, "3"), ("passes", 0, "0"), ("precision", "auto", "'auto'"),
-        ("batch", 0, "0"), ("batch", "4", "'4'"), ("allow_pruned", "yes", "'yes'"),
-        ("keep", torch.ones(32, 32), "METHODS"), ("damping", 0.1, "wanda"),
+        ("pattern", "5:4", "'5:4'"),
+        ("pattern", "2:5", "32 inputs"),
+        ("pattern", "1:4", "0.5"),
+        ("passes", 3, "3"),
+        ("passes", 0, "0"),
+        ("precision", "auto", "'auto'"),
+        ("batch", 0, "0"),
+        ("batch", "4", "'4'"),
+        ("allow_pruned", "yes", "'yes'"),
+        ("keep", torch.ones(32, 32), "METHODS"),
+        ("damping", 0.1, "wanda"),
         ("budget", "row", "'row'"),
         ("ignore", ["0.*", "*.dwn_proj"], "'*.dwn_proj' matches no layer"),
         ("ignore", ["0.*", "1.*"], "leaves no layer"),
         ("importance", {"9.mlp": torch.ones(1)}, "0.mlp.down_proj"),
         ("importance", by_layer(up=torch.zeros(64)), "above 0"),
-        ("importance", by_layer(up=torch.full((64,), 1e-300).double()), "above 0"),  # 0 in float32
+        (
+            "importance",
+            by_layer(up=torch.full((64,), 1e-300).double()),
+            "above 0",
+        ),  # 0 in float32
         ("importance", by_layer(up=torch.ones(3)), "(3,)"),
         ("importance", by_layer(), "type float"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_request_changes_nothing(parameter, value, shown, refused, monkeypatch):
     model = fam.build()
     monkeypatch.setattr(
@@ -363,11 +376,18 @@ GOOD = fam.random_tokens()
 
 @pytest.mark.parametrize(
     "tokens, words",
-    [(None, ("wanda", "calibration")), (GOOD[0], ("(24,)",)), (GOOD.float(), ("float32",)),
-     (GOOD[:0], ("empty",)), (GOOD.tolist(), ("list",)), (GOOD + 90, ("vocabulary",)),
-     (GOOD - 50, ("vocabulary",)), (fam.random_tokens(2, 200), ("200", "128"))],
+    [
+        (None, ("wanda", "calibration")),
+        (GOOD[0], ("(24,)",)),
+        (GOOD.float(), ("float32",)),
+        (GOOD[:0], ("empty",)),
+        (GOOD.tolist(), ("list",)),
+        (GOOD + 90, ("vocabulary",)),
+        (GOOD - 50, ("vocabulary",)),
+        (fam.random_tokens(2, 200), ("200", "128")),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_text_that_is_none_of_the_models(tokens, words, refused):
     refused(fam.build(), tokens, BadParameter, *words, **HALF)
 
