@@ -21,10 +21,9 @@ from helpers.methods import METHODS
 
 def pytest_report_header():
     """Which GPU tests/gpu run on."""
-    real = torch.cuda.is_available()
-    name = (
-        torch.cuda.get_device_name() if real else "none, so they have a pretended one"
-    )
+    name = "none, so they have a pretended one"
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
     return f"GPU of tests/gpu: {name}"
 
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import families as fam
+import huggingface_hub
 import pytest
 import saved
 import torch
@@ -226,7 +227,6 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(tmp_path, starts, one_line
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A folder with files as on the hub, which are found instead of a download."""
-    import huggingface_hub
     import pyarrow
     import pyarrow.parquet
 
@@ -290,8 +290,6 @@ def test_wikitext2_is_read_as_in_the_papers_code(hub, one_line_error):
 
 
 def test_a_hub_text_that_cannot_be_had_is_one_line(hub, monkeypatch, one_line_error):
-    import huggingface_hub
-
     def unreachable(*_, **__):
         raise ConnectionError("no route\nto host")
 

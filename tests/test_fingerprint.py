@@ -122,7 +122,6 @@ def package(tmp_path):
     shutil.copytree(
         root() / "helpers", folder, ignore=shutil.ignore_patterns("__pycache__")
     )
-    (folder / "beyond").mkdir(exist_ok=True)
     return folder
 
 
