@@ -7,6 +7,7 @@ import collections
 import os
 import signal
 from contextlib import contextmanager
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,10 +21,9 @@ from helpers.methods import METHODS
 
 def pytest_report_header():
     """Which GPU tests/gpu run on."""
-    real = torch.cuda.is_available()
-    name = (
-        torch.cuda.get_device_name() if real else "none, so they have a pretended one"
-    )
+    name = "none, so they have a pretended one"
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
     return f"GPU of tests/gpu: {name}"
 
 
@@ -58,10 +58,8 @@ def one_line_error():
 @pytest.fixture
 def registry():
     """Methods that a test registers are taken out again."""
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
+    with mock.patch.dict(METHODS):
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -20,17 +20,17 @@ VOCABULARY = 97
 SHORT_WINDOW = 8  # sliding attention windows, shorter than the test sequences
 
 
-def parts(prefix: str, *names: str, suffix: str = "") -> tuple[str, ...]:
-    """Names with one prefix and suffix."""
-    return tuple(f"{prefix}{name}{suffix}" for name in names)
+def parts(form: str, names: str) -> tuple[str, ...]:
+    """Names of one form, `{}` standing for each of these."""
+    return tuple(map(form.format, names.split()))
 
 
-QKVO = parts("self_attn.", *"qkvo", suffix="_proj")
-LLAMA_LAYERS = (*QKVO, *parts("mlp.", "gate", "up", "down", suffix="_proj"))
+QKVO = parts("self_attn.{}_proj", "q k v o")
+LLAMA_LAYERS = (*QKVO, *parts("mlp.{}_proj", "gate up down"))
 UP_DOWN = (*QKVO, "mlp.up_proj", "mlp.down_proj")
-OPT_LAYERS = (*parts("self_attn.", "k", "v", "q", "out", suffix="_proj"), "fc1", "fc2")
+OPT_LAYERS = (*parts("self_attn.{}_proj", "k v q out"), "fc1", "fc2")
 NEOX_MLP = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
-FALCON_LAYERS = (*parts("self_attention.", "query_key_value", "dense"), *NEOX_MLP)
+FALCON_LAYERS = (*parts("self_attention.{}", "query_key_value dense"), *NEOX_MLP)
 GPT2_LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 # sizes as the families' configs call them
@@ -104,7 +104,7 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family("Phi3", LLAMA | WINDOW, (
         "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")),
     "persimmon": Family(
-        "Persimmon", PLAIN, (*parts("self_attn.", "query_key_value", "dense"), *NEOX_MLP)),
+        "Persimmon", PLAIN, (*parts("self_attn.{}", "query_key_value dense"), *NEOX_MLP)),
     # word_embed_proj_dim differs: project_in and project_out are linears outside the blocks
     "opt": Family("OPT", dict(
         BASE, ffn_dim=64, max_position_embeddings=128, word_embed_proj_dim=16, dropout=0.1,
@@ -114,7 +114,7 @@ FAMILIES: dict[str, Family] = {
         WORDS, d_model=32, ffn_dim=64, num_layers=2, attention_heads=4, max_position_embeddings=128,
     ), OPT_LAYERS),
     "gpt-neox": Family(
-        "GPTNeoX", PLAIN, (*parts("attention.", "query_key_value", "dense"), *NEOX_MLP),
+        "GPTNeoX", PLAIN, (*parts("attention.{}", "query_key_value dense"), *NEOX_MLP),
         "gpt_neox.layers"),
     "falcon": Family("Falcon", dict(BASE, new_decoder_architecture=False, multi_query=True),
                      FALCON_LAYERS, "transformer.h"),
@@ -123,19 +123,19 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family("GPT2", GPT2, GPT2_LAYERS, "transformer.h"),
     "gpt-bigcode": Family("GPTBigCode", GPT2, GPT2_LAYERS, "transformer.h"),
     "gpt-j": Family("GPTJ", dict(GPT2, rotary_dim=4), (
-        *parts("attn.", "k", "v", "q", "out", suffix="_proj"), "mlp.fc_in", "mlp.fc_out",
+        *parts("attn.{}_proj", "k v q out"), "mlp.fc_in", "mlp.fc_out",
     ), "transformer.h"),
     "codegen": Family("CodeGen", dict(GPT2, rotary_dim=4), (
         "attn.qkv_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out"), "transformer.h"),
     "gpt-neo": Family("GPTNeo", dict(
         WORDS, hidden_size=32, num_layers=2, num_heads=4, window_size=SHORT_WINDOW,
         attention_types=[[["global", "local"], 1]], max_position_embeddings=128,
-    ), (*parts("attn.attention.", "k", "v", "q", "out", suffix="_proj"), "mlp.c_fc", "mlp.c_proj"),
+    ), (*parts("attn.attention.{}_proj", "k v q out"), "mlp.c_fc", "mlp.c_proj"),
         "transformer.h"),
     "mpt": Family("Mpt", MPT, ("attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj"),
                   "transformer.blocks"),
     "ctrl": Family("CTRL", dict(GPT2, dff=64), (
-        *parts("multi_head_attention.", "Wq", "Wk", "Wv", "dense"), "ffn.0", "ffn.2",
+        *parts("multi_head_attention.{}", "Wq Wk Wv dense"), "ffn.0", "ffn.2",
     ), "transformer.h"),
 }
 
@@ -181,13 +181,12 @@ def build(name: str = "llama", **changes: object) -> nn.Module:
         setattr(config, key, value)
     model = hf.AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() == 1:
-                parameter.add_(0.1 * noise)
-            else:
-                parameter.copy_(noise / 5)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() == 1:
+            parameter.data.add_(0.1 * noise)
+        else:
+            parameter.data.copy_(noise / 5)
     return model
 
 
@@ -261,8 +260,7 @@ def prune_by_hand(
         for name in group:
             weight = matrix_of(model.get_submodule(name)).detach()
             gram = gram_of(inputs[name])
-            with torch.no_grad():
-                weight.copy_(METHODS[method](weight.clone(), gram, sparsity=0.5).weight)
+            weight.copy_(METHODS[method](weight.clone(), gram, sparsity=0.5).weight)
 
 
 def kept(model: nn.Module, name: str) -> Tensor:

@@ -8,8 +8,6 @@ and the text is real. Whoever adds a path to a number adds a probe of it here. A
 changed gets another name: an earlier commit runs its own, and values are compared by their names.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import copy
@@ -19,7 +17,7 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,9 +41,14 @@ DRAW = dict(sequences=8, length=128, seed=0)
 PROBES: dict[str, Callable[[], Any]] = {}
 
 
-def probe(name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-    """Add a function without arguments to `PROBES`."""
-    return lambda function: PROBES.setdefault(name, function)
+def probe(name: str, **arguments: Any) -> Callable[[Callable], Callable]:
+    """Add a function to `PROBES`, to be called with these arguments."""
+
+    def add(function: Callable) -> Callable:
+        PROBES[name] = functools.partial(function, **arguments)
+        return function
+
+    return add
 
 
 # --- what they are made of ------------------------------------------------------------------
@@ -136,24 +139,18 @@ def weights_of(model: nn.Module):
 def described(model: nn.Module, report):
     """A pruned model, and what is reported of it."""
     fields = ("error", "sparsity", "damping", "dead_inputs", "mask")
-    layers = {
-        f"{layer.block}.{layer.name}": {
-            field: getattr(layer, field) for field in fields
-        }
-        for layer in report.layers
+    return {
+        "layers": {
+            f"{layer.block}.{layer.name}": {
+                field: getattr(layer, field) for field in fields
+            }
+            for layer in report.layers
+        },
+        "weights": weights_of(model),
+        "details": report.details,
+        "perplexity": helpers.perplexity(model, pages(), length=64, limit=2),
+        **{name: getattr(report, name) for name in ("error", "sparsity", "parity")},
     }
-    found = {"layers": layers, "weights": weights_of(model), "details": report.details}
-    found |= {name: getattr(report, name) for name in ("error", "sparsity", "parity")}
-    return found | {
-        "perplexity": helpers.perplexity(model, pages(), length=64, limit=2)
-    }
-
-
-def pruned(blocks: int = BLOCKS, **arguments):
-    """A copy of the model pruned with these arguments."""
-    model, settings = fresh(blocks), dict(batch=1, progress=False) | arguments
-    text = None if arguments["method"] == "magnitude" else tokens()
-    return described(model, helpers.prune_model(model, text, **settings))
 
 
 # --- text ------------------------------------------------------------------------------------
@@ -193,7 +190,7 @@ def files_of_text():
             ),
         }.items():
             path = Path(folder, name)
-            path.write_text(content, encoding="utf-8")
+            path.write_text(content, "utf-8")
             drawn = helpers.calibration_tokens(
                 path, embedded()[1], **DRAW | {"length": 16}
             )
@@ -298,48 +295,46 @@ def study_of_masks():
 
 # --- models ----------------------------------------------------------------------------------
 
-GRAD = dict(method="admm-grad", sparsity=0.6)
-FEW = dict(
-    blocks=1, ignore=["*.mlp.*"]
-)  # the four layers of an attention: a second, not six
-NARROW = dict(blocks=1, ignore=["*.mlp.*", "*.q_proj", "*.o_proj"])  # two small ones
-for name, arguments in {
-    "admm/grad-60": GRAD,
-    "admm/few": NARROW | GRAD,
-    "admm/grad-2of4": dict(method="admm-grad", pattern="2:4", blocks=1),
-    "admm/admm1-60": FEW | dict(method="admm1", sparsity=0.6),
-    "admm/admm1-2of4": FEW | dict(method="admm1", pattern="2:4"),
-    "admm/released": FEW | GRAD | dict(schedule="released"),
-    "admm/budget-output": FEW | GRAD | dict(budget="output"),
-    "admm/not-preconditioned": FEW | GRAD | dict(precondition=False),
-    "admm/options": FEW
-    | GRAD
-    | dict(iterations=30, mask_steps=10, rho=2.0, damping=0.05),
-    "methods/magnitude-60": dict(method="magnitude", sparsity=0.6),
-    "methods/magnitude-2of4": FEW | dict(method="magnitude", pattern="2:4"),
-    "methods/magnitude-budget": FEW
-    | dict(method="magnitude", sparsity=0.6, budget="output"),
-    "methods/wanda-60": dict(method="wanda", sparsity=0.6),
-    "methods/wanda-2of4": dict(method="wanda", pattern="2:4", blocks=1),
-    "methods/wanda-budget": FEW | dict(method="wanda", sparsity=0.6, budget="matrix"),
-    "methods/sparsegpt-60": dict(method="sparsegpt", sparsity=0.6),
-    "methods/sparsegpt-few": NARROW | dict(method="sparsegpt", sparsity=0.6),
-    "methods/sparsegpt-2of4": dict(method="sparsegpt", pattern="2:4", blocks=1),
-    # less text than inputs of `down`: a factor needs damping from the ladder
-    "methods/sparsegpt-ladder": dict(
-        method="sparsegpt", sparsity=0.6, damping=0.0, blocks=1
-    ),
-    "methods/alps-60": FEW | dict(method="alps", sparsity=0.6),
-    "methods/alps-2of4": NARROW | dict(method="alps", pattern="2:4"),
-    "methods/own": FEW | dict(method="wanda-refit", sparsity=0.6),
-    "passes/one": dict(method="wanda", sparsity=0.6, passes=1),
-    "passes/batch": FEW | dict(method="wanda", sparsity=0.6, passes=1, batch=3),
-    "passes/bfloat16": dict(
-        method="wanda", sparsity=0.6, precision="bfloat16", blocks=1
-    ),
-    "passes/ignore": dict(method="wanda", sparsity=0.6, ignore=["*.v_proj", "1.mlp.*"]),
-}.items():
-    PROBES[name] = functools.partial(pruned, **arguments)
+# the four layers of an attention: a second, not six; and two small ones
+FEW = dict(blocks=1, ignore=["*.mlp.*"])
+NARROW = dict(blocks=1, ignore=["*.mlp.*", "*.q_proj", "*.o_proj"])
+
+
+@probe("admm/grad-60")
+@probe("admm/few", **NARROW)
+@probe("admm/grad-2of4", pattern="2:4", blocks=1)
+@probe("admm/admm1-60", **FEW, method="admm1")
+@probe("admm/admm1-2of4", **FEW, method="admm1", pattern="2:4")
+@probe("admm/released", **FEW, schedule="released")
+@probe("admm/budget-output", **FEW, budget="output")
+@probe("admm/not-preconditioned", **FEW, precondition=False)
+@probe("admm/options", **FEW, iterations=30, mask_steps=10, rho=2.0, damping=0.05)
+@probe("methods/magnitude-60", method="magnitude")
+@probe("methods/magnitude-2of4", **FEW, method="magnitude", pattern="2:4")
+@probe("methods/magnitude-budget", **FEW, method="magnitude", budget="output")
+@probe("methods/wanda-60", method="wanda")
+@probe("methods/wanda-2of4", method="wanda", pattern="2:4", blocks=1)
+@probe("methods/wanda-budget", **FEW, method="wanda", budget="matrix")
+@probe("methods/sparsegpt-60", method="sparsegpt")
+@probe("methods/sparsegpt-few", **NARROW, method="sparsegpt")
+@probe("methods/sparsegpt-2of4", method="sparsegpt", pattern="2:4", blocks=1)
+# less text than inputs of `down`: a factor needs damping from the ladder
+@probe("methods/sparsegpt-ladder", method="sparsegpt", damping=0.0, blocks=1)
+@probe("methods/alps-60", **FEW, method="alps")
+@probe("methods/alps-2of4", **NARROW, method="alps", pattern="2:4")
+@probe("methods/own", **FEW, method="wanda-refit")
+@probe("passes/one", method="wanda", passes=1)
+@probe("passes/batch", **FEW, method="wanda", passes=1, batch=3)
+@probe("passes/bfloat16", method="wanda", precision="bfloat16", blocks=1)
+@probe("passes/ignore", method="wanda", ignore=["*.v_proj", "1.mlp.*"])
+def pruned(blocks: int = BLOCKS, method: str = "admm-grad", **arguments):
+    """A copy of the model pruned with these arguments, where they say nothing else to 60 %."""
+    settings = dict(method=method, batch=1, progress=False) | arguments
+    if "pattern" not in arguments:
+        settings.setdefault("sparsity", 0.6)
+    model = fresh(blocks)
+    text = None if method == "magnitude" else tokens()
+    return described(model, helpers.prune_model(model, text, **settings))
 
 
 @probe("passes/importance")
@@ -352,7 +347,6 @@ def by_importance():
     drawn = torch.Generator().manual_seed(0)
     return pruned(
         **FEW,
-        method="admm-grad",
         sparsity={key: 0.5 + 0.05 * place for place, key in enumerate(shapes)},
         importance={
             key: torch.rand(rows, generator=drawn) + 0.5 for key, rows in shapes.items()
@@ -381,12 +375,10 @@ def streamed():
         report = helpers.prune_checkpoint(source, new, tokens(), **target, **where)
         model, _ = helpers.load_streamed(new, **where)
         values = {}
-        for path in sorted(new.glob("*.safetensors")):
+        for path in new.glob("*.safetensors"):
             values |= safetensors.torch.load_file(path)
         return {
-            "weights": {
-                name: digest(tensor) for name, tensor in sorted(values.items())
-            },
+            "weights": {name: digest(tensor) for name, tensor in values.items()},
             "error": report.error,
             "perplexity": helpers.perplexity(model, pages(), length=64, limit=4),
         }
@@ -419,6 +411,12 @@ def by_outliers():
     return helpers.owl(fresh(), tokens(), sparsity=0.6)
 
 
+@probe("distil/all")
+@probe("distil/two", blocks=BLOCKS)
+@probe("distil/norms", parts="norms")
+@probe("distil/bfloat16", precision="bfloat16")
+# so large a rate that nothing is better than the start, which is then kept
+@probe("distil/nothing", rate=1.0)
 def distilled(blocks: int = 1, **settings):
     """Three steps from a model that Wanda has pruned, with two windows held out."""
     model = fresh(blocks)
@@ -431,27 +429,12 @@ def distilled(blocks: int = 1, **settings):
     return found | {"weights": weights_of(model)}
 
 
-PROBES["distil/all"] = distilled
-PROBES["distil/two"] = functools.partial(distilled, BLOCKS)
-PROBES["distil/norms"] = functools.partial(distilled, parts="norms")
-PROBES["distil/bfloat16"] = functools.partial(distilled, precision="bfloat16")
-# so large a rate that nothing is better than the start, which is then kept
-PROBES["distil/nothing"] = functools.partial(distilled, rate=1.0)
-
-
-def repaired(effort: str, **target):
+@probe("recipe/balanced", effort="balanced", sparsity=0.6, ignore=["*.mlp.*"])
+@probe("recipe/2of4", effort="fast", pattern="2:4", ignore=["*.mlp.*"])
+def repaired(**settings):
     model = fresh(1)
-    settings = dict(effort=effort, progress=False, **target)
-    report = helpers.prune_and_repair(model, tokens(72, 16), **settings)
+    report = helpers.prune_and_repair(model, tokens(72, 16), progress=False, **settings)
     return described(model, report)
-
-
-PROBES["recipe/balanced"] = functools.partial(
-    repaired, "balanced", sparsity=0.6, ignore=["*.mlp.*"]
-)
-PROBES["recipe/2of4"] = functools.partial(
-    repaired, "fast", pattern="2:4", ignore=["*.mlp.*"]
-)
 
 
 # --- evaluation ------------------------------------------------------------------------------
@@ -469,38 +452,25 @@ def perplexities():
     }
 
 
-@contextlib.contextmanager
-def samples() -> Iterator[dict[str, Any]]:
-    """Keep what lm-eval has found for each item, its log-likelihoods among that."""
-    kept, whole = {}, lm_eval.evaluate
+def scored(task: str):
+    """A task's scores, and what lm-eval has found for each item, its log-likelihoods among that."""
+    whole, likelihoods = lm_eval.evaluate, []
 
     def look(**options):
         answer = whole(**options)
-        for task, items in answer["samples"].items():
-            kept[task] = [item["filtered_resps"] for item in items]
+        likelihoods.extend(item["filtered_resps"] for item in answer["samples"][task])
         return answer
 
     with mock.patch.object(lm_eval, "evaluate", look):
-        yield kept
-
-
-def scored(*names: str):
-    with samples() as kept:
-        scores = helpers.zero_shot(*embedded(), tasks=list(names), limit=3)
-    texts = evaluate.zero_shot_examples(list(names))
-    return {
-        name: {
-            **score.to_dict(),
-            "answers": score.answers,
-            "likelihoods": kept[name],
-            "text": hashlib.sha256(repr(texts[name]).encode()).hexdigest()[:16],
-        }
-        for name, score in scores.items()
-    }
+        score = helpers.zero_shot(*embedded(), tasks=[task], limit=3)[task]
+    texts = evaluate.zero_shot_examples([task])[task]
+    found = score.to_dict() | {"answers": score.answers, "likelihoods": likelihoods}
+    text = hashlib.sha256(repr(texts).encode()).hexdigest()[:16]
+    return {task: found | {"text": text}}
 
 
 for name in tasks.TASKS:
-    PROBES[f"zero-shot/{name}"] = functools.partial(scored, name)
+    probe(f"zero-shot/{name}", task=name)(scored)
 
 
 @probe("zero-shot/identity")

@@ -4,8 +4,6 @@ two_processors.json holds 53 pairs of records by one code each: of a pair, the p
 numbers on either side, and how far the error of each layer is apart, in millionths, block by block.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import json
@@ -23,7 +21,7 @@ DEPTHS = ((0, 1), (1, 2), (2, 8), (2, 8))
 def known() -> dict[str, Any]:
     """The names of the two processors, and the pairs."""
     return json.loads(
-        Path(__file__).with_name("two_processors.json").read_text(encoding="utf-8")
+        Path(__file__).with_name("two_processors.json").read_text("utf-8")
     )
 
 

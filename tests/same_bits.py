@@ -10,8 +10,6 @@ pairs of hashes go to results/reference/same.json, where `helpers.runner` follow
 not, nothing is written.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import datetime
@@ -68,14 +66,9 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         text = f"{self.name}: {self.earlier!r} earlier, {self.today!r} today"
-        numbers = [
-            v
-            for v in self[1:]
-            if isinstance(v, int | float) and not isinstance(v, bool)
-        ]
-        if len(numbers) < 2 or not self.earlier:
-            return text
-        return f"{text}, relative difference {self.today / self.earlier - 1:+.2g}"
+        if self.earlier and {type(value) for value in self[1:]} <= {int, float}:
+            text += f", relative difference {self.today / self.earlier - 1:+.2g}"
+        return text
 
 
 def main() -> int:
@@ -170,9 +163,10 @@ def committed_records() -> list[dict[str, Any]]:
 
     Without those of the tables, which measure nothing.
     """
-    folders = [reference_dir(plan) for plan in plan_names()]
-    claimed = [each for each in folders if not (each / "earlier.txt").is_file()]
-    records = [record for each in claimed for record in read_records(each / "records")]
+    records = []
+    for folder in map(reference_dir, plan_names()):
+        if not (folder / "earlier.txt").is_file():
+            records += read_records(folder / "records")
     return [record for record in records if record["notebook"] != TABLES_NOTEBOOK]
 
 
@@ -244,9 +238,8 @@ def earlier_commit(records: list[dict[str, Any]], today: Mapping[str, str]) -> s
     for proof in reversed(read_proofs()):
         pairs = proof["equal"].values()
         other = any(
-            today[name] != pair[1]
-            for name, pair in proof["equal"].items()
-            if name in today
+            today.get(name) not in (None, code)
+            for name, (_, code) in proof["equal"].items()
         )
         if other and any(known & set(pair) for pair in pairs):
             candidates.insert(0, proof["to"])
@@ -284,11 +277,10 @@ def values_of(tree: Path, commit: str) -> dict[str, Any]:
     own = tree / PROBES
     with tempfile.TemporaryDirectory() as folder:
         # one thread: a sum over several has another order on another number of cores
-        variables = (
-            os.environ | dict.fromkeys(THREAD_VARIABLES, "1") | {"HF_HUB_OFFLINE": "1"}
-        )
-        # first of all places, so that both runs import the package of their own checkout
+        variables = os.environ | dict.fromkeys(THREAD_VARIABLES, "1")
         variables |= {
+            "HF_HUB_OFFLINE": "1",
+            # first of all places, so that both runs import the package of their own checkout
             "PYTHONPATH": str(tree),
             "PRUNING_RESULTS": folder,
             "PRUNING_RUNS": "",
@@ -334,18 +326,14 @@ def compare(
     earlier: Mapping[str, Any], today: Mapping[str, Any]
 ) -> tuple[list[Difference], list[Difference], list[str]]:
     """What is missing today, what differs, and the names that only today has."""
-    gone = [
-        Difference(name, earlier[name], None) for name in earlier if name not in today
-    ]
-    both = [
-        Difference(name, earlier[name], today[name])
-        for name in earlier
-        if name in today
-    ]
-    # as text, which has all digits of a float and tells 1 from 1.0 and 0.0 from -0.0
-    unequal = [
-        item for item in both if json.dumps(item.earlier) != json.dumps(item.today)
-    ]
+    gone, unequal = [], []
+    for name, value in earlier.items():
+        found = Difference(name, value, today.get(name))
+        if name not in today:
+            gone.append(found)
+        # as text, which has all digits of a float and tells 1 from 1.0 and 0.0 from -0.0
+        elif json.dumps(value) != json.dumps(found.today):
+            unequal.append(found)
     return gone, unequal, [name for name in today if name not in earlier]
 
 

@@ -1,7 +1,5 @@
 """ALPS against the paper's loop in numpy."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from layers import layer, masked, objective

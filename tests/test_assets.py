@@ -1,7 +1,6 @@
 """Pinned downloads: damage, wrong hashes, no network. pip and the cache are stand-ins."""
 
-from __future__ import annotations
-
+import functools
 import hashlib
 import json
 import os
@@ -58,14 +57,14 @@ def shop(monkeypatch, tmp_path):
     known = {"one": assets.Asset(*pin, one, ""), "both": assets.Asset(*pin, both, "")}
     monkeypatch.setattr(assets, "ASSETS", known)
     state = SimpleNamespace(
-        cache=cache, calls=[], code=0, stderr="", data=source.read_bytes()
+        cache=cache, calls=0, code=0, stderr="", data=source.read_bytes()
     )
 
     def pip(command, **_):
         assert {"--no-deps", "--require-hashes", "--only-binary"} < set(command)
-        wanted = Path(command[command.index("-r") + 1]).read_text(encoding="utf-8")
+        wanted = Path(command[command.index("-r") + 1]).read_text("utf-8")
         assert wanted == f"small-pack==1.0 --hash=sha256:{pin[2]}\n"
-        state.calls.append(command)
+        state.calls += 1
         target = Path(command[command.index("--dest") + 1]) / source.name
         target.write_bytes(state.data)
         return subprocess.CompletedProcess(command, state.code, stderr=state.stderr)
@@ -84,20 +83,20 @@ def test_a_second_fetch_downloads_nothing(shop):
     # another asset of the same wheel needs no download either; several files give the folder
     assert assets.fetch_asset("both") == shop.cache / "assets/small-pack-1.0"
     assert files_below(shop.cache) == {WHEEL, ONE, TWO}
-    assert len(shop.calls) == 1
+    assert shop.calls == 1
 
 
 def test_what_is_damaged_is_made_good(shop, caplog):
     path = assets.fetch_asset("one")
     damage(path, TEXT[:-1] + b"?")  # as long as before
     assert assets.fetch_asset("one").read_bytes() == TEXT
-    assert len(shop.calls) == 1
+    assert shop.calls == 1
     assert "damaged" in caplog.text
     assert str(path) in caplog.text
     path.unlink()
     damage(shop.cache / WHEEL, shop.data[: len(shop.data) // 2])
     assert assets.fetch_asset("one").read_bytes() == TEXT
-    assert len(shop.calls) == 2
+    assert shop.calls == 2
     assert (shop.cache / WHEEL).read_bytes() == shop.data
 
 
@@ -117,8 +116,7 @@ def test_damage_without_wheel_or_network_is_an_error(shop, one_line_error):
 
 @pytest.fixture
 def converter(shop, monkeypatch):
-    """Stand-in for the conversion, which takes 15 seconds: how often it ran, what it does first."""
-    state = SimpleNamespace(runs=0, first=lambda folder: None, write=None)
+    """Stand-in for the conversion, which takes 15 seconds: how often it ran, and what it writes."""
 
     def write(folder, weights=WEIGHTS):
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +129,6 @@ def converter(shop, monkeypatch):
         assert source.name == "joined.gguf"
         assert source.read_bytes() == 2 * TEXT
         state.runs += 1
-        state.first(folder)
         state.write(folder)
 
     lines = b"a float32 (2, 3)\n" + WEIGHTS["a"].tobytes()
@@ -140,7 +137,7 @@ def converter(shop, monkeypatch):
     model = assets.EmbeddedModel(("one", "one"), *pin, (), "")
     monkeypatch.setattr(assets, "MODELS", {"embedded": model})
     monkeypatch.setattr(assets, "_convert", convert)
-    state.write = state.usual = write
+    state = SimpleNamespace(runs=0, write=write)
     return state
 
 
@@ -188,7 +185,7 @@ def test_changed_weights_are_not_believed_with_their_hash(converter, one_line_er
     assert converter.runs == 2
     # versions of transformers that convert to something else
     shutil.rmtree(folder)
-    converter.write = lambda to: converter.usual(to, zeroed)
+    converter.write = functools.partial(converter.write, weights=zeroed)
     with one_line_error(FileError, "constraints.txt"):
         assets.embedded_model_folder()
     assert not folder.exists()
@@ -200,7 +197,7 @@ def test_an_interrupted_conversion_leaves_nothing(shop, converter, one_line_erro
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    converter.first = full_disk
+    converter.write = full_disk
     with one_line_error(FileError, "No space left on device", "PRUNING_CACHE"):
         assets.embedded_model_folder()
     assert files_below(shop.cache / "models") == set()

@@ -84,7 +84,7 @@ def test_the_page_says_what_is_of_earlier_code():
     """Equal bits do not make code equally fast."""
     folder = reference_dir("bench")
     record = read(folder)
-    page = (folder / "bench.md").read_text(encoding="utf-8")
+    page = (folder / "bench.md").read_text("utf-8")
     assert page == to_page(record), "run python -m benchmarks --page"
     texts = page.split("\n## ")[1:]
     for (name, entry), text in zip(record["benchmarks"].items(), texts, strict=True):

@@ -26,7 +26,7 @@ def test_encoder_decoders_and_blockless_models_are_refused(one_line_error):
     sizes = dict(vocab_size=97, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2)
     with one_line_error(UnsupportedModel, "T5"):
         find_blocks(hf.T5ForConditionalGeneration(hf.T5Config(**sizes)))
-    model = fam.build("llama")
+    model = fam.build()
     model.model.layers = nn.ModuleDict({"0": model.model.layers[0]})
     with one_line_error(UnsupportedModel, "Llama"):
         find_blocks(model)
@@ -35,10 +35,20 @@ def test_encoder_decoders_and_blockless_models_are_refused(one_line_error):
 def test_a_multimodal_model_is_pruned_in_its_text_part():
     # Both towers are two blocks deep: only the config says which is the language model's.
     text = fam.FAMILIES["llama"].config().to_dict()
-    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                  num_attention_heads=2, image_size=8, patch_size=4, projection_dim=16)  # fmt: skip
-    config = hf.LlavaConfig(vision_config=dict(vision, model_type="clip_vision_model"),
-                            text_config=text, image_token_index=96)  # fmt: skip
+    vision = dict(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+        projection_dim=16,
+    )
+    config = hf.LlavaConfig(
+        vision_config=dict(vision, model_type="clip_vision_model"),
+        text_config=text,
+        image_token_index=96,
+    )
     model = hf.LlavaForConditionalGeneration(config)
     blocks = find_blocks(model)
     assert "mlp.gate_proj" in find_layers(blocks[0])
@@ -92,7 +102,7 @@ def test_the_stream_may_be_passed_by_name(monkeypatch):
     call = LlamaDecoderLayer.__call__
     by_name = lambda self, states, **others: call(self, **others, hidden_states=states)  # noqa: E731
     monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_name)
-    model = fam.build("llama")
+    model = fam.build()
     tokens = fam.random_tokens(BATCH)
     stream = cap.first_stream(model, tokens)
     calls = cap.record_calls(model, tokens)

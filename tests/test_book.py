@@ -32,7 +32,7 @@ class Page(HTMLParser):
         self.links = []
         self.ids = set()
         self.silent = []
-        self.text = path.read_text(encoding="utf-8")
+        self.text = path.read_text("utf-8")
         self.feed(self.text)
 
     def handle_starttag(self, tag, attrs):
@@ -82,9 +82,7 @@ def book(tmp_path_factory):
     (results / "book" / "old.html").touch()
     where = dict(cwd=root(), env=os.environ | {"PRUNING_RESULTS": str(results)})
     command = [sys.executable, "-m", "book"]
-    answer = subprocess.run(
-        command, **where, capture_output=True, text=True, check=False
-    )
+    answer = subprocess.run(command, **where, capture_output=True, text=True)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout == f"the book: {results / 'book' / 'index.html'}\n"
     return results / "book"
@@ -112,9 +110,7 @@ def test_pages_load_nothing_from_the_network_and_links_hold(book):
                     f"{path}: {address}"
                 )
     for path in book.rglob("*.css"):
-        assert not re.search(
-            r"(url\(|@import)\W*(https?:)?//", path.read_text(encoding="utf-8")
-        )
+        assert not re.search(r"(url\(|@import)\W*(https?:)?//", path.read_text("utf-8"))
 
 
 def test_notebooks_are_shown_as_they_ran_here(book):

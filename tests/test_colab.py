@@ -1,7 +1,5 @@
 """The set-up on Colab, with modules that stand for Colab's own; nothing here runs on Colab."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import subprocess

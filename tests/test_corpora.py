@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import families as fam
+import huggingface_hub
 import pytest
 import saved
 import torch
@@ -63,7 +64,7 @@ def numbers(first, last):
 @pytest.fixture
 def text_file(tmp_path):
     path = tmp_path / "numbers.txt"
-    path.write_text(numbers(100, 200), encoding="utf-8")
+    path.write_text(numbers(100, 200), "utf-8")
     return path
 
 
@@ -98,7 +99,7 @@ def test_windows_overlap_with_a_warning_when_it_is_not(text_file, caplog):
 def test_documents_are_joined_by_the_end_token(tmp_path, end, one_line_error):
     path = tmp_path / "three.jsonl"
     rows = [{"text": "10 11"}, {"text": " \n"}, {"text": "20 21 22", "url": "x"}]
-    path.write_text("\n\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    path.write_text("\n\n".join(map(json.dumps, rows)) + "\n", "utf-8")
     whole = [word for word in (10, 11, end, 20, 21, 22) if word]
     tokenizer = WordTokenizer(end)
     length = len(whole)
@@ -152,7 +153,7 @@ def test_evaluation_reads_the_whole_file_in_order(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf3 1\r\n2")  # as Windows' Notepad saves it
     assert evaluation_tokens(path, tokenizer).tolist() == [-1, 3, 1, 2]
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "one\u2028two"}\n{"text": "three"}', encoding="utf-8")
+    path.write_text('{"text": "one\u2028two"}\n{"text": "three"}', "utf-8")
     assert evaluation_tokens(path, tokenizer).dtype == torch.int64
     assert tokenizer.seen == ["3 1\n2", "one\u2028two\n\nthree"]
 
@@ -181,7 +182,7 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(tmp_path, starts, one_line
     saved.tokenizer(tmp_path, start=starts)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     path = tmp_path / "text.txt"
-    path.write_text(" ".join(f"w{2 + n % 90}" for n in range(120)), encoding="utf-8")
+    path.write_text(" ".join(f"w{2 + n % 90}" for n in range(120)), "utf-8")
     model = fam.build()
     text = evaluation_tokens(path, tokenizer)
 
@@ -226,7 +227,6 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(tmp_path, starts, one_line
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A folder with files as on the hub, which are found instead of a download."""
-    import huggingface_hub
     import pyarrow
     import pyarrow.parquet
 
@@ -290,8 +290,6 @@ def test_wikitext2_is_read_as_in_the_papers_code(hub, one_line_error):
 
 
 def test_a_hub_text_that_cannot_be_had_is_one_line(hub, monkeypatch, one_line_error):
-    import huggingface_hub
-
     def unreachable(*_, **__):
         raise ConnectionError("no route\nto host")
 
@@ -320,7 +318,7 @@ def test_cleaning_of_the_embedded_texts(monkeypatch, tmp_path):
     assert corpora.c4_documents() == [prose, "Yes!"]
     pages = [page("Long", f"History.\n{line}"), page("x " * 400, "too short")]
     pages += [page("Empty", ""), page("Just short", line[1:])]
-    path.write_text("".join(pages), encoding="utf-8")
+    path.write_text("".join(pages), "utf-8")
     assert corpora.wiki_articles() == [line]
 
 

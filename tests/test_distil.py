@@ -19,10 +19,10 @@ from helpers.models import find_blocks
 def pair(family="llama", sparsity=0.6):
     """A model pruned by Wanda, the dense one, and text that the pruning has not seen."""
     dense = fam.build(family)
-    with torch.no_grad():  # larger weights: predictions that differ from token to token
-        for parameter in dense.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(2)
+    # larger weights: predictions that differ from token to token
+    for parameter in dense.parameters():
+        if parameter.ndim == 2:
+            parameter.data.mul_(2)
     model = copy.deepcopy(dense)
     prune_model(model, fam.random_tokens(), method="wanda", sparsity=sparsity)
     return model, dense, fam.random_tokens(sequences=28, seed=7)
@@ -84,25 +84,28 @@ def test_a_step_is_adams():
 def test_the_course_does_not_depend_on_the_size_of_weights(factor):
     model, dense, tokens = pair()
     report = distil(copy.deepcopy(model), dense, tokens)
-    with torch.no_grad():  # the same functions: a norm takes the factor
-        for block in [*find_blocks(model), *find_blocks(dense)]:
-            for norm in (block.input_layernorm, block.post_attention_layernorm):
-                norm.weight.div_(factor)
-            for name in (*fam.QKVO[:3], "mlp.gate_proj", "mlp.up_proj"):
-                block.get_submodule(name).weight.mul_(factor)
+    # the same functions: a norm takes the factor
+    for block in [*find_blocks(model), *find_blocks(dense)]:
+        for norm in (block.input_layernorm, block.post_attention_layernorm):
+            norm.weight.data.div_(factor)
+        for name in (*fam.QKVO[:3], "mlp.gate_proj", "mlp.up_proj"):
+            block.get_submodule(name).weight.data.mul_(factor)
     scaled = distil(model, dense, tokens)
     assert scaled.kept == report.kept == 24
     assert scaled.losses == pytest.approx(report.losses, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
-def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family):
+@pytest.mark.parametrize(
+    "family, parts",
+    [("llama", "all"), ("gpt2", "all"), ("falcon", "all"), ("llama", "norms")],
+)
+def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family, parts):
     model, dense, tokens = pair(family)
     before = fam.snapshot(model)
     teacher = fam.snapshot(dense)
     unseen = fam.random_tokens(sequences=6, seed=11)
     start = divergence(model, dense, unseen)
-    report = distil(model, dense, tokens, rate=1e-2, vector_rate=1e-2)
+    report = distil(model, dense, tokens, parts=parts, rate=1e-2, vector_rate=1e-2)
     assert divergence(model, dense, unseen) < 0.9 * start
     assert len(report.losses) == 24
     assert not report.warning
@@ -112,21 +115,10 @@ def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family):
         assert torch.equal(model.get_parameter(name) == 0, before[name] == 0), name
     # matrices outside the blocks (embedding, head) are not trained, and the teacher is as it was
     moved = fam.changed(model, before)
-    assert weights <= moved
+    assert weights & moved == (weights if parts == "all" else set())
     assert all(model.get_parameter(name).ndim == 1 for name in moved - weights)
     assert not fam.changed(dense, teacher)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-
-
-def test_norms_alone_leave_the_weights():
-    model, dense, tokens = pair()
-    before = fam.snapshot(model)
-    start = divergence(model, dense, tokens[-4:])
-    distil(model, dense, tokens, parts="norms", vector_rate=1e-2)
-    moved = fam.changed(model, before)
-    assert moved
-    assert all(model.get_parameter(name).ndim == 1 for name in moved)
-    assert divergence(model, dense, tokens[-4:]) < start
 
 
 def test_a_repair_that_does_harm_is_given_up_with_a_warning(caplog):

@@ -1,7 +1,5 @@
 """The doctor: each trouble is found, and without any package too."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

@@ -11,7 +11,7 @@ from helpers.paths import root
 def test_committed():
     for drawing in drawings.DRAWINGS:
         path = root() / f"docs/drawings/{drawing.__name__}.svg"
-        assert path.read_text(encoding="utf-8") == drawing()
+        assert path.read_text("utf-8") == drawing()
 
 
 def test_without_u_the_kept_weight_misses_its_optimum():

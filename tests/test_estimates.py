@@ -1,9 +1,7 @@
 """The memory of a run before it is started, against what was measured and against other counts."""
 
-from __future__ import annotations
-
+import families as fam
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.machine.estimates import Shape, memory_needed
@@ -36,15 +34,7 @@ def test_parameters_are_the_published_counts(model, published):
 
 
 def test_a_folder_has_the_shape_of_its_model(tmp_path, one_line_error):
-    config = LlamaConfig(
-        vocab_size=96,
-        hidden_size=32,
-        intermediate_size=80,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = LlamaForCausalLM(config)
+    model = fam.build(intermediate_size=80, num_hidden_layers=3)
     model.save_pretrained(tmp_path)
     shape = Shape(tmp_path)
     block = find_blocks(model)[0]

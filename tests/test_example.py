@@ -35,7 +35,7 @@ def dense():
 
 
 def test_it_is_short_and_needs_torch_and_transformers_only():
-    text = PATH.read_text(encoding="utf-8")
+    text = PATH.read_text("utf-8")
     imported = set(re.findall(r"(?m)^ *(?:import|from) (\w+)", text))
     assert imported - sys.stdlib_module_names == {"torch", "transformers"}
     assert len(text.splitlines()) <= 180
@@ -61,7 +61,7 @@ def test_wrong_arguments_are_refused_before_a_model_is_loaded(
     [("magnitude", 1e-6, 0), ("admm1", 1e-5, 1e-5), ("admm-grad", 1e-2, 0.06)],
 )
 def test_masks_and_errors_are_the_packages(method, off, apart, dense, registry):
-    (model, tokens) = copy.deepcopy(dense)
+    model, tokens = copy.deepcopy(dense)
     other = copy.deepcopy(dense[0])
     # the package's magnitude reads no text, and so has no errors: here it does
     register("on-text")(METHODS["magnitude"].__wrapped__)

@@ -2,11 +2,12 @@
 
 import ast
 import functools
-import json
 import math
 import re
 import shutil
+from unittest import mock
 
+import nbformat
 import pytest
 from matplotlib.figure import Figure
 
@@ -55,14 +56,12 @@ PRUNES = {
 
 
 def cells_of(notebook):
-    path = notebooks_dir() / f"{notebook}.ipynb"
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [cell | {"source": "".join(cell["source"])} for cell in cells]
+    return nbformat.read(notebooks_dir() / f"{notebook}.ipynb", as_version=4).cells
 
 
 def exercises(notebook):
-    (cell,) = [cell for cell in cells_of(notebook) if cell["id"] == "exercises"]
-    return cell["source"]
+    (text,) = [cell.source for cell in cells_of(notebook) if cell.id == "exercises"]
+    return text
 
 
 def run_cell(code, namespace):
@@ -98,9 +97,9 @@ class Kernel:
         self.names = {"__name__": "notebook"}
         self.shown = {}  # the value of a cell's last line
         self.code = {
-            cell["id"]: cell["source"]
+            cell.id: cell.source
             for cell in cells_of(notebook)
-            if cell["cell_type"] == "code" and cell["id"] != "colab-setup"
+            if cell.cell_type == "code" and cell.id != "colab-setup"
         }
 
     def run(self, first, last="record"):
@@ -121,15 +120,12 @@ def kernel(request, tmp_path_factory):
         request.param == TABLES_NOTEBOOK
     ):  # the smoke plan's own records may not be there
         changed = {"plan": "laptop", "source": "reference"}
-    registered = dict(METHODS)
     folder = tmp_path_factory.mktemp("results")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(METHODS):
         patch.setenv("PRUNING_RESULTS", str(folder))
         notebook = Kernel(request.param, folder, **changed)
         notebook.run("parameters")
         yield notebook
-    METHODS.clear()
-    METHODS.update(registered)
 
 
 @pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)

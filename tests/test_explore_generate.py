@@ -26,10 +26,9 @@ def loaded():
 def lively(model, seed):
     """The model with larger weights: as it is made it repeats the prompt's last token for ever."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and "embed" not in name:
-                parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "embed" not in name:
+            parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
     return model
 
 

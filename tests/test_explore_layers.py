@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from layers import layer
 
 from helpers import METHODS, calibration_tokens, gram_of, layer_problems, load_model
 from helpers.admm import exact_least_squares
@@ -25,10 +26,8 @@ from helpers.studies import stream_norms
 
 @pytest.fixture(scope="module")
 def problem():
-    generator = torch.Generator().manual_seed(0)
-    mixing = torch.randn(16, 16, generator=generator)
-    inputs = torch.randn(200, 16, generator=generator) @ mixing
-    return torch.randn(24, 16, generator=generator), gram_of(inputs)
+    inputs, weight = layer(24, 16, 200)
+    return weight, gram_of(inputs)
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ Some of their weights belong to no linear layer and would stay dense. The model 
 
 
 def test_the_committed_page_is_what_the_models_give():
-    committed = (root() / "results" / "families.md").read_text(encoding="utf-8")
+    committed = (root() / "results" / "families.md").read_text("utf-8")
     assert page() == committed, f"families.md is stale: {AGAIN}"
 
 

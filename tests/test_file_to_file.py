@@ -1,7 +1,5 @@
 """`prune_checkpoint`: the weights of `prune_model`, and nothing finished is ever lost."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib.metadata

@@ -21,7 +21,7 @@ project = small_project.project
 def test_a_run_is_stale_when_what_decides_its_numbers_changes(project, monkeypatch):
     own = project.folder
     monkeypatch.setattr(module, "own_method_file", lambda name: own / f"{name}.py")
-    text = project.folder / "own.txt"
+    text = own / "own.txt"
     text.write_text("one")
     parameters = PARAMETERS + 'method = "wanda"\n'
     project.notebook(parameters)
@@ -30,14 +30,14 @@ def test_a_run_is_stale_when_what_decides_its_numbers_changes(project, monkeypat
     seen = [fingerprint(run)]
     assert fingerprint(replace(run, name="other")) in seen
     project.notebook(parameters, body="# a comment\n" + BODY)
-    (project.folder / "yours.py").write_text("x = 1")
+    (own / "yours.py").write_text("x = 1")
     assert fingerprint(run) in seen
 
     project.notebook(parameters, body=BODY + "more = 1\n")
     seen.append(fingerprint(run))
     text.write_text("two")
     seen.append(fingerprint(run))
-    (project.folder / "mine.py").write_text("x = 1")
+    (own / "mine.py").write_text("x = 1")
     seen.append(fingerprint(run))
     streamed = run.parameters | {"streamed": True}
     seen.append(fingerprint(replace(run, parameters=streamed)))
@@ -122,15 +122,14 @@ def package(tmp_path):
     shutil.copytree(
         root() / "helpers", folder, ignore=shutil.ignore_patterns("__pycache__")
     )
-    (folder / "beyond").mkdir(exist_ok=True)
     return folder
 
 
 def test_what_leaves_the_core_as_it_is(package):
     before = core_code(package.parent)
-    text = (package / "admm.py").read_text(encoding="utf-8")
+    text = (package / "admm.py").read_text("utf-8")
     text = "# a comment\n" + text.replace('"""', '"""New words. ', 1)
-    (package / "admm.py").write_text(text, encoding="utf-8")
+    (package / "admm.py").write_text(text, "utf-8")
     assert core_code(package.parent) == before, "comments and docstrings"
     (package / "wing").mkdir()
     wings = ["cli/parser.py", "wing/x.py", "own/mine.py"]

@@ -66,9 +66,16 @@ def test_zeros_stay_with_the_trainer_of_transformers(family, tmp_path):
     model, kept = pruned(family)
     before = fam.snapshot(model)
     settings = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=2, use_cpu=True,
-        learning_rate=1e-2, weight_decay=0.1, save_strategy="no", report_to=[], disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
     rows = [{"input_ids": row, "labels": row} for row in fam.random_tokens(8)]
     with keep_masks(model):
         Trainer(model=model, args=settings, train_dataset=rows).train()

@@ -54,7 +54,7 @@ def index(tmp_path_factory):
 
 def test_the_version_is_that_of_the_committed_results():
     for path in (ROOT / "results/reference").glob("*/records/*.json"):
-        versions = json.loads(path.read_text(encoding="utf-8"))["versions"]
+        versions = json.loads(path.read_text("utf-8"))["versions"]
         assert versions["torch"].split("+")[0] == local_setup.TORCH
 
 

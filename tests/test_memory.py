@@ -1,7 +1,5 @@
 """The memory that is free, of a machine and of a container."""
 
-from __future__ import annotations
-
 import psutil
 import pytest
 

@@ -1,7 +1,5 @@
 """Every layer method: hand examples, direct OBS, dead inputs, what is refused."""
 
-from __future__ import annotations
-
 import functools
 import math
 
@@ -35,7 +33,7 @@ def test_an_answer_is_exactly_what_was_asked_for(name, target, dtype, tied):
     gram = gram_of(inputs)
     before = weight.clone(), gram.clone()
     if isinstance(target, str):
-        n, m = map(int, target.split(":"))
+        n, m = groups_of(target)
         result = METHODS[name](weight, gram, pattern=target)
         assert (result.keep.unflatten(1, (-1, m)).sum(-1) == n).all()
     else:
@@ -95,7 +93,7 @@ def test_wanda_by_hand():
 
 @pytest.mark.parametrize(
     "option",
-    [{}, {"rho": 3.0}, {"iterations": 16}, {"damping": 0.5}, {"precondition": False}],
+    [{}, {"rho": 3.0}, {"iterations": 10}, {"damping": 0.5}, {"precondition": False}],
 )
 @pytest.mark.parametrize(
     "target", [{"budget": "output"}, {"budget": "matrix"}, {"pattern": "2:4"}]
@@ -108,10 +106,13 @@ def test_admm1_is_a_refit_on_wandas_mask(target, option):
     keep = METHODS["wanda"](weight, gram, **target).keep
     result = METHODS["admm1"](weight, gram, **target, **option)
     assert torch.equal(result.keep, keep)
-    expected = refit(weight, gram, result.keep, **option).weight
-    assert torch.equal(result.weight, expected)
-    given = METHODS["admm-grad"](weight, gram, keep=result.keep, **option, mask_steps=3)
-    assert torch.equal(given.weight, expected)
+    expected = refit(weight, gram, keep, **option)
+    assert torch.equal(result.weight, expected.weight)
+    # error and dead inputs are known where a method is called through METHODS, and there alone
+    assert expected.error is expected.dead_inputs is None
+    # a mask that is given needs no mask steps, however few the iterations are
+    given = METHODS["admm-grad"](weight, gram, keep=keep, **option)
+    assert torch.equal(given.weight, expected.weight)
 
 
 # ---------------------------------------------------------------- SparseGPT against direct OBS
@@ -138,9 +139,7 @@ def direct_obs(
     hessian += damping * np.diag(hessian).mean() * np.eye(len(hessian))
     rows, d_in = work.shape
     groups = groups_of(pattern)
-    chunk = block_size
-    if groups:
-        chunk = groups[1]
+    chunk = groups[1] if groups else block_size
     mask = np.ones(work.shape, bool) if keep is None else keep.numpy()
     for j in range(d_in):
         if keep is None and j % chunk == 0:

@@ -76,9 +76,15 @@ def test_a_local_folder_is_known_by_its_content(saved):
 
 @pytest.mark.parametrize(
     "name, hint",
-    [("embeded", '"embedded"'), ("./nowhere", "folder"), ("a/b/c", "owner/name"), (3, "embedded"),
-     ("owner/name", "revision="), ("", '"embedded"')],
-)  # fmt: skip
+    [
+        ("embeded", '"embedded"'),
+        ("./nowhere", "folder"),
+        ("a/b/c", "owner/name"),
+        (3, "embedded"),
+        ("owner/name", "revision="),
+        ("", '"embedded"'),
+    ],
+)
 def test_unknown_names(name, hint, one_line_error):
     with one_line_error(BadParameter, str(name), hint):
         load_model(name)

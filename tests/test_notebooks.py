@@ -8,7 +8,7 @@ import sys
 
 import nbformat
 import pytest
-from test_exercises import Kernel
+from test_exercises import NOTEBOOKS, Kernel
 
 from book import executed
 from helpers import load_model
@@ -19,7 +19,6 @@ from helpers.runner.plan import read_plan
 # the others are run cell by cell in test_exercises, and all in a browser
 ONLY = "0[46]*--[adt]*"  # ADMM-Grad, dense, tables
 RUNS = read_plan("smoke", ONLY)
-NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 
 
 @pytest.fixture(scope="session")
@@ -41,14 +40,10 @@ def smoke(tmp_path_factory):
 
 def outputs(smoke, run):
     """Cell id and output, for every output of an executed notebook."""
-    book = json.loads((smoke / "runs" / f"{run.id}.ipynb").read_text(encoding="utf-8"))
+    book = json.loads((smoke / "runs" / f"{run.id}.ipynb").read_text("utf-8"))
     return [
         (cell["id"], item) for cell in book["cells"] for item in cell.get("outputs", [])
     ]
-
-
-def record_of(smoke, name):
-    return read_record(smoke / "records" / f"{name}.json")
 
 
 def record_here(folder, **parameters):
@@ -79,8 +74,8 @@ def test_executed_notebook(smoke, run):
 
 
 def test_dense_and_pruned_rows(smoke, tmp_path):
-    dense = record_of(smoke, "04_prune_model--dense")
-    admm = record_of(smoke, "04_prune_model--admm-grad-50")
+    dense = read_record(smoke / "records/04_prune_model--dense.json")
+    admm = read_record(smoke / "records/04_prune_model--admm-grad-50.json")
     magnitude = record_here(tmp_path, method="magnitude")
     recipe = record_here(tmp_path, effort="fast", sequences=4)
     assert dense["layers"] == []
@@ -96,7 +91,7 @@ def test_dense_and_pruned_rows(smoke, tmp_path):
 
 def test_tables_notebook_writes_tables_and_figures(smoke):
     for name in ("perplexity", "claims", "cost"):
-        text = (smoke / f"tables/{name}.md").read_text(encoding="utf-8")
+        text = (smoke / f"tables/{name}.md").read_text("utf-8")
         assert text.count("\n| ") > 2, f"{name} has no rows"
     assert (smoke / "figures/perplexity.png").exists()
 

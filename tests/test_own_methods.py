@@ -43,9 +43,7 @@ def masked(weight, keep, _given=False):
         (lambda w, g, half: LayerResult(w, half | True), "0 zeros"),
         (lambda w, g, half: masked(w, top_k(w.abs(), 0.1)), "select exactly"),
         (
-            lambda w, g, half: masked(
-                w, select(w.abs(), 0.5 + 1 / w.numel(), "unstructured")
-            ),
+            lambda w, g, half: masked(w, top_k(w.abs(), 0.5 + 1 / w.numel())),
             'register it with budget="output"',
         ),
         (lambda w, g, half: LayerResult(w, half), "outside its mask"),
@@ -79,13 +77,10 @@ def test_a_count_in_each_output_may_round_in_each(budget, zeros, one_line_error)
     """With three outputs of five weights at half, each has 2 or 3 zeros: 6 or 9, and not 8."""
     mask = torch.arange(15).view(3, 5) >= zeros
 
-    def mine(weight, gram, *, sparsity, pattern, keep=None):
-        return masked(weight, mask)
-
     def chooses(weight, gram, *, sparsity, pattern, keep=None, budget="matrix"):
         return masked(weight, mask)
 
-    register("mine", budget=budget)(mine)
+    register("mine", budget=budget)(method_of(lambda w, *_: masked(w, mask)))
     register("chooses")(chooses)
     weight = torch.randn(3, 5)
     gram = gram_of(torch.randn(20, 5))

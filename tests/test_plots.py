@@ -1,7 +1,5 @@
 """Figures: hand-written records in, Figure objects out, with the right numbers on the axes."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pandas as pd
@@ -54,29 +52,25 @@ def curves(figure, panel=0):
     }
 
 
+def title(figure):
+    return figure.axes[0].get_title()
+
+
 def test_perplexity_figure(records):
     figure = plots.perplexity_figure([*records, pruned("my-method", "60 %", 64.5)])
     drawn = curves(figure)
     assert list(drawn) == ["Magnitude", "ADMM-Grad", "my-method", "Dense 17.5"]
     assert drawn["ADMM-Grad"] == ([50.0, 60.0], [30.0, 65.0])  # means over seeds
     assert drawn["Dense 17.5"][1] == [17.5, 17.5]
-    assert (
-        figure.axes[0].get_title() == "Perplexity of the model after pruning"
-    )  # both are lowest
+    # both are lowest
+    assert title(figure) == "Perplexity of the model after pruning"
     tied = [*records, pruned("admm1", "50 %", 30.5), pruned("admm1", "60 %", 66.0)]
-    assert (
-        "ADMM1 and ADMM-Grad have the"
-        in plots.perplexity_figure(tied).axes[0].get_title()
-    )
+    assert "ADMM1 and ADMM-Grad have the" in title(plots.perplexity_figure(tied))
     figure = plots.perplexity_figure([*records, pruned("admm1", "50 %", 38.0)])
     places = {text.get_text(): text.xy for text in figure.axes[0].texts}
     assert places["ADMM1"] == (50.0, 38.0)  # its name is beside its only point
     figure = plots.perplexity_figure([*records, pruned("admm1", "60 %", 68.0)])
-    assert (
-        figure.axes[0]
-        .get_title()
-        .startswith("ADMM-Grad has the lowest perplexity at every")
-    )
+    assert title(figure).startswith("ADMM-Grad has the lowest perplexity at every")
     # the axis ends above the methods that refit, and names do not overlap
     assert 80 < figure.axes[0].get_ylim()[1] < 500
     heights = sorted(text.xy[1] for text in figure.axes[0].texts)
@@ -87,9 +81,7 @@ def test_figures_of_series():
     figure = plots.convergence_figure(CONVERGENCE)
     assert curves(figure)["ADMM, ρ = 1 (recommended)"] == ([1, 2, 3], [0.3, 0.2, 0.15])
     assert figure.axes[0].lines[-1].get_xydata().tolist() == [[3, 0.15]]  # the ring
-    assert (
-        "optimum's error after 3 iterations" in figure.axes[0].get_title()
-    )  # 0.15 / 0.149
+    assert "optimum's error after 3 iterations" in title(figure)  # 0.15 / 0.149
     assert curves(figure)["no update: 0.4000"][1] == [0.4, 0.4]
     figure = plots.schedule_figure(SCHEDULE)
     assert curves(figure)["gradual mask (paper)"] == ([1, 2], [40.0, 60.0])

@@ -1,7 +1,5 @@
 """What fits a GPU, what a user takes of it, and memory that is checked before it is needed."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest
@@ -16,8 +14,10 @@ from helpers.runner import read_parameters_cell, read_plan
 
 PRUNE = "04_prune_model"
 TABLES = "06_tables_and_plots"
-PATHS = sorted(notebooks_dir().glob("*.ipynb"))
-CELLS = {path.stem: read_parameters_cell(path) for path in PATHS}
+CELLS = {
+    path.stem: read_parameters_cell(path)
+    for path in sorted(notebooks_dir().glob("*.ipynb"))
+}
 DEFAULTS = CELLS[PRUNE][0]
 
 

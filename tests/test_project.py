@@ -12,6 +12,7 @@ import sys
 import tokenize
 import tomllib
 
+import nbformat
 import pytest
 import yaml
 from packaging.markers import default_environment
@@ -22,6 +23,7 @@ from packaging.utils import canonicalize_name
 import helpers
 from helpers.paths import TABLES_NOTEBOOK, root
 from helpers.runner import read_parameters_cell
+from helpers.runner.parameters import code_cells
 from helpers.runner.plan import read_plan
 
 ROOT = root()
@@ -44,17 +46,12 @@ MACHINE_PATH = re.compile(r"""(?<![\w.~])/(?:home|Users|root|work|mnt|tmp)/\w"""
 
 
 def read_cells(path):
-    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return nbformat.read(path, as_version=4).cells
 
 
 def cells(path, tag=""):
     """The text of a notebook's code cells, or of those with a tag."""
-    return [
-        "".join(cell["source"])
-        for cell in read_cells(path)
-        if cell["cell_type"] == "code"
-        and (not tag or tag in cell["metadata"].get("tags", []))
-    ]
+    return [text for text, tags in code_cells(path) if not tag or tag in tags]
 
 
 def code_lines(text):
@@ -66,19 +63,19 @@ def code_lines(text):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_anatomy(path):
     first, *setup, last = read_cells(path)
-    assert first["source"][0].endswith("?\n"), "the title asks a question"
-    pictures = re.findall(r"!\[.{30,}\]\((\.\./[^)]+)\)", "".join(first["source"]))
+    assert "?\n" in first.source.splitlines(True)[0], "the title asks a question"
+    pictures = re.findall(r"!\[.{30,}\]\((\.\./[^)]+)\)", first.source)
     assert all((path.parent / picture).is_file() for picture in pictures)
     assert pictures
     hidden = {
-        cell["id"]
+        cell.id
         for cell in setup
-        if cell["metadata"].get("jupyter") == {"source_hidden": True}
-        and "hide-input" in cell["metadata"]["tags"]
+        if cell.metadata.get("jupyter") == {"source_hidden": True}
+        and "hide-input" in cell.metadata.tags
     }
     assert {"colab-setup", "imports"} <= hidden
-    assert last["cell_type"] == "markdown"
-    assert ".ipynb)" in "".join(last["source"])
+    assert last.cell_type == "markdown"
+    assert ".ipynb)" in last.source
     (parameters,) = cells(path, "parameters")
     assert all("  # " in line for line in parameters.splitlines()), (
         "a comment is missing"
@@ -140,18 +137,16 @@ def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(path):
     """So it can be left out of a fingerprint."""
     drawing = cells(path, "figure")
     drawn = set()
-    for cell in cells(path):
-        if cell.startswith("# prepares Google Colab"):
-            continue
+    for cell in cells(path)[1:]:  # the first is for Google Colab
         tree = ast.parse(cell)
         if cell in drawing:
             drawn |= names(tree, ast.Store)
-            parts = [
-                n
-                for n in ast.walk(tree)
-                if isinstance(n, ast.Subscript | ast.Attribute)
+            changed = [
+                part.value
+                for part in ast.walk(tree)
+                if isinstance(part, ast.Subscript | ast.Attribute)
+                and isinstance(part.ctx, ast.Store)
             ]
-            changed = [part.value for part in parts if isinstance(part.ctx, ast.Store)]
             assert set().union(*(names(part, ast.Load) for part in changed)) <= drawn
             assert not re.search(r"(?m)^ *(def|class|import|from|del) ", cell)
         else:
@@ -164,7 +159,7 @@ def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
 def test_module_style(path):
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text("utf-8")
     assert len(text.splitlines()) <= 500
     assert "cuda:0" not in text
     assert not re.search(r"trust_remote_code\s*=\s*True", text)
@@ -194,7 +189,7 @@ def tokens_of_code(text):
 @pytest.mark.parametrize("folder", BUDGETS)
 def test_budget(folder):
     files = list((ROOT / folder).rglob("*.py"))
-    size = sum(tokens_of_code(path.read_text(encoding="utf-8")) for path in files)
+    size = sum(tokens_of_code(path.read_text("utf-8")) for path in files)
     assert files
     assert size <= BUDGETS[folder] * (1 + AIR)
 
@@ -202,16 +197,16 @@ def test_budget(folder):
 def code_of_users():
     """What calls the package: cells, Python on pages, examples, benchmarks, own methods."""
     pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("book/*.md")]
-    texts = [page.read_text(encoding="utf-8") for page in pages]
+    texts = [page.read_text("utf-8") for page in pages]
     for path in NOTEBOOKS:
         yield from set(cells(path)) - set(cells(path, "colab-setup"))
         # an exercise's solution is text too
-        texts += ["".join(cell["source"]) for cell in read_cells(path)]
+        texts += [cell.source for cell in read_cells(path)]
     for text in texts:
         yield from re.findall(r"```python\n([^!]*?)```", text)
     for folder in ("benchmarks", "book", "examples", "helpers/own"):
         for path in (ROOT / folder).glob("*.py"):
-            yield path.read_text(encoding="utf-8")
+            yield path.read_text("utf-8")
 
 
 def test_every_public_name_has_a_caller():
@@ -248,27 +243,24 @@ def test_committed_plans_are_sound(plan):
 
 def requirement(line):
     """Name and range of a requirement."""
-    name, bounds = re.fullmatch(r"([A-Za-z0-9._-]+)\s*(.*)", line).groups()
-    return name.lower().replace("_", "-"), bounds.replace(" ", "")
+    found = Requirement(line)
+    return canonicalize_name(found.name), str(found.specifier)
 
 
-def project():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"
-    ]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 def requirements():
-    lines = project()["dependencies"] + project()["optional-dependencies"]["dev"]
-    return dict(requirement(line) for line in lines)
+    lines = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    return dict(map(requirement, lines))
 
 
 def test_environment_yml_is_in_step():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
     listed = [line for line in environment["dependencies"] if isinstance(line, str)]
-    conda = dict(requirement(line) for line in listed)
+    conda = dict(map(requirement, listed))
     python = conda.pop("python")
-    assert python == project()["requires-python"] == ">=3.11", "Python is not capped"
+    assert python == PROJECT["requires-python"] == ">=3.11", "Python is not capped"
     conda.pop("pip")
     assert conda == {
         CONDA_NAMES.get(name, name): b for name, b in requirements().items()
@@ -280,7 +272,7 @@ def pins(python="3.13.0"):
     """The requirements of constraints.txt that apply to this Python, by name."""
     place = default_environment() | {"python_full_version": python}
     place["python_version"] = ".".join(python.split(".")[:2])
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
     found = [pin for pin in found if not pin.marker or pin.marker.evaluate(place)]
     by_name = {pin.name: pin for pin in found}
@@ -318,7 +310,7 @@ def test_imports_are_declared():
     known |= set(sys.stdlib_module_names)
     for path in MODULES:
         found = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -329,16 +321,15 @@ def test_imports_are_declared():
 # --- make, CI and what is committed --------------------------------------------------------
 
 
-def makefile():
-    return (ROOT / "Makefile").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 
 
 def phony():
-    return set(re.search(r"(?m)^\.PHONY: (.*)$", makefile())[1].split())
+    return set(re.search(r"(?m)^\.PHONY: (.*)$", MAKEFILE)[1].split())
 
 
 def test_make_targets_are_never_committed_files():
-    targets = set(re.findall(r"(?m)^([\w$()./-]+):(?!=)", makefile()))
+    targets = set(re.findall(r"(?m)^([\w$()./-]+):(?!=)", MAKEFILE))
     # these two are files in .venv, which git ignores
     files = {"$(INSTALLED)", "$(INSTALLED_UI)"}
     assert targets - phony() == files | {".PHONY", ".NOTPARALLEL"}
@@ -349,7 +340,6 @@ def make(*arguments, folder=ROOT):
         ["make", "--no-print-directory", "-C", str(folder), *arguments],
         capture_output=True,
         text=True,
-        check=False,
         env=dict(os.environ, LC_ALL="C", MAKEFLAGS=""),
     )
 
@@ -430,5 +420,5 @@ def test_no_path_of_a_machine_is_committed():
     kinds = [".py", ".ipynb", ".yaml", ".yml", ".json", ".md", ".toml", ".txt", ".csv"]
     for path in files:
         if path.is_file() and path.suffix in ("", *kinds):
-            found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
+            found = MACHINE_PATH.search(path.read_text("utf-8"))
             assert found is None, f"{path.relative_to(ROOT)} holds {found and found[0]}"

@@ -19,15 +19,19 @@ at,method,model,perplexity,/ sparsegpt,/ wanda,source
 2:4,admm-grad,here,60.0,,0.75,here
 2:4,alps,"LLaMA-2-7B, window 2048",9.0,0.9,,A
 """
+THEIRS = """\
+wanda,unstructured,0.5,wikitext2_ppl,2048,8.0,A
+alps,unstructured,0.5,wikitext2_ppl,2048,6.0,A
+sparsegpt,unstructured,0.5,wikitext2_ppl,2048,5.0,B
+alps,2:4,0.5,wikitext2_ppl,2048,9.0,A
+sparsegpt,2:4,0.5,wikitext2_ppl,2048,10.0,A
+wanda,4:8,0.5,wikitext2_ppl,2048,9.0,A
+wanda,unstructured,0.5,prune_seconds_v100,2048,1.0,A
+"""
 
 
 def test_ratios_are_of_one_cell_and_one_source(monkeypatch):
-    ppl = "wikitext2_ppl,2048"
-    theirs = [f"wanda,unstructured,0.5,{ppl},8.0,A", f"alps,unstructured,0.5,{ppl},6.0,A",
-              f"sparsegpt,unstructured,0.5,{ppl},5.0,B", f"alps,2:4,0.5,{ppl},9.0,A",
-              f"sparsegpt,2:4,0.5,{ppl},10.0,A", f"wanda,4:8,0.5,{ppl},9.0,A",
-              "wanda,unstructured,0.5,prune_seconds_v100,2048,1.0,A"]  # fmt: skip
-    rows = [["LLaMA-2-7B", *line.split(",")] for line in theirs]
+    rows = [["LLaMA-2-7B", *line.split(",")] for line in THEIRS.splitlines()]
     table = pd.DataFrame(rows, columns=list(TYPES)).astype(TYPES)
     monkeypatch.setattr(published, "read_published", lambda: table)
     ours = [pruned("sparsegpt", "50 %", 40.0), pruned("wanda", "50 %", 50.0)]

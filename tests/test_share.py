@@ -36,9 +36,7 @@ def as_if(monkeypatch, name, revision=None):
     monkeypatch.setattr(module, "model_identity", lambda _model: identity)
 
 
-@pytest.mark.parametrize(
-    ("family", "shards"), [("llama-tied", "20KB"), ("gpt2", "1GB")]
-)
+@pytest.mark.parametrize("family, shards", [("llama-tied", "20KB"), ("gpt2", "1GB")])
 def test_others_load_the_same_model(family, shards, tmp_path, monkeypatch):
     model, tokenizer = pruned(tmp_path, family)
     save = functools.partial(model.save_pretrained, max_shard_size=shards)

@@ -104,7 +104,7 @@ def test_a_tied_head_may_be_stored_under_its_own_name_but_not_twice_with_other_v
 
 
 def test_a_block_that_shares_a_tensor_is_refused(tmp_path, one_line_error):
-    model = fam.build("llama")
+    model = fam.build()
     model.save_pretrained(tmp_path)
     checkpoint = Checkpoint(tmp_path)
     layer = model.model.layers[0].self_attn.q_proj

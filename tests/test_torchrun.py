@@ -37,36 +37,21 @@ def text(tmp_path_factory):
 
 
 def request(model, to, text, **options):
-    """The command line of a run; options that are not of the command line are the method's."""
-    named = {
-        "save": to,
-        "calibration": text,
-        "length": LENGTH,
-        "sequences": 7,
-        "dtype": "float32",
-        "method": "admm-grad",
-        "sparsity": 0.6,
-        "pattern": "unstructured",
-        "evaluation": text,
-        "windows": 1,
-        "window": LENGTH,
-    }
-    method_options = {"batch": 1}
+    """The command line of a run; in it, what is not of the command line stands as --options."""
+    line = f"prune {model} --streamed --save {to} --dtype float32 --sequences 7"
+    line += f" --calibration {text} --length {LENGTH}"
+    line += f" --evaluation {text} --window {LENGTH} --windows 1"
+    others = {"batch": 1}
     for name, value in options.items():
-        if name in named:
-            named[name] = value
+        if name in ("batch", "passes", "orders"):
+            others[name] = value
         else:
-            method_options[name] = value
-    command = ["prune", str(model), "--streamed"]
-    command += ["--options", json.dumps(method_options)]
-    for name, value in named.items():
-        if value is not None:
-            command += [f"--{name}", str(value)]
-    return command
+            line += f" --{name} {value}"
+    return [*line.split(), "--options", json.dumps(others)]
 
 
-def group(size, folder, command):
-    """Start processes that know of one another as torchrun's do; their exit codes and output.
+def two_processes(folder, command):
+    """Start two that know of one another as torchrun's do; their exit codes and output.
 
     They are forks of a process that has imported everything already, which torchrun's are not.
     """
@@ -77,8 +62,8 @@ def group(size, folder, command):
     output = folder / f"output-{port}"
     output.mkdir()
     started = []
-    for rank in range(size):
-        arguments = (rank, size, port, str(output), command)
+    for rank in (0, 1):
+        arguments = (rank, 2, port, str(output), command)
         process = workers.PROCESSES.Process(target=workers.command, args=arguments)
         process.start()
         started.append(process)
@@ -100,7 +85,7 @@ def weights_of(folder):
 
 
 @pytest.mark.parametrize(
-    ("family", "how", "worst"),
+    "family, how, worst",
     [
         ("llama", dict(method="admm-grad", sparsity=0.6, batch=1, passes=2), 1e-5),
         ("llama", dict(method="admm-grad", sparsity=0.6, batch=1, passes=1), 1e-5),
@@ -111,8 +96,8 @@ def weights_of(folder):
 )
 def test_two_processes_are_as_one(family, how, worst, text, tmp_path):
     source = saved.save(tmp_path / "source", family)
-    command = request(source, tmp_path / "2", text, **{"sparsity": None} | how)
-    codes, output = group(2, tmp_path, command)
+    command = request(source, tmp_path / "2", text, **how)
+    codes, output = two_processes(tmp_path, command)
     assert codes == [0, 0], output
     assert output.count("block 1") == len(fam.FAMILIES[family].layers)
     whole, tokenizer = load_model(source, dtype=how.pop("dtype", "float32"))
@@ -180,7 +165,8 @@ def test_killed_failed_and_still_the_same_bits(text, tmp_path):
     orders = tmp_path / "orders"
     # process 1 solves three layers in a block: both end in block 1
     orders.write_text("killed 4\nraises 1")
-    command = request(source, to, text, method="obedient", orders=str(orders))
+    obedient = dict(method="obedient", orders=str(orders), sparsity=0.6)
+    command = request(source, to, text, **obedient)
     torchrun_command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun_command += ["--nproc-per-node=2", workers.__file__, *command]
     environment = dict(os.environ, PYTHONPATH=str(root()), OMP_NUM_THREADS="1")
@@ -190,22 +176,22 @@ def test_killed_failed_and_still_the_same_bits(text, tmp_path):
     assert killed.returncode != 0 and b"SIGKILL" in killed.stderr
     assert saved.finished_blocks(to) == {0}
 
-    codes, output = group(2, tmp_path, command)
+    codes, output = two_processes(tmp_path, command)
     assert codes == [1, 1] and saved.finished_blocks(to) == {0}
     zero, one = (line for line in output.splitlines() if line.startswith("process"))
     assert one.startswith("process 1: block 1 ") and "Traceback" not in output
     assert zero.startswith("process 0: another process has ended")
     assert "run this" in zero
 
-    few = request(source, tmp_path / "few", text, sequences=1)
-    codes, output = group(2, tmp_path, few)
+    few = request(source, tmp_path / "few", text, sequences=1, sparsity=0.6)
+    codes, output = two_processes(tmp_path, few)
     assert codes == [1, 1]
     assert output.count("1 sequences are fewer than 2 processes") == 2
 
-    codes, output = group(2, tmp_path, command)
+    codes, output = two_processes(tmp_path, command)
     assert codes == [0, 0] and "[7/21]" not in output and "[21/21]" in output, output
-    whole = request(source, tmp_path / "whole", text, method="admm1")
-    assert group(2, tmp_path, whole)[0] == [0, 0]
+    whole = request(source, tmp_path / "whole", text, method="admm1", sparsity=0.6)
+    assert two_processes(tmp_path, whole)[0] == [0, 0]
     expected = weights_of(tmp_path / "whole")
     for name, weight in weights_of(to).items():
         assert torch.equal(weight, expected[name])

@@ -3,11 +3,8 @@
 Fixtures live as long as a module: two modules may not hold playwright at the same time.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import lab_server
@@ -15,9 +12,6 @@ import pytest
 from lab_page import WINDOW, Book
 
 from helpers.errors import first_line
-
-if TYPE_CHECKING:
-    pass
 
 FULL = os.environ.get("UI_FULL") == "1"
 # run in full, a notebook takes about two minutes on two slow cores
@@ -130,8 +124,7 @@ def pytest_collection_modifyitems(items):
     """All tests of one notebook after one another, because it is opened and run once."""
 
     def place(item):
-        if not hasattr(item, "callspec"):
-            return str(item.path), ""
-        return str(item.path), item.callspec.params.get("notebook", "")
+        cases = item.callspec.params if hasattr(item, "callspec") else {}
+        return str(item.path), cases.get("notebook", "")
 
     items.sort(key=place)

@@ -46,7 +46,7 @@ class Book:
 
     def read(self) -> dict:
         """The notebook as it was last saved."""
-        return json.loads(self.file.read_text(encoding="utf-8"))
+        return json.loads(self.file.read_text("utf-8"))
 
     def menu(self, menu: str, command: str) -> None:
         """Choose an entry of a menu, by its command."""

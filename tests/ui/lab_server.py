@@ -1,7 +1,5 @@
 """A JupyterLab for the tests: on loopback, on copies, with no request outside this machine."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -87,12 +85,12 @@ def project_copy(folder: Path, *, quick: bool) -> Path:
 
 def set_parameters(path: Path, values: dict) -> None:
     """Set a notebook's parameters, in lines at the end of its parameters cell."""
-    book = json.loads(path.read_text(encoding="utf-8"))
+    book = json.loads(path.read_text("utf-8"))
     for cell in book["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
             lines = [f"\n{name} = {value!r}" for name, value in values.items()]
             cell["source"] = "".join([*cell["source"], "\n# for a quick look", *lines])
-    path.write_text(json.dumps(book, indent=1), encoding="utf-8")
+    path.write_text(json.dumps(book, indent=1), "utf-8")
 
 
 def private_environment(folder: Path) -> dict[str, str]:
@@ -105,7 +103,7 @@ def private_environment(folder: Path) -> dict[str, str]:
     for name, values in SETTINGS.items():
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values), encoding="utf-8")
+        path.write_text(json.dumps(values), "utf-8")
     variables["JUPYTER_CONFIG_PATH"] = str(root() / "book" / "lab")  # as make lab does
     variables["PRUNING_RESULTS"] = str(folder / "results")
     variables["PYTHONPATH"] = str(root())  # where .venv is another clone's
@@ -129,10 +127,8 @@ def until(
 
 
 @contextlib.contextmanager
-def running(
-    command: list[str], folder: Path, **options: Any
-) -> Iterator[tuple[dict, Path]]:
-    """A server started by a command, until the block ends: what it says of itself, and its log."""
+def running(command: list[str], folder: Path, **options: Any) -> Iterator[dict]:
+    """A server started by a command, until the block ends: what it says of itself."""
     log = folder / "server.log"
 
     def servers() -> list[dict]:
@@ -156,7 +152,7 @@ def running(
             **options,
         )
         try:
-            yield until(answering, SECONDS, f"JupyterLab did not start: see {log}"), log
+            yield until(answering, SECONDS, f"JupyterLab did not start: see {log}")
         finally:
             for server in servers():
                 with contextlib.suppress(ProcessLookupError):
@@ -179,5 +175,5 @@ def lab(folder: Path, *, quick: bool) -> Iterator[Lab]:
         "--LabApp.extension_manager=readonly",
     ]
     environment = private_environment(folder)
-    with running(command, folder, env=environment, cwd=folder) as (server, _log):
+    with running(command, folder, env=environment, cwd=folder) as server:
         yield Lab(server["url"], server["token"], project)

@@ -8,9 +8,9 @@ import pytest
 from lab_page import Book, choose, content, named, settled, slide
 from lab_server import AUTOSAVE
 
-from helpers.paths import root
+from helpers.paths import notebooks_dir
 
-NOTEBOOKS = sorted(path.stem for path in (root() / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS)
 
 # the controls of each explorer, by their labels
@@ -24,7 +24,7 @@ DROPDOWNS = {
     "03_mask_schedule": ("layer", "schedule", "pattern"),
 }
 CONTROLS = [
-    pytest.param(notebook, operate, label, id=f"{notebook}-{label}")
+    (notebook, operate, label)
     for operate, names in ((slide, SLIDERS), (choose, DROPDOWNS))
     for notebook, labels in names.items()
     for label in labels
@@ -93,7 +93,7 @@ def test_looking_at_a_committed_copy_keeps_it(notebook, open_notebook, watched):
 # --- explorers -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("notebook", "operate", "label"), CONTROLS)
+@pytest.mark.parametrize("notebook, operate, label", CONTROLS)
 def test_control(notebook, operate, label, open_notebook):
     area = open_notebook(notebook).output("explorer")
     before = settled(area)
