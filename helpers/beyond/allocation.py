@@ -294,17 +294,24 @@ def fisher(survey: Survey) -> Curve:
             # gradient vanishes in float16
             nn.functional.cross_entropy(logits, row[1:], reduction="sum").backward()
             survey.progress(done, len(survey.tokens), "backward passes")
-    margins = []
-    for key, weight in weights.items():
+    for key in weights:
         if not (costs[key].isfinite().all() and survey.slopes[key].isfinite().all()):
             raise NonFinite(
                 f"gradients of layer {key} hold NaN or infinity: use dtype float32"
             )
-        # Of one weight in each part. The running maximum takes out the noise: a part is not
-        # reached before those below it
-        margin = np.maximum.accumulate(costs[key].numpy() / weight.numel())
-        margins.append(np.log(np.maximum(margin, 1e-300)))
-    # The middle of each part; between them the log of the cost is taken as a straight line
+    return equal_costs([costs[k].numpy() / w.numel() for k, w in weights.items()])
+
+
+def equal_costs(costs: list[np.ndarray]) -> Curve:
+    """Sparsities at which the next weight of every layer costs the same, by the log of that cost.
+
+    costs: of each layer, of one weight in each of its LEVELS parts (times LEVELS).
+    """
+    # the running maximum takes out the noise: a part is not reached before those below it
+    margins = [
+        np.log(np.maximum(np.maximum.accumulate(cost), 1e-300)) for cost in costs
+    ]
+    # the middle of each part; between them the log of the cost is taken as a straight line
     middles = (np.arange(LEVELS) + 0.5) / LEVELS
     return lambda t: torch.tensor(
         [np.interp(t, margin, middles, left=0.0, right=1.0) for margin in margins],
