@@ -191,11 +191,14 @@ def note_earlier_code(plan: str) -> str:
     path = reference_dir(plan) / "earlier.txt"
     runs = without_tables(read_plan(plan))
     records = committed_records(runs)
-    earlier = records_of_earlier_code(runs, records)
-    if not earlier:
+    current = len(records) - len(records_of_earlier_code(runs, records))
+    # those of a run that the plan has no longer, or with other parameters, are of earlier code too
+    files = list((path.parent / "records").glob("*.json"))
+    total = sum(not each.name.startswith(TABLES_NOTEBOOK) for each in files)
+    if current == total:
         path.unlink(missing_ok=True)
         return f"the records of {plan} are all of today's code"
-    line = f"{len(earlier)} of {len(records)} records of {plan} are of earlier code"
+    line = f"{total - current} of {total} records of {plan} are of earlier code"
     replace_file(path, f"{line}\n")
     return f"{line}: run make same, or make them again"
 
