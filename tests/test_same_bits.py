@@ -30,9 +30,7 @@ def test_the_records_are_of_todays_code():
     says so.
     """
     today = tree_hashes(root())
-    records = same.committed_records()
-    assert len(records) > 20
-    for record in records:
+    for record in same.committed_records():
         for name, code in same.hashes_of(record).items():
             current = code in equal_hashes(today[name])
             assert current, f"{name} is not that of the records: run make same"

@@ -92,8 +92,9 @@ def load_streamed(
         # again, because under the model's dtype some have been rounded on the way
         if module._non_persistent_buffers_set & module._buffers.keys():
             model._init_weights(module)
-    for buffer in model.buffers():
-        buffer.data = buffer.to(where)
+        own = module.named_buffers(recurse=False, remove_duplicate=False)
+        for buffer_name, buffer in own:
+            module._buffers[buffer_name] = buffer.to(where)
     set_state(model, reader=WeightReader(model, checkpoint, where, kind))
     return model.eval(), tokenizer
 

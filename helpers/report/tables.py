@@ -314,9 +314,10 @@ DEFAULT_MASK = "default"
 UPDATE_CAPTION = (
     "Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix). A problem "
     "is a layer at a sparsity. Excess: the damped objective over its exact optimum. Adam and SGD "
-    "count with the rate that is best for a problem after so many iterations, and only its own "
-    "seconds count."
+    "count with the rate or momentum that is best for a problem after so many iterations, and only "
+    "its own seconds count."
 )
+TUNED = {"adam": "rate", "sgd": "momentum"}
 
 
 def update_table(records: Records) -> pd.DataFrame | None:
@@ -357,8 +358,8 @@ def _update_label(solver: str, precondition: float, damping: float, rho: float) 
     details = []
     if solver == "admm":
         details.append(f"ρ = {rho:g}")
-    if solver in ("adam", "sgd"):
-        details.append("best rate")
+    if solver in TUNED:
+        details.append(f"best {TUNED[solver]}")
     if precondition == 1 and solver not in ("admm", "cg"):
         details.append("preconditioned")
     if precondition == 0 and solver in ("admm", "cg"):
