@@ -71,14 +71,11 @@ class TreeLM(HFLM):
         logits = run_tree(self.model, tree, kept)
         rows = rows.to(logits.device)
         words = torch.tensor(targets, device=logits.device)
-        written = (logits.argmax(-1)[rows] == words).tolist()
-        logs = logits.log_softmax(-1, dtype=self.softmax_dtype)[rows, words].tolist()
-        answers = []
-        for *_, tokens in requests:
-            end = len(tokens)
-            answers.append((sum(logs[:end]), all(written[:end])))
-            logs, written = logs[end:], written[end:]
-        return answers
+        written = logits.argmax(-1)[rows] == words
+        logs = logits.log_softmax(-1, dtype=self.softmax_dtype)[rows, words]
+        ends = [len(tokens) for *_, tokens in requests]
+        pairs = zip(logs.cpu().split(ends), written.cpu().split(ends), strict=True)
+        return [(float(log.sum()), bool(right.all())) for log, right in pairs]
 
 
 class Tree:

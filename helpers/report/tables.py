@@ -317,7 +317,6 @@ UPDATE_CAPTION = (
     "count with the rate or momentum that is best for a problem after so many iterations, and only "
     "its own seconds count."
 )
-TUNED = {"adam": "rate", "sgd": "momentum"}
 
 
 def update_table(records: Records) -> pd.DataFrame | None:
@@ -358,8 +357,10 @@ def _update_label(solver: str, precondition: float, damping: float, rho: float) 
     details = []
     if solver == "admm":
         details.append(f"ρ = {rho:g}")
-    if solver in TUNED:
-        details.append(f"best {TUNED[solver]}")
+    if solver == "adam":
+        details.append("best rate")
+    if solver == "sgd":
+        details.append("best momentum")
     if precondition == 1 and solver not in ("admm", "cg"):
         details.append("preconditioned")
     if precondition == 0 and solver in ("admm", "cg"):
