@@ -113,20 +113,21 @@ def run_tree(model: nn.Module, tree: Tree, kept: Tensor) -> Tensor:
     depths = full.sum(-1) - 1  # the tokens before it are its ancestors
     window = getattr(config, "sliding_window", None) or len(full)
     # how far back an ancestor lies is a difference of depths
-    near = full & (depths[:, None] - depths < window)
-    masks = []
-    for seen in (full, near):
+    looks = {"sliding_attention": full & (depths[:, None] - depths < window)}
+    mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if mixed:
+        looks["full_attention"] = full
+    masks = {}
+    for kind, seen in looks.items():
         # what is added to attention scores (1, heads, tokens, tokens); it replaces the model's own
         mask = torch.zeros((1, 1, *seen.shape), dtype=model.dtype)
         mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)
-        masks.append(mask.to(device))
-    mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    kinds = ("full_attention", "sliding_attention")
+        masks[kind] = mask.to(device)
     tokens = [token for _, token in tree.nodes]
     output = model(
         input_ids=torch.tensor([tokens], device=device),
         position_ids=depths[None].to(device),
-        attention_mask=dict(zip(kinds, masks, strict=True)) if mixed else masks[1],
+        attention_mask=masks if mixed else masks["sliding_attention"],
         use_cache=False,
         logits_to_keep=kept.to(device),
     )
