@@ -45,8 +45,14 @@ class Book:
         self.wait_idle(KERNEL_SECONDS, beats=3)
 
     def read(self) -> dict:
-        """The notebook as it was last saved."""
-        return json.loads(self.file.read_text("utf-8"))
+        """The notebook as it was last saved, whole: JupyterLab saves by itself at any moment."""
+        failure = f"{self.file.name} stays half written"
+        return until(self._whole, 10, failure, self.pause)
+
+    def _whole(self) -> dict | None:
+        with contextlib.suppress(ValueError):
+            return json.loads(self.file.read_text("utf-8"))
+        return None
 
     def menu(self, menu: str, command: str) -> None:
         """Choose an entry of a menu, by its command."""
@@ -82,9 +88,7 @@ class Book:
         self.menu("File", "docmanager:save")
 
         def saved() -> dict | None:
-            with contextlib.suppress(ValueError):  # half written
-                return self.read() if self.file.stat().st_mtime_ns != before else None
-            return None
+            return self._whole() if self.file.stat().st_mtime_ns != before else None
 
         return until(saved, 10, f"{self.file.name} was not saved", self.pause)
 
