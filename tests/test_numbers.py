@@ -30,17 +30,16 @@ def pruned(name, metric="perplexity", plan="laptop"):
     return value("04_prune_model", name, metric, plan)
 
 
-def seeds_of(name):
-    """The runs of a cell of notebook 04 in the plan full, one a seed."""
-    paths = (reference_dir("full") / "records").glob(
-        f"04_prune_model--{name}-seed?.json"
-    )
-    return [name, *sorted(path.stem.partition("--")[2] for path in paths)]
+def seeds_of(name, notebook="04_prune_model"):
+    """The runs of a cell in the plan full, one a seed."""
+    records = reference_dir("full") / "records"
+    paths = sorted(records.glob(f"{notebook}--{name}-seed?.json"))
+    return [name, *(path.stem.partition("--")[2] for path in paths)]
 
 
-def mean_over_seeds(name):
-    """The mean perplexity of such a cell."""
-    return statistics.fmean(pruned(each, plan="full") for each in seeds_of(name))
+def mean_over_seeds(name, metric="perplexity", notebook="04_prune_model"):
+    runs = seeds_of(name, notebook)
+    return statistics.fmean(value(notebook, run, metric, "full") for run in runs)
 
 
 def percent(fraction, digits=0):
@@ -141,10 +140,10 @@ def expected(notebook):
                 for name in names
             ]
             shown += [("boolq", name) for name in names[:2]]
-            numbers = [
-                value(notebook, name, f"{task}_acc", "full") for task, name in shown
-            ]
-            boolq = [value(notebook, name, "boolq_acc", "full") for name in names]
+            numbers, boolq = (
+                [mean_over_seeds(name, f"{task}_acc", notebook) for task, name in cells]
+                for cells in (shown, [("boolq", name) for name in names])
+            )
             numbers += [
                 (10 * mean - one) / 9
                 for mean, one in zip(numbers[:4], boolq, strict=True)

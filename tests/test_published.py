@@ -58,6 +58,8 @@ def test_a_model_of_our_size_as_06_shows_it():
     for model in ("here", "OPT-125M, window 2048"):
         ratios = re.findall(rf"\| Wanda \| {model} \| \S+ \| (\S+)", table)
         assert f"| {model} | {' | '.join(ratios)} |" in text
+    (larger,) = re.findall(r"60 % \| Wanda \| LLaMA-2-7B\D+2048 \| \S+ \| (\S+)", table)
+    assert f"the ratio is still {larger} at 60 %" in text
 
 
 def test_the_committed_files():
