@@ -79,7 +79,7 @@ def test_no_kernel_outlives_its_runner(number, project):
     kernels = wait_for_kernel(process.pid)
     assert "plan p is being run already" in project.error("run")
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert not psutil.wait_procs(kernels, timeout=10)[1]
     if number != signal.SIGKILL:
         assert process.returncode == 130
