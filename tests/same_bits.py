@@ -88,10 +88,8 @@ def prove(wanted: str) -> int:
     """Compare today's code with that of a commit, by default the one that the records name."""
     started, records, today = time.monotonic(), committed_records(), tree_hashes(root())
     if not wanted and not others(records, today):
-        whose = "made by today's core and notebooks"
-        say(
-            f"nothing to prove: {whose if records else 'all are known as of earlier code'}"
-        )
+        made = "made by today's core and notebooks" if records else "of earlier code"
+        say(f"nothing to prove: the records are {made}")
         return 0
     check_environment(records)
     head = clean_head()

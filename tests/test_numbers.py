@@ -140,10 +140,12 @@ def expected(notebook):
                 for name in names
             ]
             shown += [("boolq", name) for name in names[:2]]
-            numbers, boolq = (
-                [mean_over_seeds(name, f"{task}_acc", notebook) for task, name in cells]
-                for cells in (shown, [("boolq", name) for name in names])
-            )
+
+            def answered(task, name):
+                return mean_over_seeds(name, f"{task}_acc", notebook)
+
+            numbers = [answered(*cell) for cell in shown]
+            boolq = [answered("boolq", name) for name in names]
             numbers += [
                 (10 * mean - one) / 9
                 for mean, one in zip(numbers[:4], boolq, strict=True)

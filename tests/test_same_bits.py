@@ -30,7 +30,10 @@ def test_the_records_are_of_todays_code():
     says so.
     """
     today = tree_hashes(root())
-    for record in same.committed_records():
+    records = same.committed_records()
+    earlier = list(root().glob("results/reference/*/earlier.txt"))
+    assert len(records) > 20 or earlier
+    for record in records:
         for name, code in same.hashes_of(record).items():
             current = code in equal_hashes(today[name])
             assert current, f"{name} is not that of the records: run make same"
