@@ -10,7 +10,7 @@ import pandas as pd
 
 from helpers.report.labels import column_key, row_key, target_name
 from helpers.report.records import Records
-from helpers.report.runs_table import perplexity_cells
+from helpers.report.runs_table import perplexity_runs
 
 FILES = ("published.csv", "paper.csv")
 # what a number is about, its value, and where it was read; "window" has the tokens of an evaluation
@@ -27,11 +27,13 @@ TYPES = {
 }
 RIVALS = ("sparsegpt", "wanda")
 RATIOS = [f"/ {rival}" for rival in RIVALS]
-CELL = ["at", "model", "source"]  # what a method and its rival must share
+CELL = ["at", "model", "source", "method"]
+DRAW = ["at", "model", "source", "seed"]  # what a method and its rival must share
 RATIO_CAPTION = (
-    "Perplexity, and its ratio to SparseGPT's and Wanda's in the same cell, here and as published: "
-    "below 1 the method is better. **The models, texts and windows differ.** Pruning hurts a "
-    "small model more, which moves its ratios away from 1: nearest to ours in size is OPT-125M."
+    "Perplexity, and its ratio to SparseGPT's and Wanda's in the same cell (ours: on seeds that "
+    "both have), here and as published: below 1 the method is better. **The models, texts and "
+    "windows differ.** Pruning hurts a small model more, which moves its ratios away from 1: "
+    "nearest to ours in size is OPT-125M."
 )
 
 
@@ -45,10 +47,11 @@ def read_published() -> pd.DataFrame:
 def ratio_table(records: Records) -> pd.DataFrame | None:
     """Perplexities over SparseGPT's and over Wanda's in the same cell: ours, and published ones.
 
-    The records are those of one model; a cell of ours is a mean over seeds. A row is named by its
-    column in our tables ("at") and has the method, the model with the window, the perplexity, the
-    two ratios (NaN without the rival) and the source. Magnitude pruning, with ratios in the
-    hundreds, is left out. None without a rival of ours.
+    The records are those of one model; a cell of ours is a mean over seeds, and its ratio one of
+    means over the seeds that the rival has too. A row is named by its column in our tables ("at")
+    and has the method, the model with the window, the perplexity, the two ratios (NaN without the
+    rival) and the source. Magnitude pruning, with ratios in the hundreds, is left out. None without
+    a rival of ours.
     """
     theirs = read_published().query("metric == 'wikitext2_ppl'")
     theirs = theirs.assign(
@@ -58,15 +61,21 @@ def ratio_table(records: Records) -> pd.DataFrame | None:
         # without another name of the method
         source=theirs["source"].str.replace(r" \(as .+\)$", "", regex=True),
     )
-    ours = perplexity_cells(records)["mean"].rename_axis(["method", "at"])
-    ours = ours.reset_index(name="perplexity").assign(model="here", source="here")
-    cells = pd.concat([ours, theirs], ignore_index=True)
-    cells["group"] = cells.groupby(CELL, sort=False).ngroup()
+    ours = perplexity_runs(records).drop(columns="method")
+    ours = ours.rename(columns={"label": "method", "target": "at"})
+    runs = pd.concat([ours.assign(model="here", source="here"), theirs.assign(seed=0)])
+    runs = (
+        runs.groupby([*DRAW, "method"], sort=False)["perplexity"].mean().reset_index()
+    )
     for rival in RIVALS:
-        own = cells["method"] == rival
-        rivals = cells["perplexity"].where(own).groupby(cells["group"])
-        ratios = cells["perplexity"] / rivals.transform("first")
-        cells[f"/ {rival}"] = ratios.mask(own)
+        own = runs["method"] == rival
+        draws = runs.assign(rival=runs["perplexity"].where(own)).groupby(DRAW)["rival"]
+        runs[rival] = draws.transform("first").mask(own)
+        runs[f"with {rival}"] = runs["perplexity"].where(runs[rival].notna())
+    cells = runs.groupby(CELL, sort=False).mean().reset_index()
+    for rival, ratio in zip(RIVALS, RATIOS, strict=True):
+        cells[ratio] = cells[f"with {rival}"] / cells[rival]
+    cells["group"] = cells.groupby(CELL[:3], sort=False).ngroup()
     cells["order"] = [
         (column_key(cell.at), cell.group, row_key(cell.method))
         for cell in cells.itertuples()

@@ -221,14 +221,15 @@ def processor_of(record: Record) -> str | None:
     return (record.get("platform") or {}).get("processor")
 
 
-def perplexity_cells(records: Records) -> pd.DataFrame:
-    """`over_seeds` of the perplexities of notebook 04, on the windows that most runs share.
-
-    Without variants.
-    """
+def perplexity_runs(records: Records) -> pd.DataFrame:
+    """The runs of notebook 04 on the windows that most of them share, without variants."""
     groups = by_windows(of_notebook(records, PRUNE_NOTEBOOK))
-    runs = runs_table(groups.get("", []))
-    return over_seeds(runs.query("not variant"), "label", "perplexity")
+    return runs_table(groups.get("", [])).query("not variant")
+
+
+def perplexity_cells(records: Records) -> pd.DataFrame:
+    """`over_seeds` of the perplexities of `perplexity_runs`."""
+    return over_seeds(perplexity_runs(records), "label", "perplexity")
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
