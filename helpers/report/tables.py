@@ -45,7 +45,8 @@ from helpers.report.runs_table import (
 
 PERPLEXITY_CAPTION = (
     "± is half of Student's 95 % interval over seeds of the calibration text, where there are "
-    "three or more. The choice of evaluation windows is not in it: every cell has the same ones."
+    "three or more; cells of one column may have different seeds, and claims pair those that two "
+    "methods share. The choice of evaluation windows is not in ±: every cell has the same ones."
 )
 
 
