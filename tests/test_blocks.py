@@ -36,16 +36,13 @@ def test_a_multimodal_model_is_pruned_in_its_text_part():
     # Both towers are two blocks deep: only the config says which is the language model's.
     text = fam.FAMILIES["llama"].config().to_dict()
     vision = dict(
+        model_type="clip_vision_model",
         hidden_size=16,
-        intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
-        projection_dim=16,
     )
     config = hf.LlavaConfig(
-        vision_config=dict(vision, model_type="clip_vision_model"),
+        vision_config=vision,
         text_config=text,
         image_token_index=96,
     )

@@ -8,7 +8,6 @@ import statistics
 import pytest
 
 from helpers.paths import notebooks_dir, reference_dir
-from helpers.report import claims_markdown
 from helpers.report.beyond import gain_table, perplexity_table, pipeline_table
 from helpers.report.published import read_published
 from helpers.report.records import read_record, read_records
@@ -20,6 +19,14 @@ NUMBER = re.compile(r"\*\*([-+]?[\d.,]+(?: %| ± [\d.]+)?)\*\*")
 
 def record(notebook, name, plan):
     return read_record(reference_dir(plan) / "records" / f"{notebook}--{name}.json")
+
+
+def text_of(notebook):
+    return (notebooks_dir() / f"{notebook}.ipynb").read_text("utf-8")
+
+
+def table_of(name):
+    return (reference_dir("full") / f"tables/{name}.md").read_text("utf-8")
 
 
 def value(notebook, name, metric, plan="laptop"):
@@ -152,11 +159,8 @@ def expected(notebook):
             ]
             return list(map("{:.3f}".format, numbers))
         case "06":
-            folder = reference_dir("full")
-            claims = claims_markdown(
-                read_records(folder / "records"), folder / "tables"
-            )
             verdicts = ("holds", "does not hold", "not decided here")
+            claims = table_of("claims")
             counts = [str(claims.count(f"| **{verdict}** |")) for verdict in verdicts]
             names = ("admm-grad-60", "sparsegpt-60", "wanda-60", "admm-grad-50", "sparsegpt-50",
                      "admm-grad-70", "sparsegpt-70", "alps-50", "alps-60")  # fmt: skip
@@ -193,7 +197,7 @@ def expected(notebook):
             return [*map("{:.1f}".format, shown), closed, *beyond_the_paper()]
         case "09":
             bench = json.loads(
-                (reference_dir("bench") / "bench.json").read_text(encoding="utf-8")
+                (reference_dir("bench") / "bench.json").read_text("utf-8")
             )
             use = bench["benchmarks"]["use"]["result"]
             # at 60 %
@@ -207,9 +211,7 @@ def expected(notebook):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_bold_numbers_are_those_of_the_records(notebook):
-    book = json.loads(
-        (notebooks_dir() / f"{notebook}.ipynb").read_text(encoding="utf-8")
-    )
+    book = json.loads(text_of(notebook))
     texts = ["".join(cell["source"]) for cell in book["cells"]]
     (text,) = [text for text in texts if text.startswith("## What to notice")]
     promised = expected(notebook)
@@ -220,15 +222,12 @@ def test_bold_numbers_are_those_of_the_records(notebook):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_minutes_and_memory_are_one_figure_each(notebook):
-    texts = [
-        path.read_text("utf-8") for path in sorted(notebooks_dir().glob("*.ipynb"))
-    ]
-    text = texts[NOTEBOOKS.index(notebook)]
+    text = text_of(notebook)
     (said,) = re.findall(r"(\d+) minutes? on one CPU core and (\d+) GB of mem", text)
     minutes, gigabytes = map(int, said)
     assert f"*Kernel > Shut Down Kernel* frees its {gigabytes} GB of mem" in text
     if notebook != NOTEBOOKS[0]:  # whose last table has the minutes of the others
-        assert re.search(rf"{notebook}.ipynb.* \| {minutes} \| ", texts[0])
+        assert re.search(rf"{notebook}.ipynb.* \| {minutes} \| ", text_of(NOTEBOOKS[0]))
     for run in read_records(reference_dir("laptop") / "records"):
         if run["notebook"] == notebook:
             assert abs(run["peak_memory_bytes"] / 1e9 - gigabytes) < 0.6
@@ -245,7 +244,7 @@ def test_layer_error_and_perplexity_disagree_where_06_says_so():
 
 
 def test_errors_beside_published_ones_as_02_says():
-    text = (notebooks_dir() / "02_admm_layer_solve.ipynb").read_text(encoding="utf-8")
+    text = text_of("02_admm_layer_solve")
     theirs = read_published().query("metric == 'relative_layer_error'")
     theirs = theirs.pivot(index="sparsity", columns="method", values="value")
     for high, low in (("admm-grad", "alps"), ("admm on one mask", "pcg on one mask")):
@@ -263,9 +262,19 @@ def test_errors_beside_published_ones_as_02_says():
             statistics.fmean(one["error"] / other["error"] for one, other in layers)
         )
     assert f"ALPS, here | – | {' | '.join(map('{:.2f}'.format, shares))} | – |" in text
-    table = (reference_dir("full") / "tables" / "weight_update.md").read_text(
-        encoding="utf-8"
-    )
+    needed = r"needs (\S+ times as many iterations) \(median\); more on 32 of 32"
+    (times,) = re.findall(needed, table_of("claims"))
+    assert f"need {times} (median of 32 problems, plan `full`)" in text
     for row in ("ADMM (ρ = 1) | 20", "exact optimum | –", "exact optimum (damping 0) | –",
                 "ADMM (ρ = 10, not preconditioned) | 20"):  # fmt: skip
-        assert table.split(f"| {row} | 12 | ")[1][:6] in text
+        assert table_of("weight_update").split(f"| {row} | 32 | ")[1][:6] in text
+
+
+def test_boolq_is_won_by_saying_yes_as_05_says():
+    notebook = "05_zero_shot"
+    yes = [
+        100
+        * statistics.fmean(record(notebook, name, "full")["series"]["answers"]["boolq"])
+        for name in seeds_of("admm-grad-50", notebook)
+    ]
+    assert f"one to {min(yes):.0f} to {max(yes):.0f} % of them" in text_of(notebook)

@@ -37,14 +37,12 @@ def runs():
 def test_committed_tables_are_what_this_code_makes_of_the_records(plan, tmp_path):
     records = read_records(reference_dir(plan) / "records")
     folder = reference_dir(plan) / "tables"
-    committed = {
-        path.name: path.read_text(encoding="utf-8") for path in folder.glob("[!.]*")
-    }
+    committed = {path.name: path.read_text("utf-8") for path in folder.glob("[!.]*")}
     assert committed.pop("claims.md") == claims_markdown(
         records, folder
     )  # links start there
     paths = write_tables(records, tmp_path)
-    assert {path.name: path.read_text(encoding="utf-8") for path in paths} == committed
+    assert {path.name: path.read_text("utf-8") for path in paths} == committed
 
 
 def test_tables_and_claims_need_no_docstrings(tmp_path):

@@ -71,10 +71,16 @@ def lower_perplexity(
     behind = {at: cell.mean / max(cell.half, TINY) for at, cell in cells.items()}
     worst = max(behind, key=behind.get)
     shown = worst[1] if behind[worst] > 1 else SEEDED
-    single = {column for (_, column), cell in cells.items() if cell.draws == 1}
-    words = ""
-    if 0 < len(single) < len({column for _, column in cells}):
-        words = ", one draw" if shown in single else ", one draw elsewhere"
+    single = list(
+        dict.fromkeys(at for (_, at), cell in cells.items() if cell.draws == 1)
+    )
+    others = {at for _, at in cells}.difference(single)
+    words = ""  # where some columns have one draw and others more
+    if others and shown in single:
+        words = ", one draw"
+    elif others and single:
+        alone = "elsewhere" if len(others) == 1 else f"at {', '.join(single)}"
+        words = f", one draw {alone}"
     main = [
         f"{_change(cells[rival, shown])} against {rival}"
         for rival in rivals
