@@ -11,8 +11,7 @@ from helpers.report import published
 from helpers.report.published import TYPES, ratio_table, read_published
 
 # ADMM-Grad is the mean of 29 and 31, and its ratios have the 29 alone, on whose seed the
-# rivals were run;
-# of A there is no SparseGPT at 50 %
+# rivals were run; of A there is no SparseGPT at 50 %
 RATIOS = """\
 at,method,model,perplexity,/ sparsegpt,/ wanda,source
 50 %,wanda,here,50.0,1.25,,here

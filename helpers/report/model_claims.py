@@ -71,23 +71,15 @@ def lower_perplexity(
     behind = {at: cell.mean / max(cell.half, TINY) for at, cell in cells.items()}
     worst = max(behind, key=behind.get)
     shown = worst[1] if behind[worst] > 1 else SEEDED
-    single = list(
-        dict.fromkeys(at for (_, at), cell in cells.items() if cell.draws == 1)
-    )
-    others = {at for _, at in cells}.difference(single)
-    words = ""  # where some columns have one draw and others more
-    if others and shown in single:
-        words = ", one draw"
-    elif others and single:
-        alone = "elsewhere" if len(others) == 1 else f"at {', '.join(single)}"
-        words = f", one draw {alone}"
     main = [
         f"{_change(cells[rival, shown])} against {rival}"
         for rival in rivals
         if (rival, shown) in cells
     ]
     if main:
-        details.insert(0, f"perplexity at {shown}{words}: {', '.join(main)}")
+        details.insert(
+            0, f"perplexity at {shown}{_one_draw(cells, shown)}: {', '.join(main)}"
+        )
     seeds = min(len(pairs[rival, SEEDED]) for rival in rivals)
     margins = [cell.beyond(0.0, side=-1) for cell in cells.values()]
     missing = [
@@ -96,6 +88,19 @@ def lower_perplexity(
         if at in needed and pairs[rival, at].empty
     ]
     return from_seeds(margins, details, seeds, fewest, missing)
+
+
+def _one_draw(cells: Mapping[tuple[str, str], Margin], shown: str) -> str:
+    """Which columns have one draw, after the name of the one shown; "" where all are alike."""
+    single = [at for (_, at), cell in cells.items() if cell.draws == 1]
+    others = {at for _, at in cells}.difference(single)
+    if not (single and others):
+        return ""
+    if shown in single:
+        return ", one draw"
+    if others == {shown}:
+        return ", one draw elsewhere"
+    return f", one draw at {', '.join(dict.fromkeys(single))}"
 
 
 def _change(logs: Margin) -> str:

@@ -27,8 +27,8 @@ TYPES = {
 }
 RIVALS = ("sparsegpt", "wanda")
 RATIOS = [f"/ {rival}" for rival in RIVALS]
-CELL = ["at", "model", "source", "method"]
-DRAW = ["at", "model", "source", "seed"]  # what a method and its rival must share
+CELL = ["at", "model", "source"]
+DRAW = [*CELL, "seed"]  # what a method and its rival must share
 RATIO_CAPTION = (
     "Perplexity, and its ratio to SparseGPT's and Wanda's in the same cell (ours: on seeds that "
     "both have), here and as published: below 1 the method is better. **The models, texts and "
@@ -72,10 +72,10 @@ def ratio_table(records: Records) -> pd.DataFrame | None:
         draws = runs.assign(rival=runs["perplexity"].where(own)).groupby(DRAW)["rival"]
         runs[rival] = draws.transform("first").mask(own)
         runs[f"with {rival}"] = runs["perplexity"].where(runs[rival].notna())
-    cells = runs.groupby(CELL, sort=False).mean().reset_index()
+    cells = runs.groupby([*CELL, "method"], sort=False).mean().reset_index()
     for rival, ratio in zip(RIVALS, RATIOS, strict=True):
         cells[ratio] = cells[f"with {rival}"] / cells[rival]
-    cells["group"] = cells.groupby(CELL[:3], sort=False).ngroup()
+    cells["group"] = cells.groupby(CELL, sort=False).ngroup()
     cells["order"] = [
         (column_key(cell.at), cell.group, row_key(cell.method))
         for cell in cells.itertuples()
