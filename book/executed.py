@@ -30,6 +30,9 @@ SETUP, PARAMETERS, INJECTED = "colab-setup", "parameters", "injected-parameters"
 # outputs that are left out: a record's table with all digits, and the free memory of a machine
 UNSHOWN = {"record", "hide-input"}
 BADGE = re.compile(r"\[.*\]\(https://colab\.research[^)]*\)\n*")
+STYLED = re.compile(
+    r"\bT_[0-9a-f]{5}(?![0-9a-f])"
+)  # the random id of a table that pandas has styled
 
 
 def copy_path(notebook: str) -> Path:
@@ -80,7 +83,20 @@ def as_it_ran(notebook: str, path: Path) -> NotebookNode | None:
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = number
+    number_tables(page)
     return with_links(page, r"\]\(\.\./\.\./\.\./", "](../")  # in the outputs of a copy
+
+
+def number_tables(page: NotebookNode) -> None:
+    """Number a page's styled tables, so that two runs with the same numbers give the same page."""
+    names: dict[str, str] = {}
+    for cell in page.cells:
+        for output in cell.get("outputs", []):
+            if html := output.get("data", {}).get("text/html"):
+                output.data["text/html"] = STYLED.sub(
+                    lambda found: names.setdefault(found[0], f"T_{len(names):05d}"),
+                    html,
+                )
 
 
 def still(outputs: list[NotebookNode]) -> list[NotebookNode]:
