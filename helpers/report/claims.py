@@ -143,9 +143,9 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
             other if own.verdict == UNTESTED else own
             for own, other in zip(*pages, strict=True)
         ]
-        link = os.path.relpath(reference_dir("full") / "tables" / "claims.md", page)
         text += (
-            f" These runs are too few to decide a claim: verdicts are [those of full]({link})."
+            " These runs are too few to decide a claim: verdicts are those of "
+            f"{_committed_page('full', page)} and {_committed_page('beyond', page)}."
             " Shown is where the numbers of these runs point the other way."
         )
     rows = []
@@ -179,12 +179,20 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
     if untested:
         parts = [f"{', '.join(numbers)} ({why})" for why, numbers in untested.items()]
         lines += ["", f"Not tested by these records: {'; '.join(parts)}."]
+        pages = [_committed_page(plan, page) for plan in ("full", "beyond")]
+        lines += ["", f"The committed pages: {', '.join(pages)}."]
     return "\n".join(lines) + "\n"
 
 
 def _committed(plan: str) -> list[Record]:
     """The committed records of a plan."""
     return read_records(reference_dir(plan) / "records")
+
+
+def _committed_page(plan: str, page: Path) -> str:
+    """A link to a plan's committed page of claims, from the folder of another page."""
+    link = os.path.relpath(reference_dir(plan) / "tables" / "claims.md", page)
+    return f"[{plan}]({link})"
 
 
 def _second_model(records: list[Record]) -> tuple[str, dict[int, str]]:

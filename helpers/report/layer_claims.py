@@ -140,9 +140,9 @@ def _preconditioning_is_needed(results: ModelResults) -> Evidence:
     scaled = both["scaled"]
     unscaled = both["unscaled"]
     numbers = (
-        f"they suffice without it on {(unscaled <= 20).sum()} of {len(both)} problems; "
-        f"{(unscaled > scaled).sum()} need more than with it; {scaled.median():.2g} iterations to "
-        f"1 % with, {unscaled.median():.2g} without (median)"
+        f"at the best ρ they suffice without it on {(unscaled <= 20).sum()} of {len(both)} "
+        f"problems; {(unscaled > scaled).sum()} need more than with it; {scaled.median():.2g} "
+        f"iterations to 1 % with, {unscaled.median():.2g} without (median)"
     )
     return _on_nearly_all(both, (scaled <= 20) & (unscaled > 20), numbers)
 

@@ -136,9 +136,10 @@ def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
         yield "perplexity", Table(about, note, table, spread)
     setting = setting_sentences(runs)
     devices = "; ".join(sorted({run["device"] for run in runs}))
-    timed = sum(run.get("timed", False) for run in runs)
+    shown = runs_table(runs).query("not variant")["record"]
+    timed = sum(run.get("timed", False) for run in shown)
     note = (
-        f"{setting} Device: {devices}. {timed} of {len(runs)} runs were timed alone. "
+        f"{setting} Device: {devices}. {timed} of {len(shown)} runs were timed alone. "
         f"{COST_CAPTION}"
     )
     yield "cost", Table("", note, cost_table(runs))
