@@ -30,7 +30,11 @@ JUPYTER_FOLDERS = {
 SETTINGS = {
     # every cell in the page, not only those in view
     "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
-    "docmanager-extension/plugin": {"autosaveInterval": AUTOSAVE},
+    # a save that a busy machine delays is no change by another program
+    "docmanager-extension/plugin": {
+        "autosaveInterval": AUTOSAVE,
+        "lastModifiedCheckMargin": 9000,
+    },
     "apputils-extension/notification": {
         "fetchNews": "false",
         "checkForUpdates": False,
