@@ -30,9 +30,8 @@ SETUP, PARAMETERS, INJECTED = "colab-setup", "parameters", "injected-parameters"
 # outputs that are left out: a record's table with all digits, and the free memory of a machine
 UNSHOWN = {"record", "hide-input"}
 BADGE = re.compile(r"\[.*\]\(https://colab\.research[^)]*\)\n*")
-STYLED = re.compile(
-    r"\bT_[0-9a-f]{5}(?![0-9a-f])"
-)  # the random id of a table that pandas has styled
+# the random id of a table that pandas has styled
+STYLED = re.compile(r"\bT_[0-9a-f]{5}(?![0-9a-f])")
 
 
 def copy_path(notebook: str) -> Path:

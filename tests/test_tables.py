@@ -48,10 +48,10 @@ def test_committed_tables_are_what_this_code_makes_of_the_records(plan, tmp_path
 def test_tables_and_claims_need_no_docstrings(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
-        "from helpers.report import claims_markdown, read_records, write_tables\n"
+        "from helpers.report import claims_markdown, read_records, write_claims, write_tables\n"
         "reference, folder = map(Path, sys.argv[1:])\n"
         "records = read_records(reference / 'records')\n"
-        "write_tables(records, folder)\n"
+        "write_tables(records, folder), write_claims(records, folder)\n"
         "page = claims_markdown(records, reference / 'tables')  # links start there\n"
         "(folder / 'claims.md').write_text(page, 'utf-8')"
     )

@@ -38,6 +38,7 @@ from helpers.report.runs_table import (
 )
 
 CLAIMS = sorted(LAYER_CLAIMS + MODEL_CLAIMS)  # by their numbers
+DECIDING = ("full", "beyond")  # plans whose committed records have verdicts
 RULES = (
     "A problem is a layer at a sparsity, on one mask by Wanda's score (budget per matrix); what "
     f"is said of layers must be true on {100 * MOST:.0f} % of the problems, on {FEWEST_LAYERS} "
@@ -138,14 +139,14 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
                 "point."
             )
     else:
-        pages = (claim_verdicts(_committed(plan)) for plan in ("full", "beyond"))
+        pages = (claim_verdicts(_committed(plan)) for plan in DECIDING)
         printed = [
             other if own.verdict == UNTESTED else own
             for own, other in zip(*pages, strict=True)
         ]
         text += (
             " These runs are too few to decide a claim: verdicts are those of "
-            f"{_committed_page('full', page)} and {_committed_page('beyond', page)}."
+            f"{' and '.join(_committed_pages(page))}."
             " Shown is where the numbers of these runs point the other way."
         )
     rows = []
@@ -179,8 +180,7 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
     if untested:
         parts = [f"{', '.join(numbers)} ({why})" for why, numbers in untested.items()]
         lines += ["", f"Not tested by these records: {'; '.join(parts)}."]
-        pages = [_committed_page(plan, page) for plan in ("full", "beyond")]
-        lines += ["", f"The committed pages: {', '.join(pages)}."]
+        lines += ["", f"The committed pages: {', '.join(_committed_pages(page))}."]
     return "\n".join(lines) + "\n"
 
 
@@ -189,10 +189,10 @@ def _committed(plan: str) -> list[Record]:
     return read_records(reference_dir(plan) / "records")
 
 
-def _committed_page(plan: str, page: Path) -> str:
-    """A link to a plan's committed page of claims, from the folder of another page."""
-    link = os.path.relpath(reference_dir(plan) / "tables" / "claims.md", page)
-    return f"[{plan}]({link})"
+def _committed_pages(page: Path) -> list[str]:
+    """Links to the committed pages of claims, from the folder of another page."""
+    paths = {plan: reference_dir(plan) / "tables" / "claims.md" for plan in DECIDING}
+    return [f"[{plan}]({os.path.relpath(to, page)})" for plan, to in paths.items()]
 
 
 def _second_model(records: list[Record]) -> tuple[str, dict[int, str]]:

@@ -136,10 +136,9 @@ def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
         yield "perplexity", Table(about, note, table, spread)
     setting = setting_sentences(runs)
     devices = "; ".join(sorted({run["device"] for run in runs}))
-    shown = runs_table(runs).query("not variant")["record"]
-    timed = sum(run.get("timed", False) for run in shown)
+    timed = runs_table(runs).query("not variant")["timed"]
     note = (
-        f"{setting} Device: {devices}. {timed} of {len(shown)} runs were timed alone. "
+        f"{setting} Device: {devices}. {timed.sum()} of {len(timed)} runs were timed alone. "
         f"{COST_CAPTION}"
     )
     yield "cost", Table("", note, cost_table(runs))
