@@ -1,8 +1,8 @@
 """Hashes of Python code: what a record and a checkpoint say of the code that made them.
 
 Comments, docstrings, layout and the text of errors do not count, and every Python gives the same
-hash. The core is what decides numbers: the modules directly in helpers/, its folders `CORE_FOLDERS`
-and the pins of what is downloaded. The other folders are wings.
+hash. The core is what decides numbers: the modules directly in helpers/ but for `SCORING`, its
+folders `CORE_FOLDERS` and the pins of what is downloaded. The other folders are wings.
 """
 
 import ast
@@ -17,17 +17,22 @@ from helpers.paths import root
 
 # folders of helpers/ that decide numbers, like the modules directly in helpers/
 CORE_FOLDERS = ("data", "fast", "beyond")
+# decides the numbers of zero-shot runs alone
+SCORING = "scoring.py"
 
 
 def core_code(project: Path | None = None) -> dict[str, str]:
     """The `code_hash` of each file that decides numbers, by its path in helpers/.
 
-    That is the core: the modules directly in helpers/ and those in `CORE_FOLDERS`, and pins.yaml.
+    That is the core: the modules directly in helpers/ but for `SCORING`, those in `CORE_FOLDERS`,
+    and pins.yaml.
     project: the root of another checkout.
     """
     folders = [f"{folder}/**/*.py" for folder in CORE_FOLDERS]
     # __init__ and __main__ decide no number; pins.yaml says which texts and models are used
-    return module_hashes(["[!_]*.py", "data/pins.yaml", *folders], project)
+    hashes = module_hashes(["[!_]*.py", "data/pins.yaml", *folders], project)
+    del hashes[SCORING]
+    return hashes
 
 
 def wing_code(folder: str, project: Path | None = None) -> dict[str, str]:

@@ -16,6 +16,7 @@ from helpers.errors import FileError, first_line
 
 # reads the records of all other runs and measures nothing of its own
 TABLES_NOTEBOOK = "06_tables_and_plots"
+ZERO_SHOT_NOTEBOOK = "05_zero_shot"
 
 
 def root() -> Path:

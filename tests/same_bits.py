@@ -175,7 +175,8 @@ def hashes_of(record: Mapping[str, Any]) -> dict[str, str]:
     """The code that a record names, under the names of `tree_hashes`."""
     made = record.get("fingerprint")
     parts = made if isinstance(made, Mapping) else {}
-    names = {"core": "core", "large": "large", "notebook": record["notebook"]}
+    names = {part: part for part in ("core", "scoring", "large")}
+    names["notebook"] = record["notebook"]
     return {names[part]: code for part, code in parts.items() if part in names}
 
 

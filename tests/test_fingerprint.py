@@ -10,7 +10,7 @@ import small_project
 from small_project import BODY, PARAMETERS, write_notebook
 
 from helpers.code_hashes import code_hash, core_code
-from helpers.paths import root
+from helpers.paths import ZERO_SHOT_NOTEBOOK, root
 from helpers.runner import fingerprint as module
 from helpers.runner import plan as plans
 from helpers.runner.fingerprint import equal_hashes, fingerprint, is_current
@@ -41,6 +41,9 @@ def test_a_run_is_stale_when_what_decides_its_numbers_changes(project, monkeypat
     seen.append(fingerprint(run))
     streamed = run.parameters | {"streamed": True}
     seen.append(fingerprint(replace(run, parameters=streamed)))
+    project.notebook(parameters, name=ZERO_SHOT_NOTEBOOK)
+    scored = fingerprint(replace(run, notebook=ZERO_SHOT_NOTEBOOK))
+    assert {*scored} - {*seen[-1]} == {"scoring"}
     assert [[*one] for one in seen[2:]] == [
         ["core", "notebook", "files"],
         ["core", "notebook", "own", "files"],
@@ -132,7 +135,7 @@ def test_what_leaves_the_core_as_it_is(package):
     (package / "admm.py").write_text(text, "utf-8")
     assert core_code(package.parent) == before, "comments and docstrings"
     (package / "wing").mkdir()
-    wings = ["cli/parser.py", "wing/x.py", "own/mine.py"]
+    wings = ["cli/parser.py", "wing/x.py", "own/mine.py", "scoring.py"]
     for name in (*wings, "__init__.py", "__main__.py"):
         (package / name).write_text("x = 1\n")
     (package / "cli" / "parser.py").rename(package / "cli" / "verbs.py")

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from helpers.paths import ZERO_SHOT_NOTEBOOK
 from helpers.report.beyond import pipeline_table
 from helpers.report.records import Records
 from helpers.report.runs_table import (
     FEWEST,
     NUMBERS,
     PRUNE_NOTEBOOK,
-    ZERO_SHOT_NOTEBOOK,
     confidence_interval,
     runs_table,
     with_series,

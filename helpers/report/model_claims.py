@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from helpers.paths import reference_dir
+from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir
 from helpers.report.beyond import BASE, GUIDED
 from helpers.report.evidence import (
     ENOUGH,
@@ -24,7 +24,7 @@ from helpers.report.evidence import (
 from helpers.report.labels import TASK_NAMES, format_number, with_options
 from helpers.report.layer_claims import SHARED
 from helpers.report.records import Records, read_records
-from helpers.report.runs_table import FEWEST, ZERO_SHOT_NOTEBOOK, of_notebook
+from helpers.report.runs_table import FEWEST, of_notebook
 from helpers.report.tables import paired_differences
 
 SPARSITIES = ("50 %", "60 %", "70 %", "80 %")

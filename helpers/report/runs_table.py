@@ -24,7 +24,6 @@ from helpers.report.labels import (
 from helpers.report.records import Record, Records
 
 PRUNE_NOTEBOOK = "04_prune_model"
-ZERO_SHOT_NOTEBOOK = "05_zero_shot"
 # metrics of a pruning run, and the other columns of a table of runs
 SECONDS = ["forward_seconds", "solve_seconds", "prune_seconds", "evaluate_seconds"]
 NUMBERS = ["perplexity", *SECONDS]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.data.tasks import TASK_TABLE, paired_difference
-from helpers.paths import replace_file
+from helpers.paths import ZERO_SHOT_NOTEBOOK, replace_file
 from helpers.report.beyond import beyond_tables
 from helpers.report.labels import (
     TASK_NAMES,
@@ -28,7 +28,6 @@ from helpers.report.records import Records
 from helpers.report.runs_table import (
     PRUNE_NOTEBOOK,
     SECONDS,
-    ZERO_SHOT_NOTEBOOK,
     by_model,
     by_target,
     by_windows,

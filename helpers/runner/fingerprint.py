@@ -6,8 +6,9 @@ writes such pairs of hashes to results/reference/same.json.
 
     {"core": …, "notebook": …, "files": …}
 
-- core: every module directly in helpers/ and in its folders `CORE_FOLDERS`, with the pins of what
-  is downloaded. Another folder (a wing) decides no number;
+- core: every module directly in helpers/ but for scoring.py and in its folders `CORE_FOLDERS`,
+  with the pins of what is downloaded. Another folder (a wing) decides no number;
+- scoring: helpers/scoring.py, for the zero-shot notebook;
 - notebook: the cells of the run's notebook that compute something, not those that only draw, and
   the wing helpers/studies where they import it;
 - large: the wing helpers/large, for a run with `streamed` (it writes that run's weights);
@@ -23,10 +24,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.code_hashes import code_hash, core_code, hash_of, wing_code
+from helpers.code_hashes import (
+    SCORING,
+    code_hash,
+    core_code,
+    hash_of,
+    module_hashes,
+    wing_code,
+)
 from helpers.errors import FileError
 from helpers.paths import (
     TABLES_NOTEBOOK,
+    ZERO_SHOT_NOTEBOOK,
     own_method_file,
     reference_dir,
     root,
@@ -73,6 +82,8 @@ def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
     folder: of the records that the tables notebook reads, by default of those made here.
     """
     parts = {"core": hash_of(core_code()), "notebook": notebook_hash(run.source_path)}
+    if run.notebook == ZERO_SHOT_NOTEBOOK:
+        parts["scoring"] = hash_of(module_hashes([SCORING]))
     if run.effective.get("streamed"):
         parts["large"] = hash_of(wing_code("large"))
     method = own_method_file(run.effective.get("method", ""))
@@ -91,9 +102,10 @@ def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
 
 
 def tree_hashes(project: Path) -> dict[str, str]:
-    """The hashes of a checkout: of its core, of helpers/large, and of each notebook by its name."""
+    """The hashes of a checkout: of core, scoring, helpers/large, and each notebook by its name."""
     hashes = {
         "core": hash_of(core_code(project)),
+        "scoring": hash_of(module_hashes([SCORING], project)),
         "large": hash_of(wing_code("large", project)),
     }
     for path in sorted((project / "notebooks").glob("*.ipynb")):
