@@ -8,19 +8,22 @@ one beginning, however many texts begin so. A model runs a tree as one sequence
 - in which a token attends to its ancestors alone, by a mask,
 - and has the position that it has in its text, which is its depth in the tree,
 
-so each token sees what it sees in a text of its own. Several trees of unlike texts share a pass.
-Nothing is padded, no cache is copied, and logits over the vocabulary are computed only where a
-token of a continuation is predicted. (Tree attention as such is known from speculative decoding:
-Miao et al. 2023, arXiv 2305.09781.)
+so each token sees what it sees in a text of its own. Trees of unlike texts lie side by side in a
+pass, each with attention of its own. Nothing is padded, no cache is copied, and logits over the
+vocabulary are computed only where a token of a continuation is predicted. (Tree attention as such
+is known from speculative decoding: Miao et al. 2023, arXiv 2305.09781.)
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from helpers.models import device_of
 
@@ -28,6 +31,7 @@ from helpers.models import device_of
 # of them, or those in a window. A recurrence or a convolution looks at neighbours in the sequence
 ATTENTION = {"full_attention", "sliding_attention", "global"}
 PASS = 64  # tokens of a pass for each text of a batch: as long as many choices with their context
+TREE = 128  # tokens of a tree: of the scores of a longer one, most are between unlike texts
 # log p of a continuation, and whether greedy decoding would write it
 Answer = tuple[float, bool]
 
@@ -60,21 +64,24 @@ class TreeLM(HFLM):
 
     def _score(self, requests: list) -> list[Answer]:
         """The answers to requests that share a pass."""
-        tree = Tree()
-        places, targets = [], []
-        for _, context, tokens in requests:
-            path = tree.add(context + tokens[:-1])
-            places += path[-len(tokens) :]
-            targets += tokens
+        trees, places, targets, start = [], [], [], 0
+        # the requests lie in the order of packs, which this one keeps
+        for keys in packs(dict(enumerate(requests)), TREE):
+            trees.append(tree := Tree())
+            for key in keys:
+                _, context, tokens = requests[key]
+                path = tree.add(context + tokens[:-1])
+                places += [start + node for node in path[-len(tokens) :]]
+                targets += tokens
+            start += len(tree.nodes)
         # a place whose logits several texts need is computed once
         kept, rows = torch.tensor(places).unique(return_inverse=True)
-        logits = run_tree(self.model, tree, kept)
-        rows = rows.to(logits.device)
-        words = torch.tensor(targets, device=logits.device)
-        written = logits.argmax(-1)[rows] == words
-        logs = logits.log_softmax(-1, dtype=self.softmax_dtype)[rows, words]
+        logits = run_trees(self.model, trees, kept)
+        words = torch.tensor(targets)
+        written = logits.argmax(-1).cpu()[rows] == words
+        logs = logits.log_softmax(-1, dtype=self.softmax_dtype)[rows, words].cpu()
         ends = [len(tokens) for *_, tokens in requests]
-        pairs = zip(logs.cpu().split(ends), written.cpu().split(ends), strict=True)
+        pairs = zip(logs.split(ends), written.split(ends), strict=True)
         return [(float(log.sum()), bool(right.all())) for log, right in pairs]
 
 
@@ -105,32 +112,59 @@ class Tree:
         return seen
 
 
-def run_tree(model: nn.Module, tree: Tree, kept: Tensor) -> Tensor:
-    """A model's logits (len(kept), vocabulary) at some nodes of a tree, in one pass."""
+@dataclass
+class WithinTrees(TorchFunctionMode):
+    """Attention of each tree in a pass by itself: what the mask leaves of it, in less time.
+
+    sizes: nodes of each tree.
+    """
+
+    sizes: list[int]
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        mask = kwargs.get("attn_mask")
+        if function is not scaled_dot_product_attention or mask is None:
+            return function(*args, **kwargs)
+        parts, end = [], 0
+        for size in self.sizes:
+            own = slice(end, end := end + size)
+            kwargs["attn_mask"] = mask[..., own, own]
+            parts.append(function(*(part[..., own, :] for part in args), **kwargs))
+        return torch.cat(parts, dim=-2)
+
+
+def run_trees(model: nn.Module, trees: Sequence[Tree], kept: Tensor) -> Tensor:
+    """A model's logits (len(kept), vocabulary) at some nodes of trees, in one pass.
+
+    kept: numbers of nodes, where those of a tree follow those of the tree before it.
+    """
     config = model.config.get_text_config(decoder=True)
     device = device_of(model)
-    full = tree.seen()
+    full = torch.block_diag(*(tree.seen() for tree in trees))
     depths = full.sum(-1) - 1  # the tokens before it are its ancestors
     window = getattr(config, "sliding_window", None) or len(full)
     # how far back an ancestor lies is a difference of depths
-    looks = {"sliding_attention": full & (depths[:, None] - depths < window)}
-    mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    if mixed:
-        looks["full_attention"] = full
+    near = full & (depths[:, None] - depths < window)
     masks = {}
-    for kind, seen in looks.items():
+    for kind, seen in {"full_attention": full, "sliding_attention": near}.items():
         # what is added to attention scores (1, heads, tokens, tokens); it replaces the model's own
-        mask = torch.zeros((1, 1, *seen.shape), dtype=model.dtype)
-        mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)
-        masks[kind] = mask.to(device)
-    tokens = [token for _, token in tree.nodes]
-    output = model(
-        input_ids=torch.tensor([tokens], device=device),
-        position_ids=depths[None].to(device),
-        attention_mask=masks if mixed else masks["sliding_attention"],
-        use_cache=False,
-        logits_to_keep=kept.to(device),
-    )
+        mask = torch.where(seen, 0.0, torch.finfo(model.dtype).min)
+        masks[kind] = mask[None, None].to(device, model.dtype)
+    mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    tokens = [token for tree in trees for _, token in tree.nodes]
+    # a GPU waits longer for many small products than for one
+    sizes = [len(tree.nodes) for tree in trees] if device.type == "cpu" else [len(full)]
+    with WithinTrees(sizes):
+        output = model(
+            input_ids=torch.tensor([tokens], device=device),
+            position_ids=depths[None].to(device),
+            attention_mask=masks if mixed else masks["sliding_attention"],
+            use_cache=False,
+            logits_to_keep=kept.to(device),
+        )
     return output.logits[0]
 
 
@@ -156,7 +190,7 @@ def runs_trees(model: nn.Module) -> bool:
         plain = torch.tensor([[3, 4, 5, 6, 7, 8]], device=device)
         wrong = model(plain, use_cache=False).logits[0, ends]
         try:
-            found = run_tree(model, tree, ends)
+            found = run_trees(model, [tree], ends)
         except (TypeError, ValueError, RuntimeError):  # it takes no such mask
             return False
     return bool((found - own).norm() < 0.1 * (wrong - own).norm())

@@ -4,9 +4,10 @@ import families as fam
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
+from torch.nn.functional import scaled_dot_product_attention
 
 from helpers.models import load_model
-from helpers.scoring import Tree, TreeLM, packs
+from helpers.scoring import Tree, TreeLM, WithinTrees, packs
 
 # their blocks look at places of the sequence, whatever mask and positions say
 STOCK = ("bloom", "mpt", "gpt-neo")
@@ -133,3 +134,12 @@ def test_a_token_runs_once(harness):
     ours._loglikelihood_tokens(items)
     # 60, 50 and 70 tokens, and after two of them 3 4 and 6 7: the last of a text is not read
     assert passes == [(1, 64 + 54 + 70)]
+
+
+def test_attention_stays_within_its_tree():
+    values = torch.full((1, 1, 5, 8), torch.nan)
+    values[..., :3, :] = 1.0  # of the first tree, which a look at the other would spoil
+    mask = torch.block_diag(torch.ones(3, 3), torch.ones(2, 2)).log()
+    with WithinTrees([3, 2]):
+        found = scaled_dot_product_attention(values, values, values, attn_mask=mask)
+    assert found.nan_to_num().equal(values.nan_to_num())
