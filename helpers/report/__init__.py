@@ -43,7 +43,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "short_error",
             "to_png",
         ),
-        "tables": ("all_tables", "perplexity_markdown", "write_tables"),
+        "tables": ("all_tables", "write_tables"),
         "record_comparison": ("judge", "same_run"),
         "comparison_text": ("comparison_lines", "main_number", "verdict_line"),
     },

@@ -82,8 +82,7 @@ def claim_verdicts(
     """What the records of one model say of each claim, in the order of `claims`."""
     results = ModelResults(records)
     tested = {claim: claim.test(results) for claim in claims}
-    chances = {claim: p_value(evidence.margins) for claim, evidence in tested.items()}
-    chances = holm(chances)
+    chances = holm({claim: p_value(own.margins) for claim, own in tested.items()})
     verdicts = []
     for claim, (margins, numbers) in tested.items():
         verdict = decide(margins)

@@ -354,13 +354,8 @@ def update_table(records: Records) -> pd.DataFrame | None:
 
 def _update_label(solver: str, precondition: float, damping: float, rho: float) -> str:
     """The name of a solver with the settings that are not its defaults; NaN is no setting."""
-    details = []
-    if solver == "admm":
-        details.append(f"ρ = {rho:g}")
-    if solver == "adam":
-        details.append("best rate")
-    if solver == "sgd":
-        details.append("best momentum")
+    best = {"admm": f"ρ = {rho:g}", "adam": "best rate", "sgd": "best momentum"}
+    details = [best[solver]] if solver in best else []
     if precondition == 1 and solver not in ("admm", "cg"):
         details.append("preconditioned")
     if precondition == 0 and solver in ("admm", "cg"):
@@ -437,12 +432,6 @@ def all_tables(records: Records) -> dict[str, list[Table]]:
                     about = f"{model} {table.about}".strip()
                     tables[name].append(table._replace(about=about))
     return dict(tables)
-
-
-def perplexity_markdown(records: Records) -> str:
-    """The tables of perplexities in Markdown, "" without any."""
-    tables = all_tables(records).get("perplexity", [])
-    return "\n".join(table.markdown for table in tables)
 
 
 def write_tables(records: Records, folder: str | Path) -> list[Path]:

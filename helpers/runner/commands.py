@@ -34,7 +34,8 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     run_plan(plan, only, jobs, scheduler)
     tables(plan)
     records = local_records(without_tables(read_plan(plan, only)))
-    write_line(f"\n{report.perplexity_markdown(records.values())}")
+    perplexities = report.all_tables(records.values()).get("perplexity", [])
+    write_line("\n".join(["", *(table.markdown for table in perplexities)]))
     verdict = write_verdict(plan, only)
     write_line(
         "next: make book (all of this as a site), make lab (the notebooks, to change and to try)"
