@@ -31,7 +31,7 @@ from helpers.models import device_of
 # of them, or those in a window. A recurrence or a convolution looks at neighbours in the sequence
 ATTENTION = {"full_attention", "sliding_attention", "global"}
 PASS = 64  # tokens of a pass for each text of a batch: as long as many choices with their context
-TREE = 128  # tokens of a tree: of the scores of a longer one, most are between unlike texts
+TREE = 128  # tokens of a tree, if its contexts are shorter: in a larger one most scores are masked
 # log p of a continuation, and whether greedy decoding would write it
 Answer = tuple[float, bool]
 
@@ -65,7 +65,7 @@ class TreeLM(HFLM):
     def _score(self, requests: list) -> list[Answer]:
         """The answers to requests that share a pass."""
         trees, places, targets, start = [], [], [], 0
-        # the requests lie in the order of packs, which this one keeps
+        # in their order, since `packs` has put them into it
         for keys in packs(dict(enumerate(requests)), TREE):
             trees.append(tree := Tree())
             for key in keys:
