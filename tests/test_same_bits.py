@@ -167,6 +167,16 @@ def test_other_code_is_not(today, said, prove):
     assert not prove.path.exists()
 
 
+def test_other_scoring_may_find_other_likelihoods_and_is_not_linked(prove):
+    values = [{"zero-shot/sciq/likelihoods/0": value} for value in (0.5, 0.75)]
+    changes = dict(zip(("earlier", "today"), values, strict=True))
+    changes["own"] = {"core": "core-a", "scoring": "a"}
+    assert prove(**changes, hashes=TODAY | {"scoring": "a"})[0] == 1
+    assert prove(**changes, hashes=TODAY | {"scoring": "b"})[0] == 0
+    (proof,) = json.loads(prove.path.read_text())
+    assert (proof["values"], [*proof["equal"]]) == (0, ["core"])
+
+
 OTHER_TORCH = RECORD | {"versions": RECORD["versions"] | {"torch": "1.0"}}
 
 
