@@ -114,9 +114,7 @@ def prove(wanted: str) -> int:
     # with other scoring, likelihoods may differ: all other values prove the core
     moved = [item for item in unequal if "/likelihoods/" in item.name]
     if moved and earlier.pop("scoring", None) != today.get("scoring"):
-        say(
-            "scoring finds other likelihoods: records of zero-shot stay of earlier code"
-        )
+        say("scoring.py finds other likelihoods: of it nothing is proven")
         unequal = [item for item in unequal if item not in moved]
         for item in moved:
             del before[item.name]
