@@ -219,8 +219,8 @@ def zero_shot(
     Args:
         limit: items of each task; None for the whole split.
         seed: of the choice of items.
-        batch: texts in one forward pass; as trees, 64 · batch tokens, and of up to 0.7 of them
-            8 · vocabulary bytes of logits.
+        batch: texts in one forward pass; as trees, 128 · batch tokens, and of up to 0.7 of them
+            4 · vocabulary bytes of logits.
 
     Raises BadParameter, FileError (no data), NonFinite.
     """

@@ -30,7 +30,7 @@ from helpers.models import device_of
 # what a block may look at of earlier tokens, in the words of configs ("global" is GPT-Neo's): all
 # of them, or those in a window. A recurrence or a convolution looks at neighbours in the sequence
 ATTENTION = {"full_attention", "sliding_attention", "global"}
-PASS = 64  # tokens of a pass for each text of a batch: as long as many choices with their context
+PASS = 128  # tokens of a pass for each text of a batch: a CPU is slower with less
 TREE = 128  # tokens of a tree, if its contexts are shorter: in a larger one most scores are masked
 # log p of a continuation, and whether greedy decoding would write it
 Answer = tuple[float, bool]
@@ -77,12 +77,17 @@ class TreeLM(HFLM):
         # a place whose logits several texts need is computed once
         kept, rows = torch.tensor(places).unique(return_inverse=True)
         logits = run_trees(self.model, trees, kept)
-        words = torch.tensor(targets)
-        written = logits.argmax(-1).cpu()[rows] == words
-        logs = logits.log_softmax(-1, dtype=self.softmax_dtype)[rows, words].cpu()
+        asked = torch.stack([rows, torch.tensor(targets)]).to(logits.device)
         ends = [len(tokens) for *_, tokens in requests]
-        pairs = zip(logs.split(ends), written.split(ends), strict=True)
-        return [(float(log.sum()), bool(right.all())) for log, right in pairs]
+        logs, written = [], []
+        # a text at a time: of all of them, log-probabilities would take as much memory as logits
+        for own, tokens in asked.split(ends, dim=-1):
+            part = logits[own]
+            every = part.log_softmax(-1, dtype=self.softmax_dtype)
+            logs.append(every.gather(-1, tokens[:, None]).sum())
+            written.append((part.argmax(-1) == tokens).all())
+        found = torch.stack(logs).tolist(), torch.stack(written).tolist()
+        return list(zip(*found, strict=True))
 
 
 class Tree:
@@ -148,12 +153,14 @@ def run_trees(model: nn.Module, trees: Sequence[Tree], kept: Tensor) -> Tensor:
     window = getattr(config, "sliding_window", None) or len(full)
     # how far back an ancestor lies is a difference of depths
     near = full & (depths[:, None] - depths < window)
+    kinds = {"sliding_attention": near}
+    if mixed := "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        kinds["full_attention"] = full
     masks = {}
-    for kind, seen in {"full_attention": full, "sliding_attention": near}.items():
+    for kind, seen in kinds.items():
         # what is added to attention scores (1, heads, tokens, tokens); it replaces the model's own
         mask = torch.where(seen, 0.0, torch.finfo(model.dtype).min)
         masks[kind] = mask[None, None].to(device, model.dtype)
-    mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     tokens = [token for tree in trees for _, token in tree.nodes]
     # a GPU waits longer for many small products than for one
     sizes = [len(tree.nodes) for tree in trees] if device.type == "cpu" else [len(full)]

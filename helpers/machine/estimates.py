@@ -21,7 +21,7 @@ FLOAT = 4  # bytes of a number of what a solver works in
 # copies of a layer's weight that a method holds at once; admm-grad holds 4.5, and others no more
 COPIES = {"wanda": 2.5, "sparsegpt": 2.5}
 LONGEST = {"boolq": 1291, "sciq": 600}  # tokens of a task's longest item; else 300
-SCORED = 0.7  # of the tokens of a pass: those with logits, up to where choices are long
+SCORED = 0.85  # of the tokens of a pass: those with logits where choices are long, and a text twice
 ALL_TOKENS = 400_000  # of the longest evaluation text
 
 
@@ -137,9 +137,9 @@ def scoring_work(shape: Shape, size: int, parameters: Parameters) -> int:
     copies = 2 * size  # of logits: of this window and of the one before
     mask = 0
     if "tasks" in parameters:
-        copies = FLOAT + size  # and their logarithms
+        copies = size
         lengths = [LONGEST.get(task, 300) for task in parameters["tasks"]]
-        several = 64 * parameters["batch"]  # tokens of texts that share a pass
+        several = 128 * parameters["batch"]  # tokens of texts that share a pass
         window = min(max([several, *lengths]), shape.positions)
         scored = int(SCORED * min(several, window))
         mask = window**2
