@@ -133,17 +133,15 @@ def scoring_work(shape: Shape, size: int, parameters: Parameters) -> int:
     """Bytes to measure perplexity or to score tasks, without the model."""
     streamed = parameters.get("streamed")
     window = max(parameters.get("window", 0), parameters.get("second_window", 0))
-    scored = window  # tokens whose logits are computed at once
-    copies = 2 * size  # of logits: of this window and of the one before
+    scored = 2 * window  # tokens with logits: of this window and of the one before
     mask = 0
     if "tasks" in parameters:
-        copies = size
         lengths = [LONGEST.get(task, 300) for task in parameters["tasks"]]
         several = 128 * parameters["batch"]  # tokens of texts that share a pass
         window = min(max([several, *lengths]), shape.positions)
         scored = int(SCORED * min(several, window))
         mask = window**2
-    logits = scored * copies * shape.vocab
+    logits = scored * size * shape.vocab
     # between two blocks of a streamed model wait the hidden states of all windows
     waiting = ALL_TOKENS * shape.width * size if streamed and window else 0
     running = (shape.activations(window) + mask) * size
