@@ -159,7 +159,8 @@ def execute_runs(
                 if sys.stdout.isatty():
                     write_line(f"{titles[run.id]} …")
                 active[submit(run, fingerprint(run))] = (run, time.monotonic())
-            for future in wait(active, return_when=FIRST_COMPLETED).done:
+            # a second at a time: Ctrl-C was seen to get lost, under load, in a wait without end
+            for future in wait(active, 1.0, FIRST_COMPLETED).done:
                 error = error_of(future)
                 run, started = active.pop(future)
                 seconds = time.monotonic() - started
