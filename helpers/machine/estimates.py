@@ -131,21 +131,20 @@ def phases(
 
 def scoring_work(shape: Shape, size: int, parameters: Parameters) -> int:
     """Bytes to measure perplexity or to score tasks, without the model."""
-    streamed = parameters.get("streamed")
     window = max(parameters.get("window", 0), parameters.get("second_window", 0))
     scored = 2 * window  # tokens with logits: of this window and of the one before
     mask = 0
     if "tasks" in parameters:
         lengths = [LONGEST.get(task, 300) for task in parameters["tasks"]]
-        several = 128 * parameters["batch"]  # tokens of texts that share a pass
-        window = min(max([several, *lengths]), shape.positions)
+        several = 128 * parameters["batch"]  # tokens of a pass (PASS of scoring)
+        window = min(max(several, *lengths), shape.positions)
         scored = int(SCORED * min(several, window))
         mask = window**2
-    logits = scored * size * shape.vocab
+    logits = scored * shape.vocab
     # between two blocks of a streamed model wait the hidden states of all windows
-    waiting = ALL_TOKENS * shape.width * size if streamed and window else 0
-    running = (shape.activations(window) + mask) * size
-    return waiting + max(logits, running)
+    waiting = ALL_TOKENS * shape.width if window and parameters.get("streamed") else 0
+    running = shape.activations(window) + mask
+    return size * (waiting + max(logits, running))
 
 
 def block_work(shape: Shape, size: int, parameters: Parameters) -> int:

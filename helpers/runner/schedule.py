@@ -160,7 +160,9 @@ def execute_runs(
                     write_line(f"{titles[run.id]} …")
                 active[submit(run, fingerprint(run))] = (run, time.monotonic())
             # a second at a time: Ctrl-C was seen to get lost, under load, in a wait without end
-            for future in wait(active, 1.0, FIRST_COMPLETED).done:
+            while not (done := wait(active, 1.0, FIRST_COMPLETED).done):
+                pass
+            for future in done:
                 error = error_of(future)
                 run, started = active.pop(future)
                 seconds = time.monotonic() - started
