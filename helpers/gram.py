@@ -261,14 +261,15 @@ def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
     sums = []
     # some rows at a time, so that no matrix of the weight's size is made
     rows = max(1, PRODUCT_SIZE // weight.shape[1])
-    for dense, new in zip(weight.split(rows), new_weight.split(rows), strict=True):
-        dense = dense.float()
-        # float32 before the difference, which float16 would round
-        change = dense - new.float()
-        # row by row tr(A gram Aᵀ), without the d_out × d_out matrix that the trace is of
-        sums.append(
-            torch.stack([(part @ gram).mul_(part).sum() for part in (dense, change)])
-        )
+    parts = zip(weight.split(rows), new_weight.split(rows), strict=True)
+    with products("float32", weight.device), float32_products(weight.device):
+        for dense, new in parts:
+            dense = dense.float()
+            # float32 before the difference, which float16 would round
+            change = dense - new.float()
+            # row by row tr(A gram Aᵀ), without the d_out × d_out matrix that the trace is of
+            both = [(part @ gram).mul_(part).sum() for part in (dense, change)]
+            sums.append(torch.stack(both))
     total, lost = torch.stack(sums).sum(0).tolist()
     if not (math.isfinite(total) and math.isfinite(lost)):
         raise NonFinite(

@@ -24,13 +24,13 @@ from typing import Any
 from torch import Tensor
 
 from helpers.device import float32_products
-from helpers.errors import BadParameter, NonFinite, first_line, join_names
+from helpers.errors import BadParameter, NonFinite, described, first_line, join_names
 from helpers.gram import Gram, dead_inputs, relative_error
 from helpers.layer import Layer, LayerResult
 from helpers.masks import BUDGETS, Pattern, check_keep
 from helpers.options import check_choice, check_options
 from helpers.paths import own_method_file, own_methods_dir
-from helpers.tensors import all_finite, bit_sum
+from helpers.tensors import all_finite, bit_sum, holds_floats
 
 Method = Callable[..., LayerResult]
 
@@ -109,8 +109,7 @@ def register(
             new = result.weight.to(weight.dtype)
             if matrix is None:
                 return replace(result, weight=new)
-            with float32_products(weight.device):
-                error = relative_error(weight, new, matrix)
+            error = relative_error(weight, new, matrix)
             dead = int(dead_inputs(matrix).sum())
             return replace(result, weight=new, error=error, dead_inputs=dead)
 
@@ -201,10 +200,10 @@ def _check_answer(name: str, layer: Layer, result: LayerResult, budget: str) -> 
     shape = layer.weight.shape
     new = result.weight
     keep = result.keep
-    if new.shape != shape:
+    if not holds_floats(new) or new.shape != shape:
         raise BadParameter(
-            f"method {name!r} returned a weight of shape {tuple(new.shape)} for "
-            f"{tuple(shape)}: return (d_out, d_in)"
+            f"method {name!r} returned LayerResult(weight, keep) whose weight {described(new)}: "
+            f"give a dense floating-point tensor of shape {tuple(shape)}"
         )
     if not all_finite(new):
         raise NonFinite(

@@ -48,6 +48,9 @@ def masked(weight, keep, _given=False):
         ),
         (lambda w, g, half: LayerResult(w, half), "outside its mask"),
         (lambda w, g, half: LayerResult(w[:1], half), "shape"),
+        (lambda w, g, half: LayerResult(None, half), "NoneType"),
+        (lambda w, g, half: LayerResult((w * half).to_sparse(), half), "sparse"),
+        (lambda w, g, half: LayerResult(w * half, None), "NoneType"),
         (lambda w, g, half: LayerResult(w * half * math.nan, half), "NaN"),
         (lambda w, g, half: LayerResult(w * half, half.float()), "mask"),
         # its error would be measured against the weight that it has changed: 0

@@ -1,5 +1,6 @@
 """Products in bfloat16: in the passes of the text, and nowhere else."""
 
+import contextlib
 import copy
 
 import families as fam
@@ -9,7 +10,8 @@ import torch
 from helpers import METHODS, prune_model, register
 from helpers.device import float32_products
 from helpers.errors import BadParameter
-from helpers.gram import Gram, gram_of
+from helpers.gram import Gram, gram_of, relative_error
+from helpers.masks import top_k
 
 SETTINGS = dict(method="wanda", sparsity=0.5, batch=2)
 
@@ -85,6 +87,30 @@ def test_a_callers_precision_does_not_reach_grams_and_solvers(method):
     assert found.error == expected.error
     if torch.equal(rounded, inputs.T @ inputs):
         pytest.skip("this processor does its products in float32 with any setting")
+
+
+@pytest.mark.parametrize("allowed", ["medium", "autocast"])
+def test_a_callers_precision_does_not_reach_the_error_of_a_layer(allowed):
+    weight = torch.randn(512, 512)
+    new = weight * top_k(weight.abs(), 0.5)
+    gram = gram_of(torch.randn(600, 512))
+    expected = relative_error(weight, new, gram)
+    with lowered(allowed):
+        assert relative_error(weight, new, gram) == expected
+
+
+@contextlib.contextmanager
+def lowered(allowed):
+    """What a caller may have allowed for a model: the switch of the process, or autocast."""
+    if allowed == "autocast":
+        with autocast():
+            yield
+        return
+    torch.set_float32_matmul_precision(allowed)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_tf32_is_for_a_gpu_that_is_asked_for_it():
