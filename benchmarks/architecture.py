@@ -23,8 +23,8 @@ from benchmarks.timing import once
 from helpers.beyond.recipe import prune_and_repair, windows_of
 from helpers.data.corpora import calibration_tokens, wiki_articles
 from helpers.data.tasks import task_rows
+from helpers.device import products
 from helpers.evaluate import perplexity
-from helpers.precision import products
 from helpers.prune import prune_model
 
 VOCABULARY, LENGTH, BATCH = 8192, 256, 8

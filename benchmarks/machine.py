@@ -30,7 +30,6 @@ TIMED = {
         "masks.py",
         "methods.py",
         "registry.py",
-        "tensors.py",
         "fast/fused.py",
         "fast/selection.py",
     ),

@@ -20,8 +20,8 @@ from benchmarks.timing import once, ratio, summary
 from helpers.beyond.distil import DECAY, EPSILON, descend, divergence_and_gradient
 from helpers.beyond.training import trained
 from helpers.blocks import forward
+from helpers.device import PRECISIONS, products
 from helpers.models import load_model
-from helpers.precision import PRECISIONS, products
 from helpers.prune import prune_model
 
 MODELS = ("embedded", "embedded-gemma")

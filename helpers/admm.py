@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from helpers.device import all_finite
 from helpers.errors import BadParameter, NonFinite
 from helpers.fast import fused
 from helpers.gram import (
@@ -44,7 +45,6 @@ from helpers.options import (
     checks_options,
     one_of,
 )
-from helpers.tensors import all_finite
 
 # trace(iteration, weight, keep): called after each iteration with the un-scaled masked solution
 Trace = Callable[[int, Tensor, Tensor], None]

@@ -19,6 +19,7 @@ from helpers.blocks import (
     run_block,
     watch_inputs,
 )
+from helpers.device import products
 from helpers.errors import BadParameter, OutOfMemory, UnsupportedModel, first_line
 from helpers.gram import Gram, check_measured
 from helpers.models import (
@@ -29,7 +30,6 @@ from helpers.models import (
     read_weight,
 )
 from helpers.options import check_choice, check_whole
-from helpers.precision import products
 from helpers.progress import Progress, as_progress
 from helpers.waiting_batches import one_pass
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from helpers.device import all_finite
 from helpers.errors import NonFinite, UnsupportedModel
 from helpers.models import device_of, find_blocks, find_layers, weights_in_memory
-from helpers.tensors import all_finite
 
 # relative to the largest logit; replay was exact on every supported family in float32
 PARITY_TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}  # in others 1e-4

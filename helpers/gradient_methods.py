@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from helpers.admm import Trace, damped_system
+from helpers.device import all_finite, products
 from helpers.errors import NonFinite
 from helpers.layer import Layer, LayerResult
 from helpers.options import Count, NotNegative, Positive, Switch, checks_options, one_of
-from helpers.tensors import all_finite
 
 ADAM_DECAY, ADAM_EPSILON = (0.9, 0.999), 1e-8  # torch's defaults
 MOMENTUM = 0.9  # of "sgd", heavy ball, by default
@@ -55,7 +55,8 @@ class MaskedLeastSquares:
             gram.to(kind), damping, precondition=precondition
         )
         self.dense = weight.detach().to(kind) * self.scale
-        self.target = self.dense @ self.D  # the gradient's constant part, computed once
+        with products("exact", self.D.device):
+            self.target = self.dense @ self.D  # the gradient's constant part, once
 
     def gradient(self, current: Tensor, out: Tensor) -> Tensor:
         """2 (current − dense) D on the support and 0 elsewhere, written to `out`."""
@@ -104,19 +105,20 @@ def gradient_refit(
     problem = MaskedLeastSquares(weight, gram, keep, damping, precondition)
     # the masked weight: what is left without any update
     current = problem.dense * keep
-    if optimiser == "adam":
-        # Adam's steps have the size of its rate for any slope, so it is measured in weights
-        typical = (current.square().sum() / keep.sum().clamp(min=1)).sqrt().item()
-        step = _adam(current, learning_rate * typical)
-    else:
-        # the gradient changes by at most L a unit of distance, so a step of 1/L cannot overshoot
-        step = _heavy_ball(current, learning_rate / _curvature(problem.D), momentum)
-    slope = torch.empty_like(current)
-    for iteration in range(1, iterations + 1):
-        problem.gradient(current, out=slope)
-        step(iteration, current, slope)
-        if trace:
-            trace(iteration, current / problem.scale, keep)
+    with products("exact", current.device):
+        if optimiser == "adam":
+            # Adam's steps have the size of its rate for any slope, so it is measured in weights
+            typical = (current.square().sum() / keep.sum().clamp(min=1)).sqrt().item()
+            step = _adam(current, learning_rate * typical)
+        else:
+            # the gradient changes by at most L a unit of distance: a step of 1/L cannot overshoot
+            step = _heavy_ball(current, learning_rate / _curvature(problem.D), momentum)
+        slope = torch.empty_like(current)
+        for iteration in range(1, iterations + 1):
+            problem.gradient(current, out=slope)
+            step(iteration, current, slope)
+            if trace:
+                trace(iteration, current / problem.scale, keep)
     return problem.result(current, optimiser, "a smaller learning rate or more damping")
 
 
@@ -194,23 +196,24 @@ def conjugate_gradients(
     # lengths. A is never formed: a product with D, masked, is a product with every output's A.
     # residual = b − A·current is half the negative gradient. Search directions are conjugate,
     # p A qᵀ = 0, so the minimum along one is not lost again by a step along a later one.
-    residual = problem.gradient(current, out=torch.empty_like(current)).mul_(-0.5)
-    search, image = residual.clone(), torch.empty_like(current)
-    size = _dot(residual, residual)
-    for iteration in range(1, iterations + 1):
-        # (d_out, d_in), row i: p A of output i, once its pruned columns are 0
-        torch.mm(search, problem.D, out=image)
-        image.mul_(problem.keep)
-        # the minimum along the search direction
-        length = _ratio(size, _dot(search, image))
-        current.addcmul_(search, length)
-        # b − A (x + α p) = residual − α A p: no second product with D
-        residual.addcmul_(image, length, value=-1)
-        before, size = size, _dot(residual, residual)
-        # the new residual, plus as much of the old direction as makes the two conjugate
-        search.mul_(_ratio(size, before)).add_(residual)
-        if trace:
-            trace(iteration, current / problem.scale, keep)
+    with products("exact", current.device):
+        residual = problem.gradient(current, out=torch.empty_like(current)).mul_(-0.5)
+        search, image = residual.clone(), torch.empty_like(current)
+        size = _dot(residual, residual)
+        for iteration in range(1, iterations + 1):
+            # (d_out, d_in), row i: p A of output i, once its pruned columns are 0
+            torch.mm(search, problem.D, out=image)
+            image.mul_(problem.keep)
+            # the minimum along the search direction
+            length = _ratio(size, _dot(search, image))
+            current.addcmul_(search, length)
+            # b − A (x + α p) = residual − α A p: no second product with D
+            residual.addcmul_(image, length, value=-1)
+            before, size = size, _dot(residual, residual)
+            # the new residual, plus as much of the old direction as makes the two conjugate
+            search.mul_(_ratio(size, before)).add_(residual)
+            if trace:
+                trace(iteration, current / problem.scale, keep)
     return problem.result(current, "conjugate gradients", "more damping")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers.device import float32_products
+from helpers.device import all_finite, check_matrix, holds_floats, products
 from helpers.errors import (
     BadParameter,
     NonFinite,
@@ -24,8 +24,6 @@ from helpers.errors import (
     described,
 )
 from helpers.fast import panels
-from helpers.precision import products
-from helpers.tensors import all_finite, check_matrix, holds_floats
 
 # relative to the largest entry: a gram that someone else computed is symmetric up to rounding only
 SYMMETRY_TOLERANCE = 1e-4
@@ -79,7 +77,7 @@ class Gram:
         # float32 before the product: a sum of squares soon passes float16's largest value, 65504
         rows = inputs.detach().reshape(-1, width).float()
         # in float32 too where the model's own products are done in bfloat16 or TF32
-        with products("float32", rows.device), float32_products(rows.device):
+        with products("exact", rows.device):
             # `matrix` fills in the lower half
             panels.add_upper(self._sum, rows)
         self._mirrored = self._checked = False
@@ -262,7 +260,7 @@ def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
     # some rows at a time, so that no matrix of the weight's size is made
     rows = max(1, PRODUCT_SIZE // weight.shape[1])
     parts = zip(weight.split(rows), new_weight.split(rows), strict=True)
-    with products("float32", weight.device), float32_products(weight.device):
+    with products("exact", weight.device):
         for dense, new in parts:
             dense = dense.float()
             # float32 before the difference, which float16 would round

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from helpers.device import all_finite, check_matrix
 from helpers.errors import NonFinite
 from helpers.gram import Gram
 from helpers.masks import Pattern, check_divides, check_keep, target_sparsity
-from helpers.tensors import all_finite, check_matrix
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from helpers.device import check_matrix
 from helpers.errors import BadParameter, NonFinite, described
 from helpers.fast import selection
 from helpers.fast.selection import keep_largest
 from helpers.options import check_choice
-from helpers.tensors import check_matrix
 
 BUDGETS = ("matrix", "output")
 

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, logging
 
 from helpers.data.assets import MODELS, embedded_model_folder
-from helpers.device import pick_device, pick_dtype
+from helpers.device import FLOATS, all_finite, pick_device, pick_dtype
 from helpers.errors import (
     BadParameter,
     NonFinite,
@@ -26,7 +26,6 @@ from helpers.errors import (
 )
 from helpers.model_state import set_state, state_of
 from helpers.paths import sha256_file
-from helpers.tensors import FLOATS, all_finite
 
 # what a weight has in a file of safetensors, unless it is quantised
 STORED_FLOATS = ("F64", "F32", "F16", "BF16")

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from helpers.block_loop import Loop, PruneReport, Request, explain_errors
+from helpers.device import check_precision
 from helpers.dry_run import try_target
 from helpers.errors import BadParameter, UnsupportedModel, described, join_names
 from helpers.masks import Pattern, check_divides, target_sparsity
@@ -26,7 +27,6 @@ from helpers.models import (
     read_weight,
 )
 from helpers.options import check_switch, check_whole
-from helpers.precision import check_precision
 from helpers.progress import Progress, as_progress
 from helpers.pruning_target import Sparsity, Target
 from helpers.registry import check_method_options

@@ -23,14 +23,13 @@ from typing import Any
 
 from torch import Tensor
 
-from helpers.device import float32_products
+from helpers.device import all_finite, bit_sum, holds_floats, products
 from helpers.errors import BadParameter, NonFinite, described, first_line, join_names
 from helpers.gram import Gram, dead_inputs, relative_error
 from helpers.layer import Layer, LayerResult
 from helpers.masks import BUDGETS, Pattern, check_keep
 from helpers.options import check_choice, check_options
 from helpers.paths import own_method_file, own_methods_dir
-from helpers.tensors import all_finite, bit_sum, holds_floats
 
 Method = Callable[..., LayerResult]
 
@@ -92,7 +91,7 @@ def register(
             dense = weight.detach().float()
             matrix = None if gram is None else layer.gram.matrix
             with (
-                float32_products(weight.device),
+                products("exact", weight.device),
                 _unchanged(name, weight=dense, gram=matrix),
             ):
                 result = function(

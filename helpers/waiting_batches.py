@@ -18,10 +18,10 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from helpers.blocks import Call, check_finite, run_block, watch_inputs
+from helpers.device import products
 from helpers.errors import UnsupportedModel
 from helpers.gram import Gram, check_measured
 from helpers.models import device_of, find_layers, read_weight
-from helpers.precision import products
 
 
 class Batch(greenlet):
@@ -64,7 +64,7 @@ def one_pass(
     The caller prunes these layers before it takes the next. Layers that read the same input share
     a Gram and come together, as `call.inputs` says. At the end the stream (sequences, length,
     width) has been replaced by its values after the block; if an error or the caller ends it
-    before, the stream is unchanged. precision: of the block's products, see `helpers.precision`.
+    before, the stream is unchanged. precision: of the block's products, see `helpers.device`.
 
     Memory: what a block holds between two layers, for all batches at once. In Llama that is most
     at the last layer: sequences · length · (ff + 2 · width) numbers.

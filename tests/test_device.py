@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from helpers import device
+from helpers.device import all_finite
 from helpers.errors import BadParameter
-from helpers.tensors import all_finite
 
 
 def test_devices_and_dtypes_by_name(monkeypatch):

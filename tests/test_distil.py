@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from helpers import precision, prune_model
+from helpers import device, prune_model
 from helpers.beyond import distil as module
 from helpers.beyond import training
 from helpers.beyond.distil import distil, divergence, divergence_and_gradient
@@ -174,7 +174,7 @@ def test_a_run_that_breaks_off_leaves_the_best_weights(stop, error, words, monke
 def test_the_divergence_is_not_rounded_where_products_are():
     logits, target = (torch.randn(1, 16, 50) for _ in range(2))
     exact, slope = divergence_and_gradient(logits, target)
-    with precision.products("bfloat16", torch.device("cpu")):
+    with device.products("bfloat16", torch.device("cpu")):
         found, same = divergence_and_gradient(logits, target)
     assert found == exact
     assert torch.equal(slope, same)

@@ -27,10 +27,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from helpers.beyond.training import DECAY, PARTS, rate_at, restore, snapshot, trained
 from helpers.block_grams import explain_out_of_memory
 from helpers.blocks import eval_mode, forward
+from helpers.device import check_precision, products
 from helpers.errors import BadParameter, NonFinite
 from helpers.models import check_model, check_tokens, device_of
 from helpers.options import Count, Positive, checks_options, one_of
-from helpers.precision import check_precision, products
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense
 
@@ -237,7 +237,7 @@ def divergence_and_gradient(logits: Tensor, target: Tensor) -> tuple[float, Tens
     total = logits.new_zeros((), dtype=torch.float64)
     parts = (x.flatten(0, -2).split(POSITIONS) for x in (logits, target, slope))
     # else vecdot, a product, would be done in bfloat16 too
-    with products("float32", logits.device):
+    with products("exact", logits.device):
         for rows, wanted, out in zip(*parts, strict=True):
             log_q = torch.log_softmax(rows.float(), dim=-1)
             log_p = torch.log_softmax(wanted.float(), dim=-1)

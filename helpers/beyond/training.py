@@ -1,7 +1,8 @@
 """Training on a fixed sparsity pattern: which weights may change, and at what rate.
 
 A pruned weight stays exactly zero: its gradient is masked, and the mask is applied again after each
-step. Weights are kept in float32; only the products may be done in bfloat16 (`helpers.precision`).
+step. Weights are kept in float32; only the products may be done in bfloat16, see `products` in
+`helpers.device`.
 """
 
 from __future__ import annotations

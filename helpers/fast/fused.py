@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from helpers.device import float32_products
+from helpers.device import products
 
 # A GPU rounds the factors of its products to TF32, except in so many iterations at the end: on one
 # mask these remove the rounding of the iterations before. While the mask still changes, the result
@@ -54,24 +54,26 @@ def admm(
     """
     T = W0  # U = 0, so W + U = W₀
     # twice the constant: it is halved with T below. Its rounding would be in every iteration
-    with float32_products(T.device):
+    with products("exact", T.device):
         constant = torch.addmm(T, T, M, alpha=-2)
     scratch = torch.empty_like(T)
     kept = torch.ones_like(T)  # the mask as 1 and 0
-    for iteration in range(1, iterations + 1):
-        choose(iteration, T, scratch, kept)
-        # three passes over memory (mul, sub, add) and the product; W, Z and U need twice as many
-        with float32_products(
-            T.device, tf32=iteration <= iterations - EXACT_ITERATIONS
-        ):
-            torch.mul(T, kept, out=scratch)
-            # T − 2Z is T where pruned and −T where kept
-            torch.sub(T, scratch, alpha=2, out=scratch)  # −V
-            T.add_(constant)
-            # ½ (T + twice the constant) − (−V) M: the formula of the module's text in one call
-            T.addmm_(scratch, M, beta=0.5, alpha=-1)
-        if trace:
-            # T is now the next iteration's W + U: T ⊙ keep is the result if the loop ended here
-            trace(iteration, T * kept, kept.bool())
+    rounded = max(0, iterations - EXACT_ITERATIONS)
+    first, last = range(1, rounded + 1), range(rounded + 1, iterations + 1)
+    for precision, numbers in (("tf32", first), ("exact", last)):
+        with products(precision, T.device):
+            for iteration in numbers:
+                choose(iteration, T, scratch, kept)
+                # three passes over memory (mul, sub, add) and the product; W, Z and U need twice
+                # as many
+                torch.mul(T, kept, out=scratch)  # Z
+                # T − 2Z is T where pruned and −T where kept
+                torch.sub(T, scratch, alpha=2, out=scratch)  # −V
+                T.add_(constant)
+                # ½ (T + twice the constant) − (−V) M: the module's formula in one call
+                T.addmm_(scratch, M, beta=0.5, alpha=-1)
+                if trace:
+                    # T is the next iteration's W + U: T ⊙ keep is the result if the loop ends here
+                    trace(iteration, T * kept, kept.bool())
     keep = kept.bool()
     return T.mul_(keep), keep

@@ -21,7 +21,7 @@ from huggingface_hub.errors import HTTPError  # that of the client's HTTP librar
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from helpers.device import pick_device, pick_dtype
+from helpers.device import all_finite, pick_device, pick_dtype
 from helpers.errors import (
     BadParameter,
     FileError,
@@ -32,7 +32,6 @@ from helpers.errors import (
 from helpers.large.shards import COMPANIONS, INDEX, Checkpoint
 from helpers.model_state import set_state
 from helpers.models import check_stored_weights, find_blocks, locate
-from helpers.tensors import all_finite
 
 # "model*", because some repositories hold the same weights a second time under another name
 WEIGHTS = "model*.safetensors"
