@@ -29,7 +29,6 @@ TIMED = {
         "layer.py",
         "masks.py",
         "methods.py",
-        "registry.py",
         "fast/fused.py",
         "fast/selection.py",
     ),

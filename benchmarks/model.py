@@ -20,9 +20,9 @@ from helpers.block_grams import layer_grams
 from helpers.blocks import advance, check_parity, embed, record_calls, run_block
 from helpers.data.corpora import calibration_tokens
 from helpers.gram import Gram
+from helpers.methods import METHODS
 from helpers.models import find_blocks, find_layers, load_model, read_weight
 from helpers.prune import prune_model
-from helpers.registry import METHODS
 
 TARGET, PUBLISHED_TARGET = 1.2, 2.0
 METHOD = "admm-grad"

@@ -42,8 +42,8 @@ from helpers.options import (
     NotNegative,
     Positive,
     Switch,
-    checks_options,
     one_of,
+    validated,
 )
 
 # trace(iteration, weight, keep): called after each iteration with the un-scaled masked solution
@@ -96,7 +96,7 @@ def admm(
     return (W + U) * keep, keep
 
 
-@checks_options
+@validated
 def refit(
     weight: Tensor,
     gram: Tensor | Gram,
@@ -290,7 +290,7 @@ def damped_system(
     return damped.mul_(norms).mul_(norms[:, None] / typical), typical.sqrt()
 
 
-@checks_options
+@validated
 def exact_least_squares(
     weight: Tensor, gram: Tensor, keep: Tensor, *, damping: NotNegative = 0.0
 ) -> Tensor:

@@ -23,7 +23,7 @@ from helpers.blocks import eval_mode
 from helpers.device import synchronise
 from helpers.errors import HelpersError
 from helpers.gram import Gram, check_measured, relative_error
-from helpers.layer import LayerResult
+from helpers.layer import LayerResult, Target
 from helpers.masks import mask_hash
 from helpers.methods import get_method
 from helpers.model_state import set_state
@@ -38,7 +38,6 @@ from helpers.models import (
     write_weight,
 )
 from helpers.progress import Progress, as_progress
-from helpers.pruning_target import Target
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from helpers.gram import gram_of
+from helpers.layer import Target
 from helpers.methods import get_method
-from helpers.pruning_target import Target
 
 TRIAL = 128  # outputs of the largest layer that is tried, and about as many inputs
 

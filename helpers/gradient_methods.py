@@ -16,7 +16,7 @@ from helpers.admm import Trace, damped_system
 from helpers.device import all_finite, products
 from helpers.errors import NonFinite
 from helpers.layer import Layer, LayerResult
-from helpers.options import Count, NotNegative, Positive, Switch, checks_options, one_of
+from helpers.options import Count, NotNegative, Positive, Switch, one_of, validated
 
 ADAM_DECAY, ADAM_EPSILON = (0.9, 0.999), 1e-8  # torch's defaults
 MOMENTUM = 0.9  # of "sgd", heavy ball, by default
@@ -73,7 +73,7 @@ class MaskedLeastSquares:
         return LayerResult(current / self.scale, self.keep, damping=self.damping)
 
 
-@checks_options
+@validated
 def gradient_refit(
     weight: Tensor,
     gram: Tensor,
@@ -168,7 +168,7 @@ def _curvature(D: Tensor) -> float:
     return 2 * vector.norm().item()
 
 
-@checks_options
+@validated
 def conjugate_gradients(
     weight: Tensor,
     gram: Tensor,

@@ -1,13 +1,17 @@
-"""The problem of one layer, and a method's result for it.
+"""What a layer is to become, the problem that this sets, and a method's result for it.
 
-The problem is to minimise ‖XW − XŴ‖² over Ŵ that is zero outside a mask, which is given or still to
-be chosen. `Layer.of` checks weight, gram, mask and target once; code that takes a `Layer` trusts
-it.
+A `Target` names a method and a sparsity or a pattern; an entry point such as
+`helpers.prune.prune_model` makes one of its arguments, and the block loop carries it to the method.
+The problem is then to minimise ‖XW − XŴ‖² over Ŵ that is zero outside a mask, which is given or
+still to be chosen. `Layer.of` checks weight, gram, mask and target once; code that takes a `Layer`
+trusts it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +19,29 @@ from helpers.device import all_finite, check_matrix
 from helpers.errors import NonFinite
 from helpers.gram import Gram
 from helpers.masks import Pattern, check_divides, check_keep, target_sparsity
+
+# a fraction for all layers, one for each by its `layer_key`, or None where N:M implies it
+Sparsity = float | Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """How layers are to be pruned.
+
+    method: a name in `METHODS`, or of a file in helpers/own. sparsity: the fraction of weights set
+    to zero. options: those of the method, such as rho or damping.
+    """
+
+    method: str
+    sparsity: Sparsity = None
+    pattern: Pattern = Pattern()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_layer(self, key: str) -> Target:
+        """The target of one layer of a model, which has one number as its sparsity."""
+        if not isinstance(self.sparsity, Mapping):
+            return self
+        return replace(self, sparsity=self.sparsity[key])
 
 
 @dataclass(frozen=True)

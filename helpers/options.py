@@ -81,7 +81,7 @@ def one_of(*choices: str) -> Any:
     return Annotated[str, functools.partial(check_choice, choices=choices)]
 
 
-def checks_options(function: Function) -> Function:
+def validated(function: Function) -> Function:
     """Decorator: check the keyword arguments of each call by their annotations."""
 
     @functools.wraps(function)

@@ -15,8 +15,9 @@ from helpers.block_loop import Loop, PruneReport, Request, explain_errors
 from helpers.device import check_precision
 from helpers.dry_run import try_target
 from helpers.errors import BadParameter, UnsupportedModel, described, join_names
+from helpers.layer import Sparsity, Target
 from helpers.masks import Pattern, check_divides, target_sparsity
-from helpers.methods import get_method
+from helpers.methods import check_method_options, get_method
 from helpers.model_state import state_of
 from helpers.models import (
     check_model,
@@ -28,8 +29,6 @@ from helpers.models import (
 )
 from helpers.options import check_switch, check_whole
 from helpers.progress import Progress, as_progress
-from helpers.pruning_target import Sparsity, Target
-from helpers.registry import check_method_options
 
 DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
 

@@ -24,7 +24,6 @@ from helpers import (
     evaluate,
     masks,
     methods,
-    registry,
     scoring,
     sparsegpt,
 )
@@ -78,7 +77,7 @@ def constant(owner, name, value):
 
 
 def method(name):
-    return registry.METHODS[name].__wrapped__
+    return methods.METHODS[name].__wrapped__
 
 
 # --- the changes that are no lambda ----------------------------------------------------------
@@ -223,7 +222,7 @@ GROUPS = {
         ),
         "Wanda, a budget per matrix": default(method("wanda"), budget="matrix"),
         "the error is not squared": around(
-            registry, "relative_error", lambda f, *args: f(*args) ** 0.5
+            methods, "relative_error", lambda f, *args: f(*args) ** 0.5
         ),
     },
     ("wanda-2of4", "methods/wanda-2of4"): {

@@ -12,8 +12,8 @@ from helpers import blocks as cap
 from helpers.block_loop import Loop, Request, Team
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.gram import Gram
+from helpers.layer import Target
 from helpers.models import find_blocks, find_layers
-from helpers.pruning_target import Target
 
 EVERY = sorted(fam.FAMILIES)
 BATCH = 2

@@ -42,7 +42,7 @@ from helpers.models import (
     model_layers,
     read_weight,
 )
-from helpers.options import NotNegative, Positive, checks_options
+from helpers.options import NotNegative, Positive, validated
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense, ignored_layers
 
@@ -68,7 +68,7 @@ class Guide:
     importance: dict[str, Tensor]
 
 
-@checks_options
+@validated
 def guide(
     model: nn.Module,
     tokens: Tensor,
@@ -122,7 +122,7 @@ def guide(
     return Guide(shares, importance)
 
 
-@checks_options
+@validated
 def owl(
     model: nn.Module,
     tokens: Tensor,

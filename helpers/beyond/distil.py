@@ -30,7 +30,7 @@ from helpers.blocks import eval_mode, forward
 from helpers.device import check_precision, products
 from helpers.errors import BadParameter, NonFinite
 from helpers.models import check_model, check_tokens, device_of
-from helpers.options import Count, Positive, checks_options, one_of
+from helpers.options import Count, Positive, one_of, validated
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense
 
@@ -66,7 +66,7 @@ class DistilReport:
         return asdict(self)
 
 
-@checks_options
+@validated
 def distil(
     model: nn.Module,
     dense: nn.Module,

@@ -27,13 +27,13 @@ from helpers.beyond.distil import distil
 from helpers.beyond.training import check_float32
 from helpers.block_loop import Loop, PruneReport, Request
 from helpers.errors import BadParameter
+from helpers.layer import Target
 from helpers.masks import Pattern
 from helpers.methods import get_method
 from helpers.models import check_model, check_tokens
 from helpers.options import check_choice
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense, check_request, ignored_layers
-from helpers.pruning_target import Target
 
 
 class Effort(NamedTuple):

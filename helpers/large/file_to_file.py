@@ -33,6 +33,7 @@ from helpers.large.shards import (
     writing,
 )
 from helpers.large.streaming import WeightReader, load_streamed
+from helpers.layer import Sparsity, Target
 from helpers.masks import Pattern
 from helpers.methods import get_method
 from helpers.model_state import set_state, state_of
@@ -40,7 +41,6 @@ from helpers.models import find_layers, model_identity
 from helpers.paths import cache_dir, replace_file, sha256_file, sync
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_request, check_zeros, ignored_layers
-from helpers.pruning_target import Sparsity, Target
 
 # whose versions decide the bits of a weight, like the code of the core and of this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
