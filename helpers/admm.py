@@ -67,8 +67,9 @@ def admm(
     G (d_in, d_in), the gram of inputs of unit norm, damped. `damped_system` gives both scales.
     With `keep` the mask is that one; with mask_steps = 0 it is chosen once, from W0 (ADMM1).
     """
-    # One inverse, O(d_in³), serves all outputs and iterations, since neither G nor ρ changes. This
-    # is what makes ADMM cheap: an iteration is then matrix products only, O(d_out · d_in²)
+    # (G + ρI)⁻¹. One inverse, O(d_in³), serves all outputs and iterations, since neither G nor ρ
+    # changes. This is what makes ADMM cheap: an iteration is then matrix products only,
+    # O(d_out · d_in²)
     inverse = torch.cholesky_inverse(
         torch.linalg.cholesky(G + rho * torch.eye(len(G)).to(G))
     )
@@ -84,15 +85,15 @@ def admm(
         # Z step: minimise ‖W + U − Z‖² over Z with the mask. The entries are independent, so the
         # answer is a projection: copy where kept, 0 elsewhere
         Z = (W + U) * keep  # the nearest weights that obey the mask
-        # U step: a sum of all gaps W − Z so far. Where a weight is pruned Z is 0, and U grows until
-        # W is 0 there too
+        # U step: the sum of all gaps W − Z so far. Where a weight is pruned Z is 0, and U grows
+        # until the W step below makes W nearly 0 there too
         U = U + W - Z  # add up what the projection removed
         # W step: minimise ½‖X(W − W₀)‖² + ρ/2 ‖W − Z + U‖². Its gradient is 0 where
         #     W (G + ρI) = W₀ G + ρ (Z − U),     the paper's formula transposed
         # refit the outputs, pulled towards Z − U
         W = (W0 @ G + rho * (Z - U)) @ inverse
-    # one more Z step, so that what is returned obeys the mask
-    # U is 0 where a weight is kept, so this is W on the mask
+    # one more Z step, so that what is returned obeys the mask. U is 0 where a weight is kept (there
+    # Z = W + U), so this is W on the mask
     return (W + U) * keep, keep
 
 
@@ -171,9 +172,10 @@ def admm_grad(
             f"mask_steps {mask_steps!r} is more than the {iterations} iterations: "
             f"give mask_steps from 0 to {iterations}, or more iterations"
         )
-    # The mask is no part of it: ADMM inverts one matrix for all masks, where exact least squares
-    # needs one for each output
+    # The mask has no part in it: ADMM inverts one matrix for all masks, where exact least squares
+    # needs a matrix for each output
     system = gram.derived(_factor, rho, damping, precondition)
+    # pruned to the full sparsity in each mask step, without the cubic schedule
     one_shot = mask_steps == 0
     if schedule == "released" and not pattern.grouped and budget == "matrix":
         one_shot = True
@@ -255,7 +257,7 @@ def _factor(gram: Tensor, rho: float, damping: float, precondition: bool) -> _Sy
         # a dead input's weights, whose score is 0, are pruned first
         # (|s·w| · n/s = |n·w|, which is Wanda's)
         importance = None if precondition else normalise(gram)[1] / norms
-        # `normalise` gives a dead input the norm 1, so its |w| would compete with real scores
+        # `normalise` gives a dead input the norm 1, so its |w| would be taken for a real score
         alive = ~dead_inputs(gram)
         if not alive.all():
             importance = alive if importance is None else importance * alive

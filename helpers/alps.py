@@ -4,8 +4,12 @@ Meng, Behdin, Wang & Mazumder, "ALPS: Improved Optimization for Highly Sparse On
 Large Language Models", NeurIPS 2024 (arXiv 2406.07831). As in `helpers.admm`, W fits the outputs
 and Z, a copy of it, is sparse. There zeros are added by a schedule and ρ is constant. Here Z has
 the full sparsity from the start, and ρ is small: W may stay far from Z, and the mask still changes
-much. While it does ρ rises, quickly at first, until W and Z agree on a mask. Conjugate gradients
-then finish the weights on it.
+much. While it does ρ rises, quickly at first, until W and Z agree on a mask:
+
+    W = (W₀ G + ρ Z − V) (G + ρI)⁻¹;   Z = the largest entries of W + V/ρ;   V = V + ρ (W − Z)
+
+V is the dual variable itself. `helpers.admm` has U = V/ρ, which would have to be rescaled each time
+ρ rises. Conjugate gradients then finish the weights on the mask.
 """
 
 from collections.abc import Callable
@@ -37,7 +41,9 @@ class _Eigen(NamedTuple):
 
 
 def eigen(gram: Tensor, damping: float) -> _Eigen:
-    """Decompose once, O(d_in³): for every ρ, (G + ρI)⁻¹ is then vectors/(values + ρ) vectorsᵀ."""
+    """The decomposition of a gram (d_in, d_in) with inputs scaled to unit norm, O(d_in³)."""
+    # (G + ρI)⁻¹ is then vectors diag(1/(values + ρ)) vectorsᵀ for every ρ. A Cholesky factor, which
+    # is cheaper, would have to be made again for each
     damped, norms = damped_system(gram.float(), damping)
     values, vectors = torch.linalg.eigh(damped)
     # rounding: no eigenvalue of a gram is below 0
@@ -93,12 +99,12 @@ def mask_search(
     rho: float,
     iterations: int,
 ) -> tuple[Tensor, Tensor]:
-    """Z (d_out, d_in), in scaled inputs as W0 is, and its mask, once that is stable.
+    """Z (d_out, d_in), in scaled inputs as W0 is, and its mask (d_out, d_in), once that is stable.
 
-    choose: the mask of T = W + V/ρ. V is the dual variable itself and not, as in `helpers.admm`,
-    divided by ρ, which would have to be rescaled each time ρ rises.
+    choose: the mask of T = W + V/ρ, (d_out, d_in).
     """
     fit = (W0 @ G.vectors) * G.values  # W₀ G, in the eigenvectors' coordinates
+    # the first mask is Wanda's, of the dense weights
     keep = before = choose(W0)
     Z = W0 * keep
     V = torch.zeros_like(W0)
@@ -108,7 +114,8 @@ def mask_search(
         T = W + V / rho
         keep = choose(T)
         Z = T * keep  # the nearest weights with so many zeros
-        V = rho * (T - Z)  # V + ρ (W − Z)
+        V = rho * (T - Z)  # V + ρ (W − Z), as ρ T = ρ W + V
+        # from time to time: has the mask come to rest?
         if iteration % EVERY:
             continue
         changed = int((keep ^ before).sum())
@@ -116,5 +123,7 @@ def mask_search(
             break
         share = changed / max(1, int(keep.sum()))
         before = keep
+        # a larger ρ ties W to Z, and so settles the mask: quickly at first, while it is far from
+        # settled, and then with care
         rho *= next(factor for least, factor in RISES if share >= least)
     return Z, keep

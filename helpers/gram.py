@@ -1,7 +1,8 @@
 """The Gram matrix XᵀX of a layer's inputs: accumulate, check, normalise, damp, factor.
 
-A gram (the H of SparseGPT) is (d_in, d_in), float32, summed over calibration tokens and not
-averaged. It is all that the layer-wise problem min ‖XW − XŴ‖² needs to know about the data:
+A gram (the H of SparseGPT) is (d_in, d_in), float32, summed over the calibration tokens, which are
+the rows of X, and not averaged. It is all that the layer-wise problem min ‖XW − XŴ‖² needs to know
+about the data:
 
     ‖XW − XŴ‖² = tr((W − Ŵ)ᵀ XᵀX (W − Ŵ)).
 """
@@ -200,7 +201,7 @@ def normalise(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def damp(matrix: Tensor, damping: float) -> Tensor:
-    """matrix + damping · mean(diag(matrix)) · I, as a new tensor."""
+    """matrix + damping · mean(diag(matrix)) · I, (d_in, d_in), as a new tensor."""
     return add_ridge(matrix.clone(), damping)
 
 
@@ -213,7 +214,7 @@ def add_ridge(matrix: Tensor, damping: float) -> Tensor:
 
 
 def cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor | None:
-    """The Cholesky factor, or None where rounding leaves the matrix not positive definite."""
+    """The Cholesky factor (n, n), or None if the matrix, as rounded, is not positive definite."""
     # cholesky_ex reports a failure in `info` instead of raising: here a failure is no error but a
     # step up the ladder of damping
     factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)

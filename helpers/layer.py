@@ -48,8 +48,8 @@ class Target:
 class Layer:
     """A layer to be pruned or refitted.
 
-    weight: (d_out, d_in), any float type. gram: of its inputs, None for a method that reads none.
-    sparsity, pattern: of the zeros in the end.
+    weight: (d_out, d_in), any float type. gram: the Gram matrix of its inputs, (d_in, d_in), None
+    for a method that reads none. sparsity, pattern: of the zeros in the end.
     """
 
     weight: Tensor
@@ -73,6 +73,7 @@ class Layer:
         A gram that is a `Gram` is checked only once, however many layers share it.
         Raises BadParameter, NonFinite, NotPositiveDefinite.
         """
+        # first the weight, then what it is to become; last the gram, which takes longest to check
         check_matrix("weight", weight)
         if not all_finite(weight):
             raise NonFinite(

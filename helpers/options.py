@@ -54,12 +54,10 @@ def check_switch(what: str, value: object) -> bool:
 
 def check_real(what: str, value: object, *, above: float | None = None) -> float:
     """Return `value` if it is finite and at least 0 (or above `above`), else raise BadParameter."""
+    # a bool is a number to Python and is refused; NaN compares false with everything
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if (
-        real
-        and math.isfinite(value)
-        and (value >= 0 if above is None else value > above)
-    ):
+    large_enough = real and (value >= 0 if above is None else value > above)
+    if large_enough and math.isfinite(value):
         return float(value)
     wanted = ", 0 or more" if above is None else f" above {above:g}"
     raise BadParameter(f"{what} {value!r} is not allowed: give a finite number{wanted}")
@@ -82,7 +80,7 @@ def one_of(*choices: str) -> Any:
 
 
 def validated(function: Function) -> Function:
-    """Decorator: check the keyword arguments of each call by their annotations."""
+    """Decorator: each call's keyword arguments are checked, see `check_options`."""
 
     @functools.wraps(function)
     def checked(*arguments: Any, **options: Any) -> Any:
@@ -97,8 +95,10 @@ def check_options(function: Callable, options: Mapping[str, Any]) -> None:
 
     Parameters without such an annotation may be anything.
     """
+    # eval_str: a module may keep its annotations as text (from __future__ import annotations)
     annotations = inspect.get_annotations(function, eval_str=True)
     for name, value in options.items():
+        # Annotated[float, check] holds the check in __metadata__; a plain type has none
         for check in getattr(annotations.get(name), "__metadata__", ()):
             if callable(check):
                 check(name, value)

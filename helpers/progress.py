@@ -15,7 +15,7 @@ class ProgressBar(tqdm):
         """`done` of `total` are finished; `name` is the last of them, or what is under way."""
         if self.total != total:
             self.bar_format = None
-            # which displays a notebook's bar only while it has a delay
+            # the notebook's bar is displayed here, and only while it has a delay
             self.reset(total)
             self.delay = 0
         self.set_postfix_str(name, refresh=False)
@@ -29,6 +29,6 @@ def as_progress(progress: Progress | bool) -> Progress:
     function is returned as it is.
     """
     if progress is True:
-        # disable=None is tqdm's word for that; delay, so that what is refused at once leaves none
+        # disable=None is how tqdm says that; with a delay, what is refused at once leaves no bar
         return ProgressBar(disable=None, delay=0.001).show
     return progress or (lambda *_step: None)

@@ -1,9 +1,10 @@
 """SparseGPT: prune column by column and let the later columns make up for it.
 
 Frantar & Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", 2023.
-With H the damped gram and H⁻¹ = RᵀR (R upper triangular), pruning the weight w of column j adds
-w²/R[j,j]² to the layer's error if the columns after j change by −(w/R[j,j]) · R[j, j:]. R holds
-these rows for every j, so H⁻¹ need not be updated as columns are done.
+With H the damped Gram matrix (`gram`) and H⁻¹ = RᵀR (R upper triangular), pruning the weight w of
+column j adds w²/R[j,j]² to the layer's error if the columns after j change by
+−(w/R[j,j]) · R[j, j:]. R holds these rows for every j, so H⁻¹ need not be updated as columns are
+done.
 """
 
 import torch
@@ -24,11 +25,13 @@ def solve(
     damping: float,
     block_size: int,
 ) -> tuple[Tensor, Tensor, float]:
-    """The pruned weight (d_out, d_in), its mask, and the damping that was used.
+    """The pruned weight (d_out, d_in), its mask (d_out, d_in), and the damping that was used.
+
+    gram: (d_in, d_in).
 
     The mask is chosen for `block_size` columns at a time (N:M: for each group of M) by
     w²/R[j,j]², from weights that already carry the updates of the columns before; or it is `keep`.
-    The registry has checked the options, but for how they fit the pattern.
+    `METHODS` has checked the options, but for how they fit the pattern.
     Raises BadParameter, NotPositiveDefinite.
     """
     if pattern.grouped and block_size % pattern.m:
