@@ -290,7 +290,7 @@ GROUPS = {
         ),
         "importance without its root": constant(allocation, "POWER", 1.0),
     },
-    ("owl", "allocation/owl"): {
+    ("owl", "allocation/owl of three blocks"): {
         "OWL spreads half as far": default(allocation.owl, spread=0.04),
     },
     ("recipe", "distil/all"): {

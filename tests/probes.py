@@ -406,9 +406,14 @@ def guided():
     return {"sparsity": found.sparsity, "importance": importance}
 
 
-@probe("allocation/owl")
+@probe("allocation/owl of three blocks")
 def by_outliers():
-    return helpers.owl(fresh(), tokens(), sparsity=0.6)
+    """Of two, each lies at its end of the range, with any threshold."""
+    model = fresh()
+    layers = find_blocks(model)
+    layers.append(copy.deepcopy(layers[0]))
+    model.config.num_hidden_layers = len(layers)
+    return helpers.owl(model, tokens(), sparsity=0.6)
 
 
 @probe("distil/all")

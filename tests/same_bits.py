@@ -3,18 +3,20 @@
     python tests/same_bits.py [--from COMMIT]
 
 Records name the hashes of the code that made them. Where today's hashes are others, the code may
-still compute the same, and that is proven here and not argued: the probes (tests/probes.py) and the
-plan smoke, which runs every notebook, are run in a checkout of the earlier commit and in this one,
-in one environment on this machine, and every value is compared bit for bit. If all are equal, the
-pairs of hashes go to results/reference/same.json, where `helpers.runner` follows them. If one is
-not, nothing is written. Only likelihoods may be others with another scoring.py, which is then not
-linked: it counts for zero-shot alone.
+still compute the same, and that is proven here and not argued: the probes (probes.py beside this
+file) and the plan smoke, which runs every notebook, are run in a checkout of the earlier commit and
+in this one, in one environment on this machine, and every value is compared bit for bit. Each
+checkout runs its own probes and names its own hashes, so that files may move. If all values are
+equal, the pairs of hashes go to results/reference/same.json, where `helpers.runner` follows them.
+If one is not, nothing is written. Only likelihoods may be others with another scoring.py, which is
+then not linked: it counts for zero-shot alone.
 """
 
 import argparse
 import contextlib
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -46,7 +48,11 @@ from helpers.runner.fingerprint import (
 )
 from helpers.runner.plan import plan_names
 
-PROBES = "tests/probes.py"
+# where a checkout has its probes, and the package that runs its plans; the latter up to 0.10.0
+LAYOUTS = {
+    "reproduction/proof/probes.py": "reproduction",
+    "tests/probes.py": "helpers",
+}
 PLAN = "smoke"
 SHOWN = 12  # differences that are printed
 # of a record, what depends on the machine and the hour, or says which code it was
@@ -99,33 +105,31 @@ def prove(wanted: str) -> int:
         say(
             f"earlier: {commit[:12]}, today: {head[:12]}; about five minutes on two cores"
         )
-        if not (tree / PROBES).is_file():
-            say(
-                f"{commit[:12]} has no probes of its own: it runs today's, as far as its API allows"
-            )
         with ThreadPoolExecutor(2) as threads:
             before, after = threads.map(values_of, (tree, root()), (commit, head))
-        # by the function of its own checkout, since records and proofs name what that says
-        earlier = before.pop("code") or tree_hashes(tree)
+    # as its own checkout says, since records and proofs name that
+    earlier = before.pop("code")
     after.pop("code")
     if clean_head() != head:
         raise RunError("another commit was checked out meanwhile: run make same again")
-    gone, unequal, new = compare(before, after)
+    unequal, new = compare(before, after)
     # with other scoring, likelihoods may differ: all other values prove the core
-    moved = [item for item in unequal if "/likelihoods/" in item.name]
+    moved = [
+        item for item in unequal if "/likelihoods/" in item.name and item.name in after
+    ]
     if moved and earlier.pop("scoring", None) != today.get("scoring"):
         say("scoring.py finds other likelihoods: of it nothing is proven")
         unequal = [item for item in unequal if item not in moved]
         for item in moved:
             del before[item.name]
     minutes = f"{(time.monotonic() - started) / 60:.1f} min"
-    if gone or unequal:
-        for difference in [*unequal, *gone][:SHOWN]:
+    if unequal:
+        for difference in unequal[:SHOWN]:
             say(str(difference))
         say(
-            f"NOT the same: {len(unequal)} of {len(before)} values differ, {len(gone)} are missing "
-            f"today ({minutes}). The records stay of earlier code until their plans are run again, "
-            "or the change is taken back; nothing was written"
+            f"NOT the same: {len(unequal)} of {len(before)} values differ or are missing today "
+            f"({minutes}). The records stay of earlier code until their plans are run again, or "
+            "the change is taken back; nothing was written"
         )
         return 1
     say(f"the same: {len(before)} values are equal bit for bit ({minutes})")
@@ -216,7 +220,7 @@ def git(*arguments: str) -> str:
 
 def clean_head() -> str:
     """The commit of this checkout. Raises RunError if what decides numbers differs from it."""
-    changed = git("status", "--porcelain", "--", *SOURCES, PROBES).splitlines()
+    changed = git("status", "--porcelain", "--", *SOURCES, *LAYOUTS).splitlines()
     if changed:
         raise RunError(
             f"{changed[0].split()[-1]} differs from the commit: commit your changes first, since "
@@ -239,8 +243,7 @@ def commit_of(name: str) -> str:
 def earlier_commit(records: list[dict[str, Any]], today: Mapping[str, str]) -> str:
     """The commit that records of other code name, or a later one that is proven equal to it.
 
-    That is the newest with probes of its own and other code than today's; and if none has any, the
-    newest that a record names.
+    That is the newest with probes and with other code than today's. Raises RunError.
     """
     made = sorted(
         (record["created"], record["git"]["commit"])
@@ -248,20 +251,20 @@ def earlier_commit(records: list[dict[str, Any]], today: Mapping[str, str]) -> s
         if others([record], today)
     )
     candidates = [commit for _, commit in reversed(made)]
-    known = set().union(*(equal_hashes(code) for code in others(records, today)))
-    for proof in reversed(read_proofs()):
-        pairs = proof["equal"].values()
-        other = any(
-            today.get(name) not in (None, code)
-            for name, (_, code) in proof["equal"].items()
-        )
-        if other and any(known & set(pair) for pair in pairs):
+    known = set().union(*map(equal_hashes, others(records, today)))
+    for proof in read_proofs():
+        pairs = proof["equal"]
+        other = any(today.get(name, new) != new for name, (_, new) in pairs.items())
+        if other and known.intersection(itertools.chain(*pairs.values())):
             candidates.insert(0, proof["to"])
     for commit in dict.fromkeys(candidates):
-        with contextlib.suppress(subprocess.CalledProcessError):
-            git("cat-file", "-e", f"{commit}:{PROBES}")
-            return commit
-    return commit_of(made[-1][1])
+        for probes in LAYOUTS:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                git("cat-file", "-e", f"{commit}:{probes}")
+                return commit
+    raise RunError(
+        "no commit that the records name has probes: give one that has as FROM"
+    )
 
 
 # --- two checkouts ---------------------------------------------------------------------------
@@ -281,6 +284,14 @@ def worktree(commit: str) -> Iterator[Path]:
             git("worktree", "remove", "--force", str(tree))
 
 
+def layout(tree: Path) -> tuple[str, str]:
+    """Where a checkout has its probes, and the package that runs its plans. Raises RunError."""
+    for probes, package in LAYOUTS.items():
+        if (tree / probes).is_file():
+            return probes, package
+    raise RunError(f"{tree.name} has no probes: give a later commit as FROM")
+
+
 def values_of(tree: Path, commit: str) -> dict[str, Any]:
     """The values of a checkout's probes and of its plan smoke, and under "code" its hashes.
 
@@ -288,7 +299,7 @@ def values_of(tree: Path, commit: str) -> dict[str, Any]:
     """
     from probes import flat  # here, since it loads torch
 
-    own = tree / PROBES
+    probes, package = layout(tree)
     with tempfile.TemporaryDirectory() as folder:
         # one thread: a sum over several has another order on another number of cores
         variables = os.environ | dict.fromkeys(THREAD_VARIABLES, "1")
@@ -312,12 +323,12 @@ def values_of(tree: Path, commit: str) -> dict[str, Any]:
                 )
             return done.stdout
 
-        values = json.loads(run(str(own if own.is_file() else root() / PROBES)))
+        values = json.loads(run(probes))
         if Path(values.pop("package")) != tree / "helpers":
             raise RunError(
                 f"the probes of {commit[:12]} imported another checkout's helpers"
             )
-        run("-m", "helpers", "run", "--plan", PLAN, "--jobs", "1")
+        run("-m", package, "run", "--plan", PLAN, "--jobs", "1")
         records = read_records(Path(folder, PLAN, "records"))
     for record in records:
         if record["git"]["commit"] != commit:
@@ -338,17 +349,15 @@ def without_time(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def compare(
     earlier: Mapping[str, Any], today: Mapping[str, Any]
-) -> tuple[list[Difference], list[Difference], list[str]]:
-    """What is missing today, what differs, and the names that only today has."""
-    gone, unequal = [], []
-    for name, value in earlier.items():
-        found = Difference(name, value, today.get(name))
-        if name not in today:
-            gone.append(found)
-        # as text, which has all digits of a float and tells 1 from 1.0 and 0.0 from -0.0
-        elif json.dumps(value) != json.dumps(found.today):
-            unequal.append(found)
-    return gone, unequal, [name for name in today if name not in earlier]
+) -> tuple[list[Difference], list[str]]:
+    """What differs or is missing today, and the names that only today has."""
+    # as text, which has all digits of a float and tells 1 from 1.0 and 0.0 from -0.0
+    unequal = [
+        Difference(name, value, today.get(name))
+        for name, value in earlier.items()
+        if name not in today or json.dumps(value) != json.dumps(today[name])
+    ]
+    return unequal, [name for name in today if name not in earlier]
 
 
 if __name__ == "__main__":
