@@ -249,6 +249,22 @@ def test_what_reproduce_ends_with(project, made):
     assert project.call("reproduce", "--only", "a")[0] == 1
 
 
+def test_tables_are_made_of_records_of_todays_code(project, made):
+    for name, value in {"a": 10.0, "b": 20.0}.items():
+        project.run_file(f"{name}.yaml")
+        stamped(project, name, value)
+    path = project.result("records/01_work--b.json")
+    write_record(path, read_record(path) | {"fingerprint": "earlier"})
+    code, out, _ = project.call("tables")
+    assert (code, made) == (0, [[10.0]])
+    assert "1 of earlier code" in out
+    made.clear()
+    assert "1 of earlier code" in project.call("reproduce", "--only", "a")[1]
+    assert made == [[10.0]]
+    project.result("records/01_work--a.json").unlink()
+    assert "1 of earlier code" in project.error("tables")
+
+
 def test_accept_keeps_records_of_earlier_code_on_request(project, made):
     """And a note of them, until they are made again."""
 

@@ -33,7 +33,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     """Run a plan, write its tables and figures, and compare; 1 if a result is not reproduced."""
     run_plan(plan, only, jobs, scheduler)
     tables(plan)
-    records = local_records(without_tables(read_plan(plan, only)))
+    records = current_records(without_tables(read_plan(plan, only)))
     perplexities = report.all_tables(records.values()).get("perplexity", [])
     write_line("\n".join(["", *(table.markdown for table in perplexities)]))
     verdict = write_verdict(plan, only)
@@ -44,17 +44,23 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
 
 
 def tables(plan: str) -> None:
-    """Write tables and figures of the records on this machine."""
+    """Write tables and figures of the records on this machine that are of today's code.
+
+    Raises RunError if there are none.
+    """
     folder = results_dir(plan)
     runs = read_plan(plan)
-    records = local_records(runs)
+    records = current_records(runs)
+    others = len(local_records(runs)) - len(records)
+    left_out = f", {others} of earlier code left out" if others else ""
     if not records:
         raise RunError(
-            f"no records in {folder}/records: run make reproduce PLAN={plan} first"
+            f"no records in {folder}/records{left_out}: run make reproduce PLAN={plan} first"
         )
     write_tables_and_figures(records, folder)
     write_line(
-        f"tables and figures of {len(records)} of {len(runs)} runs: {folder}/tables, figures"
+        f"tables and figures of {len(records)} of {len(runs)} runs{left_out}: "
+        f"{folder}/tables, figures"
     )
 
 
