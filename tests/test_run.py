@@ -18,6 +18,7 @@ from helpers.paths import reference_dir, root
 from helpers.report.records import make_record, read_record, read_records, write_record
 from helpers.runner import commands, schedule
 from helpers.runner import plan as plans
+from helpers.runner.execute import Pool
 from helpers.runner.fingerprint import fingerprint
 
 project = small_project.project
@@ -105,7 +106,7 @@ def test_a_run_that_ends_is_a_line_with_its_number(project, monkeypatch, capsys)
         return future
 
     def lines(*runs):
-        schedule.execute_runs(runs, runs, submit, lambda: 1, project.folder)
+        schedule.execute_runs(runs, runs, Pool(submit, lambda: 1, None))
         return capsys.readouterr().out.splitlines()[1:]
 
     a, b, c = plans.read_plan("p")
@@ -154,13 +155,12 @@ def test_order_without_notebooks(project, monkeypatch):
     monkeypatch.setattr(schedule, "fingerprint", lambda _: "")
     monkeypatch.setattr(schedule, "wait", wait)
     runs = [plans.Run("p", plans.TABLES_NOTEBOOK, "t", {}, {})]
-    for name in "aBcDEF":
-        seed = {"calibration_seed": 1} if name in "BE" else {}
+    for name in "aBceDEFg":
+        seed = {"calibration_seed": 1} if name in "BEeg" else {}
         runs.append(plans.Run("p", "01", name, seed, {}, timed=name.isupper()))
-    marker = project.folder / "marker"
-    assert schedule.execute_runs(runs, runs, submit, lambda: 2, marker) == []
-    # timed runs are alone and go seed by seed, forth and back; tables come last
-    assert together == ["a", "ac", "D", "F", "E", "B", "t"]
+    assert schedule.execute_runs(runs, runs, Pool(submit, lambda: 2, None)) == []
+    # timed runs are alone; all go seed by seed, forth and back; tables come last
+    assert together == ["a", "ac", "cg", "ge", "D", "F", "E", "B", "t"]
 
 
 # --- errors --------------------------------------------------------------------------------
