@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from helpers.paths import root
+from helpers.paths import root, visible_files
 
 # folders of helpers/ that decide numbers, like the modules directly in helpers/
 CORE_FOLDERS = ("data", "fast", "beyond")
@@ -46,7 +46,7 @@ def module_hashes(
     """The `code_hash` of each file that a pattern fits, by its path in helpers/."""
     package = (project or root()) / "helpers"
     # the folders are listed at each call, so that a moved or renamed module cannot drop out
-    paths = sorted({path for pattern in patterns for path in package.glob(pattern)})
+    paths = sorted({path for each in patterns for path in visible_files(package, each)})
     return {
         path.relative_to(package).as_posix(): code_hash(
             path.read_text(encoding="utf-8")

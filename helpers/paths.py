@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
+import secrets
+import stat
 from pathlib import Path
 
 from helpers.errors import FileError, first_line
@@ -68,6 +69,20 @@ def own_method_file(name: str) -> Path:
     return own_methods_dir() / f"{name.replace('-', '_')}.py"
 
 
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """The files below a folder that a pattern fits, sorted.
+
+    Not those whose path from there has a part that begins with a dot: a tool has left them, as
+    JupyterLab does in .ipynb_checkpoints beside a file that it shows.
+    """
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
 def sha256_file(path: str | Path) -> str:
     """The sha256 of a file's content, hexadecimal; the file is read in parts."""
     with open(path, "rb") as stream:
@@ -84,19 +99,18 @@ def replace_file(path: str | Path, data: bytes | str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # in the same folder, because os.replace is atomic within one file system only
-        handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
+        temporary = temporary_beside(path)
         try:
-            with os.fdopen(handle, "wb") as stream:
+            with open(temporary, "xb") as stream:
                 stream.write(data.encode() if isinstance(data, str) else data)
                 stream.flush()
                 # on the disk before the rename: a power cut could leave a new but empty file
                 os.fsync(stream.fileno())
-            set_default_mode(temporary)
             os.replace(temporary, path)
             sync(path.parent)
         except BaseException:  # Ctrl-C too must leave no partial file
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+            with contextlib.suppress(OSError, ValueError):
+                temporary.unlink(missing_ok=True)
             raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or first_line(error)
@@ -108,9 +122,18 @@ def replace_file(path: str | Path, data: bytes | str) -> Path:
 
 def set_default_mode(path: str | Path) -> None:
     """Give a file that was made private the mode of any new file."""
-    mask = os.umask(0)  # it can only be read by setting it
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)
+    # which a new file shows: umask can only be read by setting it, in all threads of the process
+    example = temporary_beside(Path(path))
+    try:
+        with open(example, "xb") as stream:
+            os.chmod(path, stat.S_IMODE(os.fstat(stream.fileno()).st_mode))
+    finally:
+        example.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new hidden name in a file's folder; what a killed writer leaves can be told by it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def sync(path: Path) -> None:

@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -132,7 +134,9 @@ def test_a_worker_without_the_runners_code_or_results(
     if change == "code":
         monkeypatch.setattr(schedule, "fingerprint", lambda _: "of other code")
     else:
-        monkeypatch.setattr(schedule, "replace_file", lambda path, _: path)
+        unseen = SimpleNamespace(name=project.result("unseen"), close=None)
+        made = SimpleNamespace(NamedTemporaryFile=lambda **_: nullcontext(unseen))
+        monkeypatch.setattr(cluster, "tempfile", made)
     code, _, err = project.call("run", "--scheduler", scheduler)
     assert code == 1
     assert "has other code or another results folder" in err

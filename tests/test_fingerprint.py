@@ -13,7 +13,13 @@ from helpers.code_hashes import code_hash, core_code
 from helpers.paths import ZERO_SHOT_NOTEBOOK, root
 from helpers.runner import fingerprint as module
 from helpers.runner import plan as plans
-from helpers.runner.fingerprint import equal_hashes, fingerprint, is_current
+from helpers.runner.fingerprint import (
+    equal_hashes,
+    fingerprint,
+    is_current,
+    notebook_hash,
+    tree_hashes,
+)
 
 project = small_project.project
 
@@ -106,6 +112,54 @@ def test_cells_that_compute_nothing_do_not_count(project):
         assert len(found) == number, tag
 
 
+def test_a_model_in_a_folder_and_a_text_count_by_what_they_hold(project):
+    model = project.folder / "model"
+    model.mkdir()
+    weights = model / "model.safetensors"
+    weights.write_bytes(b"one")
+    text = project.folder / "LAW.TXT"
+    text.write_text("one")
+    project.notebook(PARAMETERS + 'model = "tiny"\n')
+    project.run_file("a.yaml", f"model: {model}\npattern: {text}")
+    (run,) = plans.read_plan("p")
+    seen = [fingerprint(run)]
+    (model / ".ipynb_checkpoints").mkdir()
+    (model / "README.md").write_text("no weights")
+    assert fingerprint(run) in seen
+    weights.write_bytes(b"two")
+    seen.append(fingerprint(run))
+    (model / "config.json").write_text("{}")
+    seen.append(fingerprint(run))
+    text.write_text("two")
+    seen.append(fingerprint(run))
+    assert all(one != other for one, other in itertools.combinations(seen, 2))
+
+
+@pytest.mark.parametrize(
+    "cell, module",
+    [
+        ("from helpers import load_model, share", "share/sizes.py"),
+        ("from helpers.share import storage_report", "share/sizes.py"),
+        ("import helpers.studies", "studies/updates.py"),
+        ("from helpers.studies import (\n    check_method\n)", "studies/updates.py"),
+    ],
+)
+def test_a_notebook_counts_what_its_cells_measure_with(cell, module, package):
+    notebooks = package.parent / "notebooks"
+    hashes = []
+    for source in (
+        cell,
+        "from helpers import load_model",
+        "shared = 'helpers.studies'",
+    ):
+        write_notebook(notebooks, "01_work", [PARAMETERS, source], [["parameters"], []])
+        before = notebook_hash(notebooks / "01_work.ipynb")
+        text = (package / module).read_text("utf-8")
+        (package / module).write_text(text + "\nextra = 1\n")
+        hashes.append(before != notebook_hash(notebooks / "01_work.ipynb"))
+    assert hashes == [True, False, False]
+
+
 def test_the_tables_count_the_records_of_the_other_runs(project):
     project.notebook(PARAMETERS, name=plans.TABLES_NOTEBOOK)
     project.run_file("a.yaml", notebook=plans.TABLES_NOTEBOOK)
@@ -140,6 +194,16 @@ def test_what_leaves_the_core_as_it_is(package):
         (package / name).write_text("x = 1\n")
     (package / "cli" / "parser.py").rename(package / "cli" / "verbs.py")
     assert core_code(package.parent) == before
+
+
+def test_what_a_tool_leaves_beside_code_is_no_code(package):
+    before = tree_hashes(package.parent)
+    for folder in ("", "data", "fast", "studies", "large"):
+        hidden = package / folder / ".ipynb_checkpoints"
+        hidden.mkdir()
+        (hidden / "gram-checkpoint.py").write_text("x = 1\n")
+    (package / ".gram.py").write_text("x = 1\n")
+    assert tree_hashes(package.parent) == before
 
 
 def test_what_changes_the_core(package):

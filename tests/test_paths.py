@@ -25,6 +25,18 @@ def test_replace_file_makes_folders_and_replaces(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
 
 
+def test_the_mask_of_modes_is_not_touched(tmp_path, monkeypatch):
+    """It belongs to the process: where two threads swap it, it can stay 0 for good."""
+    private = tmp_path / "private"
+    private.touch(0o600)
+    (tmp_path / "usual").touch()
+    monkeypatch.setattr(os, "umask", Mock(side_effect=AssertionError("swapped")))
+    paths.set_default_mode(private)
+    paths.replace_file(tmp_path / "new", "")
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 @pytest.mark.parametrize(
     "operation, error, words",
     [

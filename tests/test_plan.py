@@ -8,7 +8,7 @@ from helpers.errors import RunError
 from helpers.paths import reference_dir
 from helpers.report.records import read_record, read_records
 from helpers.runner.fingerprint import fingerprint, is_done
-from helpers.runner.plan import read_plan
+from helpers.runner.plan import plan_names, read_plan
 
 project = small_project.project
 TABLES = "06_tables_and_plots"
@@ -38,6 +38,17 @@ def test_a_run_file_is_one_run_with_the_defaults_that_it_leaves(project):
     assert second.parameters == expected
     assert second.effective["steps"] == 3
     assert "record_path" not in second.effective
+
+
+def test_what_a_tool_leaves_beside_run_files_is_none(project):
+    """JupyterLab writes a checkpoint beside a file as soon as the file is shown."""
+    path = project.run_file("a.yaml")
+    for folder in (path.parent, path.parent.parent, project.folder / "runs"):
+        (folder / ".ipynb_checkpoints").mkdir()
+        (folder / ".ipynb_checkpoints/a-checkpoint.yaml").write_text("")
+    path.with_name(".a.yaml.swp").write_text("")
+    assert [run.name for run in read_plan("p")] == ["a"]
+    assert plan_names() == ["p"]
 
 
 @pytest.mark.parametrize(

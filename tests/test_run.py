@@ -18,6 +18,7 @@ from helpers.paths import reference_dir, root
 from helpers.report.records import make_record, read_record, read_records, write_record
 from helpers.runner import commands, schedule
 from helpers.runner import plan as plans
+from helpers.runner.execute import Pool
 from helpers.runner.fingerprint import fingerprint
 
 project = small_project.project
@@ -105,7 +106,7 @@ def test_a_run_that_ends_is_a_line_with_its_number(project, monkeypatch, capsys)
         return future
 
     def lines(*runs):
-        schedule.execute_runs(runs, runs, submit, lambda: 1, project.folder)
+        schedule.execute_runs(runs, runs, Pool(submit, lambda: 1, None))
         return capsys.readouterr().out.splitlines()[1:]
 
     a, b, c = plans.read_plan("p")
@@ -154,13 +155,12 @@ def test_order_without_notebooks(project, monkeypatch):
     monkeypatch.setattr(schedule, "fingerprint", lambda _: "")
     monkeypatch.setattr(schedule, "wait", wait)
     runs = [plans.Run("p", plans.TABLES_NOTEBOOK, "t", {}, {})]
-    for name in "aBcDEF":
-        seed = {"calibration_seed": 1} if name in "BE" else {}
+    for name in "aBceDEFg":
+        seed = {"calibration_seed": 1} if name in "BEeg" else {}
         runs.append(plans.Run("p", "01", name, seed, {}, timed=name.isupper()))
-    marker = project.folder / "marker"
-    assert schedule.execute_runs(runs, runs, submit, lambda: 2, marker) == []
-    # timed runs are alone and go seed by seed, forth and back; tables come last
-    assert together == ["a", "ac", "D", "F", "E", "B", "t"]
+    assert schedule.execute_runs(runs, runs, Pool(submit, lambda: 2, None)) == []
+    # timed runs are alone; all go seed by seed, forth and back; tables come last
+    assert together == ["a", "ac", "cg", "ge", "D", "F", "E", "B", "t"]
 
 
 # --- errors --------------------------------------------------------------------------------
@@ -247,6 +247,22 @@ def test_what_reproduce_ends_with(project, made):
     assert made == [[20.0, 10.0]]
     stamped(project, "a", 11.0)
     assert project.call("reproduce", "--only", "a")[0] == 1
+
+
+def test_tables_are_made_of_records_of_todays_code(project, made):
+    for name, value in {"a": 10.0, "b": 20.0}.items():
+        project.run_file(f"{name}.yaml")
+        stamped(project, name, value)
+    path = project.result("records/01_work--b.json")
+    write_record(path, read_record(path) | {"fingerprint": "earlier"})
+    code, out, _ = project.call("tables")
+    assert (code, made) == (0, [[10.0]])
+    assert "1 of earlier code" in out
+    made.clear()
+    assert "1 of earlier code" in project.call("reproduce", "--only", "a")[1]
+    assert made == [[10.0]]
+    project.result("records/01_work--a.json").unlink()
+    assert "1 of earlier code" in project.error("tables")
 
 
 def test_accept_keeps_records_of_earlier_code_on_request(project, made):

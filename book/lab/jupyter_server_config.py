@@ -1,10 +1,30 @@
-"""Jupyter's configuration in `make lab`: looking at a notebook does not change it."""
+"""Jupyter's configuration in `make lab`: looking at a file does not change the project."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from jupyter_server.services.contents.filecheckpoints import AsyncFileCheckpoints
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
+
+from helpers.paths import cache_dir
+
+
+class Checkpoints(AsyncFileCheckpoints):
+    """Checkpoints in the cache folder, which JupyterLab would write beside each file it shows.
+
+    They lie there by the whole path of their file: two files can have one name, and two projects
+    one cache.
+    """
+
+    def checkpoint_path(self, checkpoint_id: str, path: str) -> str:
+        """The path of the checkpoint of a file, whose folder is made."""
+        file = Path(self.root_dir, path.strip("/")).absolute()
+        folder = cache_dir() / "checkpoints" / file.parent.relative_to(file.anchor)
+        with self.perm_to_403():
+            folder.mkdir(parents=True, exist_ok=True)
+        return str(folder / f"{file.stem}-{checkpoint_id}{file.suffix}")
 
 
 class Contents(AsyncLargeFileManager):
@@ -28,3 +48,4 @@ class Contents(AsyncLargeFileManager):
 
 
 c.ServerApp.contents_manager_class = Contents  # noqa: F821 (Jupyter gives c to this file)
+c.ContentsManager.checkpoints_class = Checkpoints  # noqa: F821

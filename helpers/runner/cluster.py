@@ -2,13 +2,15 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from helpers.errors import RunError, first_line
-from helpers.runner.execute import execute, run_variables
+from helpers.paths import results_dir
+from helpers.runner.execute import Pool, execute, run_variables
 from helpers.runner.fingerprint import fingerprint
 from helpers.runner.plan import Run
 
@@ -16,21 +18,27 @@ WAIT_SECONDS = 30  # for a scheduler, and for its first worker
 
 
 @contextlib.contextmanager
-def dask_pool(scheduler: str, marker: Path) -> Iterator[Any]:
-    """What starts a run, given with its fingerprint, and how many runs can go at a time now.
+def dask_pool(scheduler: str, plan: str) -> Iterator[Pool]:
+    """Run a plan on the workers of a cluster; scheduler, and what is raised: see `connect`.
 
-    scheduler, and what is raised: see `connect`. marker: runs stop when that file is deleted.
+    As long as the runner is there, so is a file of its own in the plan's results folder. It tells
+    workers that they share that folder, and to go on.
     """
     # one thread, as Dask gives its workers, unless the environment here says otherwise
     variables = run_variables(1)
-    with connect(scheduler) as client:
+    with (
+        connect(scheduler) as client,
+        tempfile.NamedTemporaryFile(dir=results_dir(plan), prefix=".runner-") as file,
+    ):
 
-        def submit(run: Run, code: dict) -> Future:
+        def submit(run: Run, code: dict[str, str]) -> Future:
             resources = {"GPU": 1} if wants_gpu(run) else None
             executor = client.get_executor(pure=False, resources=resources)
-            return executor.submit(execute_on_worker, run, code, variables, marker)
+            there = Path(file.name)
+            return executor.submit(execute_on_worker, run, code, variables, there)
 
-        yield submit, lambda: max(1, len(client.nthreads()))
+        # a file that is closed is deleted
+        yield Pool(submit, lambda: max(1, len(client.nthreads())), stop=file.close)
 
 
 def connect(scheduler: str) -> Any:
@@ -67,23 +75,23 @@ def wants_gpu(run: Run) -> bool:
 
 
 def execute_on_worker(
-    run: Run, code: dict, variables: dict, marker: Path
+    run: Run, code: dict[str, str], variables: dict[str, str], file: Path
 ) -> str | None:
     """Call `execute` on a worker, which must have the runner's code and results folder.
 
-    code: the fingerprint that the runner computed. marker: its file in the results folder.
+    code: the fingerprint that the runner computed. file: see `dask_pool`.
     """
     import distributed
 
     worker = distributed.get_worker()
     key = worker.get_current_task()
     os.environ.update(variables)  # it has one thread, so no other run
-    if not marker.is_file() or fingerprint(run) != code:
+    if not file.is_file() or fingerprint(run) != code:
         return f"worker {worker.address} has other code or another results folder than the runner"
 
-    def wanted() -> bool:
-        # if the runner was killed, Dask drops its tasks
+    def stopped() -> bool:
+        # if the runner was killed its file may stay, but Dask drops its tasks
         task = worker.state.tasks.get(key)
-        return marker.is_file() and task is not None and task.state != "cancelled"
+        return not file.is_file() or task is None or task.state == "cancelled"
 
-    return execute(run, code, variables, wanted)
+    return execute(run, code, variables, stopped)

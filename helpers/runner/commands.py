@@ -15,16 +15,12 @@ from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_
 from helpers.runner.fingerprint import is_current, is_done
 from helpers.runner.plan import Run, plan_names, read_plan
 from helpers.runner.schedule import (
-    Record,
     committed_record,
     format_seconds,
     reference_seconds,
     run_plan,
     write_line,
 )
-
-Records = dict[str, Record]  # by `Run.id`
-
 
 # --- verbs ------------------------------------------------------------------------------------
 
@@ -33,7 +29,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     """Run a plan, write its tables and figures, and compare; 1 if a result is not reproduced."""
     run_plan(plan, only, jobs, scheduler)
     tables(plan)
-    records = local_records(without_tables(read_plan(plan, only)))
+    records = current_records(without_tables(read_plan(plan, only)))
     perplexities = report.all_tables(records.values()).get("perplexity", [])
     write_line("\n".join(["", *(table.markdown for table in perplexities)]))
     verdict = write_verdict(plan, only)
@@ -44,17 +40,23 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
 
 
 def tables(plan: str) -> None:
-    """Write tables and figures of the records on this machine."""
+    """Write tables and figures of the records on this machine that are of today's code.
+
+    Raises RunError if there are none.
+    """
     folder = results_dir(plan)
     runs = read_plan(plan)
-    records = local_records(runs)
+    records = current_records(runs)
+    others = len(local_records(runs)) - len(records)
+    left_out = f", {others} of earlier code left out" if others else ""
     if not records:
         raise RunError(
-            f"no records in {folder}/records: run make reproduce PLAN={plan} first"
+            f"no records in {folder}/records{left_out}: run make reproduce PLAN={plan} first"
         )
     write_tables_and_figures(records, folder)
     write_line(
-        f"tables and figures of {len(records)} of {len(runs)} runs: {folder}/tables, figures"
+        f"tables and figures of {len(records)} of {len(runs)} runs{left_out}: "
+        f"{folder}/tables, figures"
     )
 
 
@@ -155,8 +157,11 @@ def without_tables(runs: Iterable[Run]) -> list[Run]:
     return [run for run in runs if run.notebook != TABLES_NOTEBOOK]
 
 
-def local_records(runs: Iterable[Run]) -> Records:
-    """The records of runs on this machine, current or not. Raises FileError for a bad one."""
+def local_records(runs: Iterable[Run]) -> dict[str, Any]:
+    """The records of runs on this machine, current or not, by `Run.id`.
+
+    Raises FileError for a bad one.
+    """
     return {
         run.id: report.read_record(run.record_path)
         for run in runs
@@ -164,17 +169,17 @@ def local_records(runs: Iterable[Run]) -> Records:
     }
 
 
-def current_records(runs: Iterable[Run]) -> Records:
+def current_records(runs: Iterable[Run]) -> dict[str, Any]:
     """Those of `local_records` that were made with today's code and parameters."""
     return local_records(run for run in runs if is_done(run))
 
 
-def committed_records(runs: Iterable[Run]) -> Records:
+def committed_records(runs: Iterable[Run]) -> dict[str, Any]:
     """The committed records of those runs that still have a record's parameters."""
     return {run.id: record for run in runs if (record := committed_record(run))}
 
 
-def records_of_earlier_code(runs: Iterable[Run], records: Records) -> list[str]:
+def records_of_earlier_code(runs: Iterable[Run], records: dict[str, Any]) -> list[str]:
     """The ids of those of the runs' records that today's code has not made."""
     return [
         run.id
@@ -204,7 +209,7 @@ def note_earlier_code(plan: str) -> str:
     return f"{line}: run make same, or make them again"
 
 
-def write_tables_and_figures(records: Records, folder: Path) -> None:
+def write_tables_and_figures(records: dict[str, Any], folder: Path) -> None:
     """Write the tables and figures of records. No model is loaded."""
     # in the order of their files, as `read_records` has them: a sum's last digit depends on it
     ordered = [records[key] for key in sorted(records, key="{}.json".format)]

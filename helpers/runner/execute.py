@@ -17,6 +17,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import papermill
@@ -31,6 +33,15 @@ from helpers.report import read_record, write_record
 from helpers.runner.plan import Run
 
 POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Where runs are executed: in threads of the runner, or on a cluster."""
+
+    submit: Callable[[Run, dict[str, str]], Future]  # a run with its fingerprint
+    slots: Callable[[], int]  # how many runs can go at a time now
+    stop: Callable[[], None]  # kills the kernels of all runs
 
 
 def run_variables(threads: int) -> dict[str, str]:
@@ -53,12 +64,15 @@ def run_variables(threads: int) -> dict[str, str]:
 
 
 def execute(
-    run: Run, code: dict, variables: dict, wanted: Callable[[], bool]
+    run: Run,
+    code: dict[str, str],
+    variables: dict[str, str],
+    stopped: Callable[[], bool],
 ) -> str | None:
     """Execute a run, and return its error in one line; None if it is done.
 
     code: its fingerprint, which is not taken here: Python's parser is for one thread at a time.
-    variables: of `run_variables`. wanted: the kernel is killed once this is False.
+    variables: of `run_variables`. stopped: the kernel is killed once this is True.
     """
     ended = threading.Event()
 
@@ -75,8 +89,8 @@ def execute(
             options |= dict(cwd=root(), env=environment, stdout=log, stderr=log)
             await super().start_kernel(**options)
             threading.Thread(
-                target=kill_unwanted,
-                args=(self.provisioner.pid, wanted, ended),
+                target=kill_if_stopped,
+                args=(self.provisioner.pid, stopped, ended),
                 daemon=True,
             ).start()
 
@@ -102,7 +116,9 @@ def execute(
     return None
 
 
-def execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) -> None:
+def execute_notebook(
+    run: Run, code: dict[str, str], kernel: type[AsyncKernelManager]
+) -> None:
     """Execute a run's notebook, check its cells and its record, and mark the run as done."""
     started = time.monotonic()
     for path in (run.record_path, run.executed_path, run.failed_path):
@@ -152,9 +168,11 @@ def execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) -> 
     write_record(run.record_path, record)
 
 
-def kill_unwanted(pid: int, wanted: Callable[[], bool], ended: threading.Event) -> None:
-    """Kill a kernel, and what it has started, if its run is no longer wanted before it ends."""
+def kill_if_stopped(
+    pid: int, stopped: Callable[[], bool], ended: threading.Event
+) -> None:
+    """Kill a kernel, and what it has started, if it is stopped before its run has ended."""
     while not ended.wait(POLL_SECONDS):
-        if not wanted():
+        if stopped():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)

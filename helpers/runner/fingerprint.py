@@ -10,17 +10,21 @@ writes such pairs of hashes to results/reference/same.json.
   with the pins of what is downloaded. Another folder (a wing) decides no number;
 - scoring: helpers/scoring.py, for the zero-shot notebook;
 - notebook: the cells of the run's notebook that compute something, not those that only draw, and
-  the wing helpers/studies where they import it;
+  of `MEASURES` what they import;
 - large: the wing helpers/large, for a run with `streamed` (it writes that run's weights);
 - own: the file of its method, if a user added one (helpers/own);
-- files: the text files that its parameters name and, for the tables notebook, all other records.
+- files: the text files and the folder of a model that its parameters name and, for the tables
+  notebook, all other records.
 
 Comments, docstrings, layout and the text of errors do not count. Nor do package versions: a record
 names them.
 """
 
+import ast
+import contextlib
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from helpers.code_hashes import (
     module_hashes,
     wing_code,
 )
+from helpers.data.assets import MODELS
 from helpers.errors import FileError
 from helpers.paths import (
     TABLES_NOTEBOOK,
@@ -40,6 +45,7 @@ from helpers.paths import (
     reference_dir,
     root,
     sha256_file,
+    visible_files,
 )
 from helpers.report import read_record
 from helpers.runner.parameters import code_cells
@@ -47,6 +53,11 @@ from helpers.runner.plan import Run
 
 # of cells that prepare Colab, let a user explore, or only draw
 UNCOUNTED_TAGS = {"colab-setup", "explorer", "figure"}
+# what some notebooks measure with, and the files of helpers/ that then decide their numbers
+MEASURES = {"helpers.share": "share/sizes.py", "helpers.studies": "studies/**/*.py"}
+TEXTS = (".txt", ".jsonl")
+# of a model's folder
+MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 
 
 def is_done(run: Run) -> bool:
@@ -89,16 +100,36 @@ def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
     method = own_method_file(run.effective.get("method", ""))
     if method.is_file():
         parts["own"] = code_hash(method.read_text(encoding="utf-8"))
-    files = [
-        root() / value
-        for value in run.effective.values()
-        if isinstance(value, str) and value.endswith((".txt", ".jsonl"))
-    ]
+    files = named_files(run.effective)
     if run.notebook == TABLES_NOTEBOOK:
         records = (folder or run.record_path.parent).glob("*.json")
         files += sorted(p for p in records if not p.name.startswith(run.notebook))
-    parts["files"] = hash_of([sha256_file(path) for path in files if path.is_file()])
+    hashes = []
+    for path in files:
+        stat = path.stat()
+        hashes.append(hash_of_file(path, stat.st_size, stat.st_mtime_ns))
+    parts["files"] = hash_of(hashes)
     return parts
+
+
+def named_files(parameters: Mapping[str, Any]) -> list[Path]:
+    """The files on this machine that parameters name: texts, and those of a model's folder."""
+    values = [value for value in parameters.values() if isinstance(value, str)]
+    # a notebook's kernel starts in the project's root
+    texts = [root() / Path(v).expanduser() for v in values if v.lower().endswith(TEXTS)]
+    files = [path for path in texts if path.is_file()]
+    model = parameters.get("model", "")
+    if model not in ("", "tiny", *MODELS):
+        folder = root() / Path(model).expanduser()
+        for pattern in MODEL_FILES:
+            files += visible_files(folder, pattern)
+    return files
+
+
+@functools.lru_cache(maxsize=1024)
+def hash_of_file(path: Path, size: int, modified: int) -> str:
+    """sha256 of a file, which is read again once its size or its time has changed."""
+    return sha256_file(path)
 
 
 def tree_hashes(project: Path) -> dict[str, str]:
@@ -114,12 +145,31 @@ def tree_hashes(project: Path) -> dict[str, str]:
 
 
 def notebook_hash(path: Path) -> str:
-    """The hash of a notebook's computing cells, and of helpers/studies where they import it."""
+    """The hash of a notebook's computing cells, and of what they import of `MEASURES`."""
     cells = [source for source, tags in code_cells(path) if not UNCOUNTED_TAGS & tags]
-    hashes = [code_hash(source) for source in cells]
-    if any("helpers.studies" in source for source in cells):
-        hashes.append(wing_code("studies", path.parent.parent))
+    hashes: list[Any] = [code_hash(source) for source in cells]
+    names = imported_names(cells)
+    for package, pattern in MEASURES.items():
+        if any(f"{name}.".startswith(f"{package}.") for name in names):
+            hashes.append(module_hashes([pattern], path.parent.parent))
     return hash_of(hashes)
+
+
+def imported_names(cells: Iterable[str]) -> set[str]:
+    """The modules that cells import, dotted, and the names that they import of them."""
+    names = set()
+    for source in cells:
+        # a line of %magic would hide the imports of its cell from the parser
+        plain = "\n".join(
+            x for x in source.splitlines() if not x.startswith(("%", "!"))
+        )
+        with contextlib.suppress(SyntaxError):  # a cell in another language
+            for node in ast.walk(ast.parse(plain)):
+                if isinstance(node, ast.Import):
+                    names |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
 # --- code that is proven to compute the same --------------------------------------------------

@@ -38,6 +38,7 @@ from helpers.paths import (
     reference_dir,
     results_dir,
     runs_dir,
+    visible_files,
 )
 from helpers.report import check_type
 from helpers.runner.parameters import (
@@ -89,7 +90,7 @@ class Run:
 
 def plan_names() -> list[str]:
     """The plans there are, which are the folders of `runs/`."""
-    return sorted(folder.name for folder in runs_dir("").glob("*/"))
+    return sorted(folder.name for folder in runs_dir("").glob("[!.]*/"))
 
 
 def read_plan(plan: str, only: str = "*") -> list[Run]:
@@ -102,7 +103,7 @@ def read_plan(plan: str, only: str = "*") -> list[Run]:
     """
     folder = runs_dir(check_choice("plan", plan, plan_names(), RunError))
     runs = {}
-    for path in sorted(folder.rglob("[!.]*.*")):
+    for path in visible_files(folder, "**/*.*"):
         where = f"run file {plan}/{path.relative_to(folder).as_posix()}"
         for run in read_run_file(plan, path, where):
             if run.id in runs:

@@ -11,10 +11,11 @@ is a line too.
 import contextlib
 import math
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 import filelock
@@ -22,13 +23,12 @@ import filelock
 from helpers import report  # its names are loaded on use: pandas takes seconds
 from helpers.errors import RunError
 from helpers.machine import cpus, has_nvidia_driver, ram
-from helpers.paths import TABLES_NOTEBOOK, replace_file, results_dir
+from helpers.paths import TABLES_NOTEBOOK, results_dir
 from helpers.runner.cluster import dask_pool
-from helpers.runner.execute import execute, run_variables
+from helpers.runner.execute import Pool, execute, run_variables
 from helpers.runner.fingerprint import fingerprint, is_done
 from helpers.runner.plan import Run, read_plan
 
-Record = dict[str, Any]
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 STOP_SECONDS = 15.0  # for runs to end after Ctrl-C
 
@@ -44,7 +44,7 @@ def run_plan(plan: str, only: str, jobs: str, scheduler: str | None) -> None:
     known = {run.record_path for run in read_plan(plan)}
     runs = read_plan(plan, only)
     number = number_of_jobs(jobs)
-    with lock_plan(plan) as marker:
+    with lock_plan(plan):
         for path in set((results_dir(plan) / "records").glob("*.json")) - known:
             moved = results_dir(plan) / "stale" / path.name
             moved.parent.mkdir(exist_ok=True)
@@ -54,9 +54,9 @@ def run_plan(plan: str, only: str, jobs: str, scheduler: str | None) -> None:
             todo = [
                 run for run in runs if run in todo or run.notebook == TABLES_NOTEBOOK
             ]
-        pool = dask_pool(scheduler, marker) if scheduler else local_pool(number, marker)
-        with pool as (submit, slots):
-            failures = execute_runs(runs, todo, submit, slots, marker)
+        pool = dask_pool(scheduler, plan) if scheduler else local_pool(number)
+        with pool as workers:
+            failures = execute_runs(runs, todo, workers)
     for run, error in failures:
         sys.stderr.write(f"{run.id}: {error} [{run.failed_path}]\n")
     if failures:
@@ -71,8 +71,9 @@ def number_of_jobs(jobs: str) -> int:
     Raises RunError for anything else.
     """
     if jobs == "auto":
-        large = cpus() >= 2 and ram()[1] >= MEMORY_FOR_TWO
-        return 1 + (large and not has_nvidia_driver())
+        if cpus() < 2 or ram()[1] < MEMORY_FOR_TWO or has_nvidia_driver():
+            return 1
+        return 2
     if not jobs.isdecimal() or int(jobs) < 1:
         raise RunError(
             f'jobs = {jobs!r} is not possible: give "auto" or a number from 1'
@@ -81,8 +82,8 @@ def number_of_jobs(jobs: str) -> int:
 
 
 @contextlib.contextmanager
-def lock_plan(plan: str) -> Iterator[Path]:
-    """Lock a plan for one runner, and give a marker file: its runs stop when that is deleted.
+def lock_plan(plan: str) -> Iterator[None]:
+    """Lock a plan for one runner, and make the folders that it writes to.
 
     Raises RunError if another runner has locked it, and OSError if its folder cannot be written.
     """
@@ -96,115 +97,153 @@ def lock_plan(plan: str) -> Iterator[Path]:
             f"plan {plan} is being run already: wait, or stop that run"
         ) from error
     with lock:
-        marker = replace_file(folder / ".wanted", "")
-        try:
-            yield marker
-        finally:
-            marker.unlink(missing_ok=True)
+        yield
 
 
 @contextlib.contextmanager
-def local_pool(jobs: int, marker: Path) -> Iterator[Any]:
-    """What starts a run, given with its fingerprint, and how many runs can go at a time.
+def local_pool(jobs: int) -> Iterator[Pool]:
+    """Run on this machine, `jobs` at a time: a thread waits for each kernel.
 
-    A thread waits for each kernel. Dask's LocalCluster would do the same in two more processes, and
-    needs eight seconds before the first run starts.
+    Dask's LocalCluster would do the same in two more processes, and needs eight seconds before the
+    first run starts.
     """
     variables = run_variables(max(1, cpus() // jobs))
+    stopped = threading.Event()
 
-    def submit(run: Run, code: dict) -> Future:
-        return threads.submit(execute, run, code, variables, marker.is_file)
+    def submit(run: Run, code: dict[str, str]) -> Future:
+        return threads.submit(execute, run, code, variables, stopped.is_set)
 
     with ThreadPoolExecutor(jobs) as threads:
-        yield submit, lambda: jobs
+        yield Pool(submit, slots=lambda: jobs, stop=stopped.set)
 
 
-def execute_runs(
-    runs: list[Run],
-    todo: list[Run],
-    submit: Callable[[Run, dict], Future],
-    slots: Callable[[], int],
-    marker: Path,
-) -> list[tuple[Run, str]]:
+# --- order and progress -----------------------------------------------------------------------
+
+
+def execute_runs(runs: list[Run], todo: list[Run], pool: Pool) -> list[tuple[Run, str]]:
     """Execute the runs in `todo`, and return those that failed with their errors.
 
-    Timed runs come after the others and the tables notebook last, each of them alone. The timed
-    ones go seed by seed, forth and back, so that those that are compared run in turns and none is
-    always first. Ctrl-C stops them all.
-    submit: starts a run, given with its fingerprint. slots: how many can go at a time now.
+    Timed runs come after the others and the tables notebook last, each of them alone. Ctrl-C stops
+    them all.
     """
-    titles = {
-        run.id: f"[{n}/{len(runs)}] {report.run_title(run.id, run.effective)}"
-        for n, run in enumerate(runs, 1)
-    }
-    # expected seconds of each run that has not ended; the sum of those that have, which here took
-    # `taken` seconds
-    expected = {run.id: reference_seconds(run) for run in todo}
-    taken = ended = 0.0
-    waiting = [run for _, run in sorted(enumerate(todo), key=place_in_order)]
-    alone = {run.id for run in todo if run.timed or run.notebook == TABLES_NOTEBOOK}
-    active = {}  # future → (run, time.monotonic() at its start)
-    failures = []
-
-    def limit(key: str) -> int:
-        return 1 if key in alone else slots()
-
     write_line(
-        f"plan {runs[0].plan}: {len(todo)} of {len(runs)} runs to do, {slots()} at a time"
+        f"plan {runs[0].plan}: {len(todo)} of {len(runs)} runs to do, "
+        f"{pool.slots()} at a time"
     )
+    ordered = in_turns([run for run in todo if run.notebook != TABLES_NOTEBOOK])
+    ordered += [run for run in todo if run.notebook == TABLES_NOTEBOOK]
+    progress = Progress(runs, todo, pool)
+    together = [run for run in ordered if not is_alone(run)]
+    failures = execute_together(together, pool, progress)
+    for run in ordered:
+        if is_alone(run):
+            failures += execute_together([run], pool, progress)
+    return failures
+
+
+def is_alone(run: Run) -> bool:
+    """Whether no other run of the plan goes at the same time."""
+    return run.timed or run.notebook == TABLES_NOTEBOOK
+
+
+def in_turns(runs: list[Run]) -> list[Run]:
+    """Runs seed by seed, forth for an even seed and back for an odd one.
+
+    Those of one seed are compared with each other. So they run soon after each other, on the same
+    machine if the plan is finished on another, and none is always the first, while the processor is
+    still cool.
+    """
+    by_seed = defaultdict(list)
+    for run in runs:
+        by_seed[run.effective.get("calibration_seed", 0)].append(run)
+    ordered = []
+    for seed in sorted(by_seed):
+        ordered += by_seed[seed][::-1] if seed % 2 else by_seed[seed]
+    return ordered
+
+
+def execute_together(
+    runs: list[Run], pool: Pool, progress: "Progress"
+) -> list[tuple[Run, str]]:
+    """Execute runs, as many at a time as the pool has slots, and return those that failed.
+
+    If it is interrupted, it stops them and leaves nothing of those that had not ended.
+    """
+    waiting = list(runs)
+    active: dict[Future, Run] = {}
+    failures = []
     try:
         while waiting or active:
-            while waiting and len(active) < limit(waiting[0].id):
+            while waiting and len(active) < pool.slots():
                 run = waiting.pop(0)
-                if sys.stdout.isatty():
-                    write_line(f"{titles[run.id]} …")
-                active[submit(run, fingerprint(run))] = (run, time.monotonic())
+                progress.start(run)
+                active[pool.submit(run, fingerprint(run))] = run
             # a second at a time: Ctrl-C was seen to get lost, under load, in a wait without end
             while not (done := wait(active, 1.0, FIRST_COMPLETED).done):
                 pass
             for future in done:
                 error = error_of(future)
-                run, started = active.pop(future)
-                seconds = time.monotonic() - started
-                usual = expected.pop(run.id)
-                if usual > 0:  # NaN is not
-                    taken += seconds
-                    ended += usual
-                text = f"FAILED: {error}"
-                if error is None:
-                    text = f"{outcome(run)}, {format_seconds(seconds)}"
-                else:
+                run = active.pop(future)
+                if error is not None:
                     failures.append((run, error))
                     run.record_path.unlink(missing_ok=True)  # it may be half written
-                left = sum(
-                    s / min(limit(key), len(expected)) for key, s in expected.items()
-                )
-                if ended and left > 0:  # nothing is said of what is unknown
-                    text += f"; about {format_seconds(taken / ended * left)} left"
-                write_line(f"{titles[run.id]}: {text}")
-    finally:
-        if active:
-            marker.unlink(missing_ok=True)
-            wait(active, STOP_SECONDS)
-        for run, _ in active.values():
+                progress.end(run, error)
+    except BaseException:
+        pool.stop()
+        wait(active, STOP_SECONDS)
+        for run in active.values():
             for path in (run.record_path, run.failed_path, run.log_path):
                 path.unlink(missing_ok=True)
+        raise
     return failures
 
 
-def place_in_order(numbered: tuple[int, Run]) -> tuple[bool, bool, int, int]:
-    """Whether it is the tables notebook's, whether it is timed, its seed if so, and its number.
+class Progress:
+    """A line for each run that ends, with the time that is left; on a terminal one at its start.
 
-    Of timed runs with an odd seed, the last comes first.
+    What is left is what the committed runs took, in proportion to how long those that have ended
+    took here. Nothing is said while a run is left that has no committed record.
     """
-    number, run = numbered
-    seed = run.effective.get("calibration_seed", 0) if run.timed else 0
-    return (
-        run.notebook == TABLES_NOTEBOOK,
-        run.timed,
-        seed,
-        -number if seed % 2 else number,
-    )
+
+    def __init__(self, runs: list[Run], todo: list[Run], pool: Pool) -> None:
+        self._titles = {
+            run.id: f"[{n}/{len(runs)}] {report.run_title(run.id, run.effective)}"
+            for n, run in enumerate(runs, 1)
+        }
+        self._left = {run.id: reference_seconds(run) for run in todo}
+        self._alone = {run.id for run in todo if is_alone(run)}
+        self._slots = pool.slots
+        self._started: dict[str, float] = {}
+        # of runs that have ended and have a committed record: seconds here, and there
+        self._here = self._there = 0.0
+
+    def start(self, run: Run) -> None:
+        """Note that a run starts."""
+        if sys.stdout.isatty():
+            write_line(f"{self._titles[run.id]} …")
+        self._started[run.id] = time.monotonic()
+
+    def end(self, run: Run, error: str | None) -> None:
+        """Print how a run has ended: its main number and seconds, or its error."""
+        seconds = time.monotonic() - self._started[run.id]
+        committed = self._left.pop(run.id)
+        if committed > 0:  # NaN is not
+            self._here += seconds
+            self._there += committed
+        text = f"FAILED: {error}"
+        if error is None:
+            text = f"{outcome(run)}, {format_seconds(seconds)}"
+        slots = min(self._slots(), len(self._left))
+        left = sum(
+            usual if name in self._alone else usual / slots
+            for name, usual in self._left.items()
+        )
+        if self._there and left > 0:
+            text += f"; about {format_seconds(self._here / self._there * left)} left"
+        write_line(f"{self._titles[run.id]}: {text}")
+
+
+# --- records and lines ------------------------------------------------------------------------
 
 
 def error_of(future: Future) -> str | None:
@@ -226,7 +265,7 @@ def outcome(run: Run) -> str:
     return text or "done"
 
 
-def committed_record(run: Run) -> Record | None:
+def committed_record(run: Run) -> dict[str, Any] | None:
     """The committed record of a run; None if there is none with the run's parameters."""
     if not run.reference_path.is_file():
         return None
