@@ -15,7 +15,7 @@ CONVERGENCE = {
     "iterations": [1, 2, 3],
     "error": {"ρ = 1": [0.3, 0.2, 0.15]},
     "references": {"no update": 0.4, "exact optimum": 0.149},
-    "layer": "block 0 o_proj",
+    "layer": "block 0 self_attn.o_proj",
     "sparsity": 0.6,
 }
 SCHEDULE = {
@@ -82,6 +82,7 @@ def test_figures_of_series():
     assert curves(figure)["ADMM, ρ = 1 (recommended)"] == ([1, 2, 3], [0.3, 0.2, 0.15])
     assert figure.axes[0].lines[-1].get_xydata().tolist() == [[3, 0.15]]  # the ring
     assert "optimum's error after 3 iterations" in title(figure)  # 0.15 / 0.149
+    assert "(block 0 o_proj, 60 %" in figure.axes[0].get_xlabel()
     assert curves(figure)["no update: 0.4000"][1] == [0.4, 0.4]
     figure = plots.schedule_figure(SCHEDULE)
     assert curves(figure)["gradual mask (paper)"] == ([1, 2], [40.0, 60.0])

@@ -76,6 +76,18 @@ def test_a_number_and_its_error_have_the_same_decimals(value, half, text):
     assert with_half(value, half) == text
 
 
+def test_rows_on_two_texts_have_two_names():
+    runs = [
+        pruned("wanda", "60 %", 30.0),
+        pruned("wanda", "60 %", 31.0, seed=1),
+        pruned("wanda", "60 %", 40.0, calibration="law.txt"),
+        pruned("wanda", "60 %", 50.0, calibration="news.txt"),
+    ]
+    (table,) = all_tables(runs)["perplexity"]
+    assert "| Wanda (calibration=law.txt) | 40.00 |" in table.markdown
+    assert "| Wanda (calibration=news.txt) | 50.00 |" in table.markdown
+
+
 # the mean of three seeds and of nothing else
 BY_SPARSITY = """\
 method,50 %,60 %,2:4,4:8

@@ -5,9 +5,10 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "beyond": ("pipeline_title", "run_title"),
         "claims": ("claims_markdown", "write_claims"),
-        "labels": ("format_number", "to_markdown", "with_half"),
+        "labels": ("pipeline_title", "run_title"),
+        "markdown": ("format_number", "to_markdown", "with_half"),
+        "names": ("short_layer",),
         "notebook_figures": (
             "block_name",
             "gradual_mask_figure",

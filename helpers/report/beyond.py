@@ -6,101 +6,35 @@ starts with it, and both rows of a run are of the same seed.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 
-from helpers.report.labels import (
-    Parameters,
-    Table,
-    WithSpread,
-    column_key,
-    display_name,
-    method_name,
-    row_key,
-    target_name,
-    with_options,
-)
-from helpers.report.records import Records
+from helpers.report.labels import column_key, repair_name, row_key, steps_name
+from helpers.report.markdown import Table
+from helpers.report.records import Record
 from helpers.report.runs_table import (
-    CELL,
-    PRUNE_NOTEBOOK,
-    by_target,
     by_windows,
     common_parameters,
     full_name,
     model_sentence,
     of_notebook,
     over_seeds,
-    runs_table,
+    runs_frame,
     setting_sentences,
 )
 
 NOTEBOOK = "08_beyond_the_paper"
-BASE = (
-    "admm-grad"  # two passes, no allocation and no options: what all is compared with
-)
+# two passes, no allocation and no options: what all is compared with
+BASE = "admm-grad"
 GUIDED = f"{BASE}, guide, one pass"  # as in the recipe
-# the parameters that make a pipeline, with the method and its options
-PIPELINE = {
-    "allocation",
-    "guide_sequences",
-    "passes",
-    "repair",
-    "repair_windows",
-    "precision",
-}
 
 
-def _allocation_and_passes(parameters: Parameters) -> str:
-    """What a pipeline adds to the method, without the repair: ", guide (2), one pass"."""
-    allocation = parameters.get("allocation")
-    text = f", {allocation}" if allocation else ""
-    sequences = parameters.get("guide_sequences", 4)
-    if allocation == "guide" and sequences != 4:
-        text += f" ({sequences})"
-    if parameters.get("passes") == 1:
-        text += ", one pass"
-    precision = parameters.get("precision", "float32")
-    return text if precision == "float32" else f"{text}, {precision}"
-
-
-def _repair(parameters: Parameters) -> str:
-    """The repair of a pipeline: " + distil (64)", "" without one."""
-    parts = parameters.get("repair")
-    if not parts:
-        return ""
-    name = "distil" if parts == "all" else f"distil {parts}"
-    return f" + {name} ({parameters['repair_windows']})"
-
-
-def pipeline_title(parameters: Parameters) -> str:
-    """What a run of notebook 04, 05 or 08 does: "admm-grad, owl + distil (64) at 60 %"."""
-    if parameters["method"] == "dense":
-        return "dense"
-    name = with_options(method_name(parameters), parameters.get("options") or {})
-    target = target_name(parameters["pattern"], parameters["sparsity"] or 0.0)
-    return (
-        f"{name}{_allocation_and_passes(parameters)}{_repair(parameters)} at {target}"
-    )
-
-
-def run_title(run_id: str, parameters: Parameters) -> str:
-    """A run of notebook 04 as "ADMM-Grad at 60 %, seed 1", one of another notebook by its id."""
-    if not run_id.startswith(PRUNE_NOTEBOOK):
-        return run_id
-    title = (
-        f"{display_name(pipeline_title(parameters))}, {parameters['model']}, "
-        f"seed {parameters['calibration_seed']}"
-    )
-    return title.replace(", embedded,", ",").removesuffix(", seed 0")  # what is usual
-
-
-def pipeline_table(records: Records) -> pd.DataFrame:
+def pipeline_table(records: Iterable[Record]) -> pd.DataFrame:
     """The pipelines of notebook 08: a row for the layers of each run, one for the repaired model.
 
-    Columns: those of `runs_table`, where perplexity, perplexity_web and memory are those of the
+    Columns: those of `runs_frame`, where perplexity, perplexity_web and memory are those of the
     pipeline; pipeline, its name; order, of the rows in a table; seconds, those of the pipeline;
     times, the same as a multiple of those of ADMM-Grad's layers with two passes, in the same run
     if it prunes so, else the mean of such runs at its target on its kind of machine, of its seed if
@@ -108,16 +42,13 @@ def pipeline_table(records: Records) -> pd.DataFrame:
     and target that is gone. Of one draw may also be a run that reads more of its windows. NaN where
     something was not run, and once runs were timed alone in the seconds of those that were not.
     """
-    runs = runs_table(records, NOTEBOOK, cell=CELL | PIPELINE)
+    runs = runs_frame(records, NOTEBOOK)
     if runs.empty:
         return runs.assign(pipeline="", closed=math.nan, times=math.nan)
     parameters = runs["record"].str["parameters"]
-    steps = parameters.map(_allocation_and_passes)
+    steps = parameters.map(steps_name)
     runs["layers"] = runs["label"] + steps
-    runs["repair"] = parameters.map(_repair)
-    # the hash of all windows of a run; a record made by hand may lack it
-    texts = runs["record"].str["data"].str["calibration"]
-    runs["draw"] = texts.str["tokens"].fillna(runs["seed"])
+    runs["repair"] = parameters.map(repair_name)
     counted = runs["timed"] | (not runs["timed"].any())
     runs["seconds"] = runs["total_seconds"].where(counted)
     two_passes = (runs["label"] == BASE) & ~steps.str.contains("one pass|bfloat16")
@@ -153,24 +84,20 @@ def pipeline_table(records: Records) -> pd.DataFrame:
     return table
 
 
-def _names_in_order(pipelines: pd.DataFrame) -> list[str]:
-    """The rows of a table of pipelines."""
-    return list(pipelines.drop_duplicates("pipeline").sort_values("order")["pipeline"])
-
-
 PERPLEXITY_CAPTION = (
     "Means over seeds of the calibration text; ± is half of Student's 95 % interval of them, where "
     "there are three or more; distil (n) trains the whole model on n windows."
 )
 
 
-def perplexity_table(pipelines: pd.DataFrame, number: str) -> WithSpread:
+def perplexity_table(
+    pipelines: pd.DataFrame, number: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Perplexity by pipeline and target, with the dense model's first, and half its interval.
 
     Args: number, "perplexity" or "perplexity_web".
     """
-    cells = over_seeds(pipelines, "pipeline", number)
-    means, halves = by_target(cells, _names_in_order(pipelines))
+    means, halves = over_seeds(pipelines, "pipeline", number)
     dense = pipelines.query("usual")[f"{number}_dense"].mean()
     first = pd.DataFrame(dense, index=["dense"], columns=means.columns)
     return pd.concat([first, means]).rename_axis("pipeline"), halves
@@ -187,7 +114,7 @@ GAIN_CAPTION = (
 )
 
 
-def gain_table(pipelines: pd.DataFrame) -> WithSpread:
+def gain_table(pipelines: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What each pipeline gains and costs at each target, and half the interval of each number.
 
     What was not run has no column.
@@ -195,28 +122,31 @@ def gain_table(pipelines: pd.DataFrame) -> WithSpread:
     # ADMM-Grad's own share is 0, not 1e-9 or −0
     pipelines = pipelines.assign(closed=(100 * pipelines["closed"]).round(6) + 0.0)
     numbers = {
-        "closed": "closed (%)",
+        "closed (%)": "closed",
         "seconds": "seconds",
-        "times": "seconds / ADMM-Grad's",
+        "seconds / ADMM-Grad's": "times",
     }
-    columns = {}
+    means = {}
     halves = {}
-    for target in sorted(pipelines["target"].unique(), key=column_key):
-        runs = pipelines.query("target == @target")
-        for number, name in numbers.items():
-            cells = over_seeds(runs, "pipeline", number).droplevel("target")
-            columns[f"{target}, {name}"] = cells["mean"]
-            halves[f"{target}, {name}"] = cells["half"]
-        groups = runs.groupby("pipeline")
-        columns[f"{target}, memory (GB)"] = groups["memory"].max()
-        columns[f"{target}, seeds"] = groups["seed"].nunique().astype("Int64")
-    table = pd.DataFrame(columns).reindex(_names_in_order(pipelines))
-    table = table.rename_axis("pipeline").dropna(axis=1, how="all")
-    spread = pd.DataFrame(halves)
+    for name, number in numbers.items():
+        means[name], halves[name] = over_seeds(pipelines, "pipeline", number)
+    rows = means["seconds"].index
+    cells = pipelines.groupby(["pipeline", "target"])
+    means["memory (GB)"] = cells["memory"].max().unstack()
+    means["seeds"] = cells["seed"].nunique().astype("Int64").unstack()
+    table = _by_target(means).reindex(rows).dropna(axis=1, how="all")
+    spread = _by_target(halves)
     return table, spread.where(spread > 0.001)  # what all is compared with has none
 
 
-def beyond_tables(records: Records) -> Iterator[tuple[str, Table]]:
+def _by_target(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Tables with a column for each target side by side, all of one target together."""
+    table = pd.concat(parts, axis=1)
+    table = table[sorted(table, key=lambda column: column_key(column[1]))]
+    return table.set_axis([f"{target}, {name}" for name, target in table], axis=1)
+
+
+def beyond_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     """The tables of notebook 08, by name, of the records of one model."""
     for windows, runs in by_windows(of_notebook(records, NOTEBOOK)).items():
         end = f", {windows}" if windows else ""

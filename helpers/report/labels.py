@@ -1,28 +1,13 @@
-"""What tables print: names of methods, tasks, rows and columns, numbers, and Markdown."""
+"""Names of runs, and of the rows and columns of tables, with the order in which they stand."""
 
-import re
 from collections.abc import Mapping
-from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
-import pandas as pd
+# for the callers that still ask this module
+from helpers.report.markdown import format_number as format_number
+from helpers.report.names import display_name
 
-Parameters = Mapping[str, Any]  # of a run
-NO_SPREAD = pd.DataFrame()
-METHOD_NAMES = {
-    "wanda": "Wanda",
-    "sparsegpt": "SparseGPT",
-    "admm": "ADMM",
-    "admm1": "ADMM1",
-    "admm-grad": "ADMM-Grad",
-    "alps": "ALPS",
-    "owl": "OWL",
-    "besa": "BESA",
-    "csr": "CSR",
-    "cg": "CG",
-    "sgd": "SGD",
-    "adam": "Adam",
-}
+PRUNE_NOTEBOOK = "04_prune_model"
 METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 TASK_NAMES = {
     "boolq": "BoolQ",
@@ -38,20 +23,10 @@ TASK_NAMES = {
 }
 
 
-def display_name(label: str) -> str:
-    """A label as tables and figures print it: "ADMM-Grad, OWL" for "admm-grad, owl"."""
-    # self_attn.q_proj: the layer's own name
-    label = re.sub(r"\b[a-z]\w*\.(?=[a-z])", "", label)
-    label = re.sub(r"[\w-]+", lambda word: METHOD_NAMES.get(word[0], word[0]), label)
-    return re.sub(r"^(dense|magnitude)\b", lambda word: word[0].capitalize(), label)
+# ------------------------------------------------------------------ rows and columns
 
 
-def target_name(pattern: str, sparsity: float) -> str:
-    """The column of a target: "60 %" for unstructured sparsity, "2:4" for a pattern."""
-    return f"{100 * sparsity:.4g} %" if pattern == "unstructured" else pattern
-
-
-def method_name(parameters: Parameters) -> str:
+def method_name(parameters: Mapping[str, Any]) -> str:
     """The method of a run, with the recipe that its effort names: "admm-grad + recipe"."""
     method = parameters["method"]
     effort = parameters.get("effort")
@@ -62,10 +37,15 @@ def method_name(parameters: Parameters) -> str:
     )
 
 
-def with_options(name: str, options: Parameters) -> str:
+def with_options(name: str, options: Mapping[str, Any]) -> str:
     """A name followed by its options: "admm-grad (iterations=50)"."""
     details = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     return f"{name} ({details})" if details else name
+
+
+def target_name(pattern: str, sparsity: float) -> str:
+    """The column of a target: "60 %" for unstructured sparsity, "2:4" for a pattern."""
+    return f"{100 * sparsity:.4g} %" if pattern == "unstructured" else pattern
 
 
 def row_key(label: str) -> tuple[int, str]:
@@ -84,68 +64,46 @@ def column_key(column: str) -> tuple[float, ...]:
     return 1, float(column.split()[0])
 
 
-# ------------------------------------------------------------------ numbers and Markdown
+# ------------------------------------------------------------------ pipelines and runs
 
 
-def format_number(value: float | str) -> str:
-    """Text and counts as they are, NaN as "–", else three digits below 1 and four from there on."""
-    if isinstance(value, str):
-        return value
-    if pd.isna(value):
-        return "–"
-    if isinstance(value, Integral):
-        return f"{value:,}"
-    size = abs(value)
-    if 0 < size < 0.0995:
-        return f"{value:.3g}"
-    if 0 < size < 1:
-        return f"{value:.3f}"
-    if size < 100:
-        return f"{value:.2f}"
-    if size < 1000:
-        return f"{value:.1f}"
-    return f"{float(f'{value:.4g}'):,.0f}"
+def steps_name(parameters: Mapping[str, Any]) -> str:
+    """What a pipeline adds to the method, without the repair: ", guide (2), one pass"."""
+    allocation = parameters.get("allocation")
+    text = f", {allocation}" if allocation else ""
+    sequences = parameters.get("guide_sequences", 4)
+    if allocation == "guide" and sequences != 4:
+        text += f" ({sequences})"
+    if parameters.get("passes") == 1:
+        text += ", one pass"
+    precision = parameters.get("precision", "float32")
+    return text if precision == "float32" else f"{text}, {precision}"
 
 
-def with_half(value: float | str, half: float) -> str:
-    """A number, and ± half of its interval, both with the same decimals; no ± where it is NaN or 0.
-
-    These are the number's own decimals, or those that give ± two digits if that is fewer.
-    """
-    text = format_number(value)
-    if not half > 0:
-        return text
-    exponent = int(f"{half:.1e}".partition("e")[2])
-    decimals = min(len(text.partition(".")[2]), max(0, 1 - exponent))
-    return f"{value:,.{decimals}f} ± {half:,.{decimals}f}"
+def repair_name(parameters: Mapping[str, Any]) -> str:
+    """The repair of a pipeline (distillation): " + distil (64)", "" without one."""
+    parts = parameters.get("repair")
+    if not parts:
+        return ""
+    name = "distil" if parts == "all" else f"distil {parts}"
+    return f" + {name} ({parameters['repair_windows']})"
 
 
-def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
-    """The table in Markdown, with display names, numbers to the right, and "± spread" if any."""
-    spread = spread.reindex_like(table)  # rows such as chance have none
-    cells = [map(with_half, table[name], spread[name]) for name in table]
-    rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * len(cells)]]
-    rows += zip(table.index, *cells, strict=True)
-    lines = (" | ".join(map(str, row)) for row in rows)
-    return "".join(f"| {display_name(line)} |\n" for line in lines)
+def pipeline_title(parameters: Mapping[str, Any]) -> str:
+    """What a run of notebook 04, 05 or 08 does: "admm-grad, owl + distil (64) at 60 %"."""
+    if parameters["method"] == "dense":
+        return "dense"
+    name = with_options(method_name(parameters), parameters.get("options") or {})
+    target = target_name(parameters["pattern"], parameters["sparsity"] or 0.0)
+    return f"{name}{steps_name(parameters)}{repair_name(parameters)} at {target}"
 
 
-# a table, and what stands behind ± of its numbers
-WithSpread = tuple[pd.DataFrame, pd.DataFrame]
-
-
-class Table(NamedTuple):
-    """A table with a note in front of it; its frame is None where the records do not allow it.
-
-    `about` tells the tables of one name apart.
-    """
-
-    about: str
-    note: str
-    frame: pd.DataFrame | None
-    spread: pd.DataFrame = NO_SPREAD
-
-    @property
-    def markdown(self) -> str:
-        """Note and table in Markdown."""
-        return f"{self.note}\n\n{to_markdown(self.frame, self.spread)}"
+def run_title(run_id: str, parameters: Mapping[str, Any]) -> str:
+    """A run of notebook 04 as "ADMM-Grad at 60 %, seed 1", one of another notebook by its id."""
+    if not run_id.startswith(PRUNE_NOTEBOOK):
+        return run_id
+    title = (
+        f"{display_name(pipeline_title(parameters))}, {parameters['model']}, "
+        f"seed {parameters['calibration_seed']}"
+    )
+    return title.replace(", embedded,", ",").removesuffix(", seed 0")  # what is usual

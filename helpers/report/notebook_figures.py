@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from helpers.report.labels import display_name
+from helpers.report.names import display_name
 from helpers.report.style import (
     ADMM,
     COLOURS,

@@ -1,6 +1,6 @@
 """The figures of a plan as pure functions of its records and of the series that they hold."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers.paths import replace_file
-from helpers.report.labels import display_name, row_key
-from helpers.report.records import Records
-from helpers.report.runs_table import by_model, perplexity_cells, with_series
+from helpers.report.labels import row_key
+from helpers.report.names import display_name, short_layer
+from helpers.report.records import Record
+from helpers.report.runs_table import by_model, over_seeds, perplexity_runs, with_series
 from helpers.report.style import (
     RELATIVE_ERROR,
     draw_references,
@@ -51,16 +52,20 @@ ALTERNATIVE_TEXTS = {
 }
 
 
-def perplexity_figure(records: Records) -> Figure | None:
+def perplexity_figure(records: Iterable[Record]) -> Figure | None:
     """Perplexity on a log scale against sparsity, a line for each method of notebook 04.
 
     The records are of one model; None without any. Points are means over seeds, as in the table.
     The axis ends above the methods that refit, so that they can be distinguished. The title names
     the method that is lowest everywhere, or those that nearly are.
     """
-    cells = perplexity_cells(records)["mean"].rename("perplexity").reset_index()
-    if cells.empty:
+    means, _ = over_seeds(perplexity_runs(records), "label", "perplexity")
+    if means.empty:
         return None
+    cells = means.reset_index().melt(
+        "label", var_name="target", value_name="perplexity"
+    )
+    cells = cells.dropna()
     figure, ax = new_figure(size=(7.0, 4.4))
     points = cells.query("target.str.endswith(' %')")
     sparsity = points["target"].str.rstrip(" %").astype(float)
@@ -141,7 +146,7 @@ def convergence_figure(series: Series) -> Figure:
         log=True,
         whole=10,
         xlabel=(
-            f"iteration ({display_name(series['layer'])}, {100 * series['sparsity']:.0f} % set to "
+            f"iteration ({short_layer(series['layer'])}, {100 * series['sparsity']:.0f} % set to "
             "zero)"
         ),
         ylabel=RELATIVE_ERROR,
@@ -201,7 +206,7 @@ def schedule_figure(series: Series) -> Figure:
 SERIES_FIGURES = {"convergence": convergence_figure, "schedule": schedule_figure}
 
 
-def all_figures(records: Records) -> dict[str, Figure]:
+def all_figures(records: Iterable[Record]) -> dict[str, Figure]:
     """Every figure that the records allow, by file name without its ending.
 
     A series is that of the record "default" if it has one, else of the first that has.
@@ -228,7 +233,7 @@ def figure_alt(name: str) -> str:
     return ALTERNATIVE_TEXTS.get(name.partition("_")[0], "")
 
 
-def write_figures(records: Records, folder: str | Path) -> list[Path]:
+def write_figures(records: Iterable[Record], folder: str | Path) -> list[Path]:
     """Draw every figure that the records allow into `folder`, as PNG (150 dpi).
 
     Returns the paths written. Raises FileError when the folder cannot be written.

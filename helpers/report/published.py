@@ -4,12 +4,13 @@
 papers and repositories, and paper.csv, for the paper's own tables; a test checks them.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from helpers.report.labels import column_key, row_key, target_name
-from helpers.report.records import Records
+from helpers.report.records import Record
 from helpers.report.runs_table import perplexity_runs
 
 FILES = ("published.csv", "paper.csv")
@@ -25,8 +26,7 @@ TYPES = {
     "value": float,
     "source": str,
 }
-RIVALS = ("sparsegpt", "wanda")
-RATIOS = [f"/ {rival}" for rival in RIVALS]
+RATIOS = {f"/ {rival}": rival for rival in ("sparsegpt", "wanda")}
 CELL = ["at", "model", "source"]
 DRAW = [*CELL, "seed"]  # what a method and its rival must share
 RATIO_CAPTION = (
@@ -44,7 +44,7 @@ def read_published() -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def ratio_table(records: Records) -> pd.DataFrame | None:
+def ratio_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Perplexities over SparseGPT's and over Wanda's in the same cell: ours, and published ones.
 
     The records are those of one model; a cell of ours is a mean over seeds, and its ratio one of
@@ -67,21 +67,20 @@ def ratio_table(records: Records) -> pd.DataFrame | None:
     runs = (
         runs.groupby([*DRAW, "method"], sort=False)["perplexity"].mean().reset_index()
     )
-    for rival in RIVALS:
+    cells = runs.groupby([*CELL, "method"], sort=False)[["perplexity"]].mean()
+    for ratio, rival in RATIOS.items():
         own = runs["method"] == rival
-        draws = runs.assign(rival=runs["perplexity"].where(own)).groupby(DRAW)["rival"]
-        runs[rival] = draws.transform("first").mask(own)
-        runs[f"with {rival}"] = runs["perplexity"].where(runs[rival].notna())
-    cells = runs.groupby([*CELL, "method"], sort=False).mean().reset_index()
-    for rival, ratio in zip(RIVALS, RATIOS, strict=True):
-        cells[ratio] = cells[f"with {rival}"] / cells[rival]
+        rivals = runs[own].set_index(DRAW)["perplexity"].rename("rival")
+        both = runs[~own].join(rivals, on=DRAW, how="inner").groupby([*CELL, "method"])
+        cells[ratio] = both["perplexity"].mean() / both["rival"].mean()
+    cells = cells.reset_index()
     cells["group"] = cells.groupby(CELL, sort=False).ngroup()
     cells["order"] = [
         (column_key(cell.at), cell.group, row_key(cell.method))
         for cell in cells.itertuples()
     ]
     cells = cells.query("method not in ['dense', 'magnitude', 'sparsegpt']")
-    cells = cells.dropna(subset=RATIOS, how="all")
+    cells = cells.dropna(subset=list(RATIOS), how="all")
     cells = cells[cells["at"].isin(cells.query("model == 'here'")["at"])]
     if cells.empty:
         return None

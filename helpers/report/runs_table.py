@@ -1,4 +1,4 @@
-"""Runs as rows of a table: which row, column and setting of the printed tables each belongs to.
+"""One frame of runs, a row each, on which tables, figures and claims stand.
 
 Most runs of a plan share one setting (model, texts, sizes). A run with another setting is labelled
 with the difference, so that no mean mixes two settings. A run of a method with options other than
@@ -7,40 +7,42 @@ its defaults is a variant, and is compared with the defaults in a table of its o
 
 import json
 import math
-from collections import Counter, defaultdict
-from collections.abc import Sequence, Set
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 from scipy import stats
 
 from helpers.report.labels import (
-    WithSpread,
+    PRUNE_NOTEBOOK,
     column_key,
     method_name,
+    row_key,
     target_name,
     with_options,
 )
-from helpers.report.records import Record, Records
+from helpers.report.records import Record
 
-PRUNE_NOTEBOOK = "04_prune_model"
-# metrics of a pruning run, and the other columns of a table of runs
+# the columns of `runs_frame` that are there even without runs
+FACTS = {
+    "record": "the record itself",
+    "label": "the row of the printed tables: method, options, and what differs in the setting",
+    "order": "the place of the label in the tables",
+    "target": 'the column of the printed tables: "60 %", "2:4" or "dense"',
+    "method": "with the recipe that its effort names",
+    "options": "of the method, as JSON",
+    "seed": "of the calibration text",
+    "draw": "the hash of all windows of calibration text that were drawn",
+    "machine": "processor and device",
+    "memory": "the peak of the process in GB",
+    "variant": "whether it has options while its method was run without too",
+    "usual": "whether its setting is that of most runs",
+    "timed": "whether it had the machine to itself",
+}
 SECONDS = ["forward_seconds", "solve_seconds", "prune_seconds", "evaluate_seconds"]
 NUMBERS = ["perplexity", *SECONDS]
-FLAGS = ["variant", "usual", "timed"]
 FEWEST = 3  # draws that have ±: of two it would be six times their distance
-COLUMNS = [
-    "record",
-    "label",
-    "target",
-    "method",
-    "options",
-    "seed",
-    "machine",
-    "memory",
-    *FLAGS,
-    *NUMBERS,
-]
 # parameters that decide a run's row and column; the others are its setting
 CELL = {
     "method",
@@ -52,6 +54,13 @@ CELL = {
     "calibration_seed",
     "tasks",
     "limit",
+    # of a pipeline (notebook 08)
+    "allocation",
+    "guide_sequences",
+    "passes",
+    "repair",
+    "repair_windows",
+    "precision",
 }
 CALIBRATION = {"calibration", "sequences", "length"}
 # what a perplexity is measured on
@@ -71,12 +80,12 @@ EMBEDDED = {
 # ------------------------------------------------------------------ groups of records
 
 
-def of_notebook(records: Records, notebook: str) -> list[Record]:
+def of_notebook(records: Iterable[Record], notebook: str) -> list[Record]:
     """The records of a notebook."""
     return [record for record in records if record["notebook"] == notebook]
 
 
-def by_model(records: Records) -> dict[str, list[Record]]:
+def by_model(records: Iterable[Record]) -> dict[str, list[Record]]:
     """The records of each model, without those that have none."""
     models = defaultdict(list)
     for record in records:
@@ -85,7 +94,7 @@ def by_model(records: Records) -> dict[str, list[Record]]:
     return dict(models)
 
 
-def by_windows(records: Records) -> dict[str, list[Record]]:
+def by_windows(records: Iterable[Record]) -> dict[str, list[Record]]:
     """The records of each set of evaluation windows, the largest group, named "", first.
 
     The others are "other windows 1" and so on: perplexities on different windows cannot be
@@ -98,12 +107,12 @@ def by_windows(records: Records) -> dict[str, list[Record]]:
     return {f"other windows {place}" if place else "": runs for place, runs in by_size}
 
 
-def with_series(records: Records, name: str) -> list[Record]:
+def with_series(records: Iterable[Record], name: str) -> list[Record]:
     """The records that have the series of that name."""
     return [record for record in records if name in (record.get("series") or {})]
 
 
-def series_table(records: Records, name: str) -> pd.DataFrame:
+def series_frame(records: Iterable[Record], name: str) -> pd.DataFrame:
     """The rows of a series that is a list, of all records, each with the number of its "record".
 
     And with its "layer": rows of a study of one layer may not name it.
@@ -118,14 +127,14 @@ def series_table(records: Records, name: str) -> pd.DataFrame:
 # ------------------------------------------------------------------ the setting they share
 
 
-def common_parameters(records: Records) -> dict[str, Any]:
-    """The most frequent value of each parameter that is part of the setting."""
-    counts = defaultdict(Counter)
+def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
+    """The most frequent value of each parameter, of equally frequent ones the first."""
+    values = defaultdict(list)
     for record in records:
         for key, value in record["parameters"].items():
-            if key not in CELL:
-                counts[key][json.dumps(value, sort_keys=True)] += 1
-    return {key: json.loads(max(count, key=count.get)) for key, count in counts.items()}
+            values[key].append(value)
+    # not by hash: a value may be a list
+    return {key: max(given, key=given.count) for key, given in values.items()}
 
 
 def full_name(parameter: str, value: Any) -> Any:
@@ -133,20 +142,18 @@ def full_name(parameter: str, value: Any) -> Any:
     return EMBEDDED[parameter].get(value, value)
 
 
-def model_sentence(records: Records) -> str:
+def model_sentence(records: Iterable[Record]) -> str:
     """A sentence that names the model of these runs."""
     return f"Model: {full_name('model', common_parameters(records).get('model'))}."
 
 
-def setting_sentences(records: Records) -> str:
+def setting_sentences(records: Sequence[Record]) -> str:
     """The model, the texts and their sizes that most of these pruning runs share."""
-    records = list(records)
-    # a record made by hand may lack some of the parameters
-    common = defaultdict(lambda: "?", common_parameters(records))
-    start = ""
-    for record in records:
-        if "start_token" in (record["data"] or {}).get("evaluation", ()):
-            start = ", after a start token"
+    common = common_parameters(records)
+    texts = [(record["data"] or {}).get("evaluation", {}) for record in records]
+    start = (
+        ", after a start token" if any("start_token" in text for text in texts) else ""
+    )
     return (
         f"{model_sentence(records)} Perplexity on "
         f"{full_name('evaluation', common['evaluation'])}, {common['windows'] or 'all'} windows "
@@ -156,30 +163,20 @@ def setting_sentences(records: Records) -> str:
     )
 
 
-# ------------------------------------------------------------------ rows, and means over seeds
+# ------------------------------------------------------------------ the frame
 
 
-def runs_table(
-    records: Records,
-    notebook: str = PRUNE_NOTEBOOK,
-    cell: Set[str] = CELL,
+def runs_frame(
+    records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK
 ) -> pd.DataFrame:
-    """The runs of a notebook that prunes or scores, one row each, in the order of the records.
+    """The runs of a notebook that prunes or scores, a row each, in the order of the records.
 
-    Columns: record; label, the row of the printed tables: the method, with the options and the
-    parts of the setting in which the run differs from most; target, the column: sparsity in
-    percent, pattern, or "dense"; method; options, as JSON; seed; machine; memory, its peak in GB;
-    variant, whether it has options while its method was run without too; usual, whether its
-    setting is that of most runs; timed, whether it was timed alone; and the value of every
-    metric, NaN where a record lacks it. COLUMNS are always there.
+    Columns: those that FACTS explains, NUMBERS, and the value of every metric of a record under its
+    name, NaN where a record lacks it.
     """
     runs = of_notebook(records, notebook)
     common = common_parameters(runs)
-    plain = {
-        method_name(run["parameters"])
-        for run in runs
-        if not run["parameters"].get("options")
-    }
+    metrics = {name: None for run in runs for name in run["metrics"]}
     rows = []
     for run in runs:
         parameters = run["parameters"]
@@ -189,30 +186,43 @@ def runs_table(
         if method != "dense":
             pattern = parameters.get("pattern", "unstructured")
             target = target_name(pattern, parameters["sparsity"])
-        setting = parameters.keys() - cell
-        if "calibration" not in (run["data"] or {}):
-            setting -= CALIBRATION  # it read no calibration text
+        text = (run["data"] or {}).get("calibration")
+        # what read no calibration text does not differ in it
+        alike = CELL if text is not None else CELL | CALIBRATION
         differing = {
-            key: parameters[key] for key in setting if parameters[key] != common[key]
+            key: value
+            for key, value in parameters.items()
+            if key not in alike and value != common[key]
         }
+        label = with_options(method, options | differing)
+        seed = parameters.get("calibration_seed", 0)
         row = {name: metric["value"] for name, metric in run["metrics"].items()}
         row |= {
             "record": run,
-            "label": with_options(method, options | differing),
+            "label": label,
             "target": target,
             "method": method,
             "options": json.dumps(options, sort_keys=True),
-            "seed": parameters.get("calibration_seed", 0),
+            "seed": seed,
+            "draw": (text or {}).get("tokens", seed),
             "machine": (processor_of(run), run["device"]),
             "memory": run["peak_memory_bytes"] / 1e9,
-            "variant": bool(options) and method in plain,
             "usual": not differing,
             "timed": run.get("timed", False),
         }
         rows.append(row)
-    table = pd.DataFrame(rows)
-    table = table.reindex(columns=table.columns.union(COLUMNS, sort=False))
-    return table.astype(dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float))
+    frame = pd.DataFrame(
+        rows, columns=list(dict.fromkeys([*FACTS, *NUMBERS, *metrics]))
+    )
+    frame["order"] = frame["label"].map(sorted(set(frame["label"]), key=row_key).index)
+    plain = frame["options"] == "{}"
+    frame["variant"] = ~plain & frame["method"].isin(frame.loc[plain, "method"])
+    return frame.astype(
+        dict.fromkeys(["usual", "timed"], bool) | dict.fromkeys(NUMBERS, float)
+    )
+
+
+runs_table = runs_frame  # its name until 0.10; claims still use it
 
 
 def processor_of(record: Record) -> str | None:
@@ -220,44 +230,49 @@ def processor_of(record: Record) -> str | None:
     return (record.get("platform") or {}).get("processor")
 
 
-def perplexity_runs(records: Records) -> pd.DataFrame:
+def perplexity_runs(records: Iterable[Record]) -> pd.DataFrame:
     """The runs of notebook 04 on the windows that most of them share, without variants."""
     groups = by_windows(of_notebook(records, PRUNE_NOTEBOOK))
-    return runs_table(groups.get("", [])).query("not variant")
+    return runs_frame(groups.get("", [])).query("not variant")
 
 
-def perplexity_cells(records: Records) -> pd.DataFrame:
-    """`over_seeds` of the perplexities of `perplexity_runs`."""
-    return over_seeds(perplexity_runs(records), "label", "perplexity")
+# ------------------------------------------------------------------ means over seeds
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean of draws and half of Student's 95 % confidence interval of it, NaN below FEWEST.
 
-    This is what ± means in every table, unless its caption says otherwise.
+    This is what ± means in every table, unless its caption says otherwise. NaN is no draw.
     """
-    draws = pd.Series(values, dtype=float)
+    draws = pd.Series(values, dtype=float).dropna()
     if len(draws) < FEWEST:
         return draws.mean(), math.nan
     errors = stats.t.ppf(0.975, len(draws) - 1)  # in half an interval
     return draws.mean(), errors * draws.sem()
 
 
-def over_seeds(runs: pd.DataFrame, row: str, number: str) -> pd.DataFrame:
-    """A number by row and target: its "mean" over seeds, and "half" an interval.
+def half_interval(values: Sequence[float]) -> float:
+    """The second number of `confidence_interval`."""
+    return confidence_interval(values)[1]
 
-    Several records of one seed count once, with their mean. See `confidence_interval`.
+
+def over_seeds(
+    runs: pd.DataFrame, row: str, number: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The mean over seeds of a number, by row and target, and half of its confidence interval.
+
+    Several records of one seed count once, with their mean. Rows are in their "order", targets in
+    that of `column_key`; a target without a number has no column.
     """
-    seeds = runs.groupby([row, "target", "seed"], sort=False)[number].mean()
-    cells = seeds.dropna().groupby(level=[row, "target"])
-    return cells.agg(
-        mean="mean",
-        half=lambda values: confidence_interval(values)[1],
+    seeds = runs.groupby([row, "target", "seed"], as_index=False, sort=False)[
+        number
+    ].mean()
+    rows = runs.drop_duplicates(row).sort_values("order")[row]
+    columns = sorted(seeds.dropna()["target"].unique(), key=column_key)
+    means, halves = (
+        seeds.pivot_table(number, row, "target", how).reindex(
+            index=rows, columns=columns
+        )
+        for how in ("mean", half_interval)
     )
-
-
-def by_target(cells: pd.DataFrame, rows: Sequence[str]) -> WithSpread:
-    """The means of `over_seeds` and their half intervals, with a column for each target."""
-    columns = sorted(cells.index.unique("target"), key=column_key)
-    wide = cells.unstack("target").reindex(rows).rename_axis(columns=[None, None])
-    return wide["mean"][columns], wide["half"][columns]
+    return means.rename_axis(columns=None), halves.rename_axis(columns=None)

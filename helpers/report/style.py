@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from helpers.report.labels import display_name
+from helpers.report.names import display_name
 
 # of curves that have no look of their own: a user's methods, variants, benchmarks
 COLOURS = ("#332288", "#882255", "#000000", "#8B83C4", "#5E8CA8", "#999999")

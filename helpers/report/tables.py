@@ -6,7 +6,7 @@ A cell is the mean over seeds; `helpers.report.runs_table` says which records sh
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +15,22 @@ import pandas as pd
 from helpers.data.tasks import TASK_TABLE, paired_difference
 from helpers.paths import ZERO_SHOT_NOTEBOOK, replace_file
 from helpers.report.beyond import beyond_tables
-from helpers.report.labels import (
-    TASK_NAMES,
-    Table,
-    WithSpread,
-    column_key,
-    row_key,
-    target_name,
-)
+from helpers.report.labels import TASK_NAMES, column_key, target_name
+from helpers.report.markdown import Table
 from helpers.report.published import RATIO_CAPTION, ratio_table
-from helpers.report.records import Records
+from helpers.report.records import Record
 from helpers.report.runs_table import (
     PRUNE_NOTEBOOK,
     SECONDS,
     by_model,
-    by_target,
     by_windows,
-    confidence_interval,
+    half_interval,
     model_sentence,
     of_notebook,
-    perplexity_cells,
-    runs_table,
-    series_table,
+    over_seeds,
+    perplexity_runs,
+    runs_frame,
+    series_frame,
     setting_sentences,
 )
 
@@ -49,19 +43,19 @@ PERPLEXITY_CAPTION = (
 )
 
 
-def perplexity_table(records: Records) -> WithSpread:
+def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Perplexity, methods by sparsity and pattern, and half of its confidence interval.
 
     The dense model has the same number in every column. NaN: no run, or the interval of one seed.
     Variants, and runs on other windows than most, are left out.
     """
-    cells = perplexity_cells(records)
-    means, halves = by_target(cells, sorted(cells.index.unique("label"), key=row_key))
-    dense = means.pop("dense") if "dense" in means else math.nan
-    if means.empty:
-        means = means.reindex(columns=["0 %"])  # nothing but the dense model was run
-    means = means.apply(lambda column: column.fillna(dense)).rename_axis("method")
-    return means, halves
+    means, halves = over_seeds(perplexity_runs(records), "label", "perplexity")
+    if "dense" in means:
+        dense = means.pop("dense")
+        if means.empty:
+            means["0 %"] = dense  # nothing but the dense model was run
+        means = means.apply(lambda column: column.fillna(dense))
+    return means.rename_axis("method"), halves
 
 
 COST_CAPTION = (
@@ -72,18 +66,19 @@ COST_CAPTION = (
 )
 
 
-def cost_table(records: Records) -> pd.DataFrame:
+def cost_table(records: Iterable[Record]) -> pd.DataFrame:
     """The paper's overhead table: seconds of each part by method, and peak memory.
 
     Medians, since a run that shared the machine with something heavy is an outlier. "forward" holds
     the Gram matrices and the parity gate, "solve" the choice of the mask. Without variants.
     """
-    groups = runs_table(records).query("not variant").groupby("label")
+    runs = runs_frame(records).query("not variant").sort_values("order")
+    groups = runs.groupby("label", sort=False)
     table = groups[SECONDS].median()
     table = table.rename(columns=lambda name: name.replace("_seconds", " (s)"))
     table.insert(0, "runs", groups.size())
     table["peak memory (GB)"] = groups["memory"].max()
-    return table.loc[sorted(table.index, key=row_key)].rename_axis("method")
+    return table.rename_axis("method")
 
 
 VARIANTS_CAPTION = (
@@ -92,37 +87,36 @@ VARIANTS_CAPTION = (
 )
 
 
-def variant_table(records: Records) -> WithSpread | None:
+def variant_table(
+    records: Iterable[Record],
+) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """Perplexity with other options against the defaults on the same seeds, by variant and target.
 
     With half the interval of the change. Several records of one run count once, with their mean. A
     variant whose cell has no run of the defaults is left out; None if there is no other.
     """
-    runs = runs_table(records)
+    runs = runs_frame(records).sort_values("order", kind="stable")
     runs["cell"] = [
-        json.dumps(
-            record["parameters"] | {"options": None, "device": None}, sort_keys=True
-        )
-        for record in runs["record"]
+        json.dumps(parameters | {"options": None, "device": None}, sort_keys=True)
+        for parameters in runs["record"].str["parameters"]
     ]
     cells = runs.groupby(["cell", "label", "target", "variant"], sort=False)
     runs = cells["perplexity"].mean().reset_index()
-    defaults = runs.query("not variant")[["cell", "perplexity"]]
-    pairs = runs.query("variant").merge(defaults, on="cell", suffixes=("", "_default"))
+    defaults = (
+        runs.query("not variant").set_index("cell")["perplexity"].rename("default")
+    )
+    pairs = runs.query("variant").join(defaults, on="cell", how="inner")
     if pairs.empty:
         return None
-    pairs["change"] = 100 * (pairs["perplexity"] / pairs["perplexity_default"] - 1)
-    pairs = pairs.iloc[pairs["label"].map(row_key).argsort(kind="stable")]
+    pairs["change (%)"] = 100 * (pairs["perplexity"] / pairs["default"] - 1)
     groups = pairs.groupby(["label", "target"], sort=False)
-    table = groups[["perplexity", "perplexity_default", "change"]].mean()
-    table.columns = ["perplexity", "default", "change (%)"]
+    table = groups[["perplexity", "default", "change (%)"]].mean()
     table.insert(0, "seeds", groups.size())
     table = table.rename_axis(index=["variant", "at"]).reset_index("at")
-    halves = [confidence_interval(changes)[1] for _, changes in groups["change"]]
-    return table, pd.DataFrame({"change (%)": halves}, table.index)
+    return table, groups[["change (%)"]].agg(half_interval).set_axis(table.index)
 
 
-def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
+def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     """The tables of the pruning notebook, by name, of the records of one model."""
     runs = of_notebook(records, PRUNE_NOTEBOOK)
     if not runs:
@@ -135,7 +129,7 @@ def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
         yield "perplexity", Table(about, note, table, spread)
     setting = setting_sentences(runs)
     devices = "; ".join(sorted({run["device"] for run in runs}))
-    timed = runs_table(runs).query("not variant")["timed"]
+    timed = runs_frame(runs).query("not variant")["timed"]
     note = (
         f"{setting} Device: {devices}. {timed.sum()} of {len(timed)} runs were timed alone. "
         f"{COST_CAPTION}"
@@ -151,7 +145,7 @@ def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
 ACCURACIES = ["acc", "acc_stderr", "acc_norm", "acc_norm_stderr"]
 
 
-def answer_table(records: Records) -> pd.DataFrame:
+def answer_table(records: Iterable[Record]) -> pd.DataFrame:
     """The answers of the zero-shot runs, a row for each model, seed and task.
 
     Columns: model, its row in the tables; seed, 0 for the dense model; task, by the paper's name;
@@ -160,35 +154,31 @@ def answer_table(records: Records) -> pd.DataFrame:
     """
     key = ["model", "seed", "task"]
     rows = []
-    for run in runs_table(records, ZERO_SHOT_NOTEBOOK).itertuples():
-        is_dense = run.target == "dense"
+    for run in runs_frame(records, ZERO_SHOT_NOTEBOOK).itertuples():
+        dense = run.target == "dense"
         for task, score in run.record["series"]["zero_shot"].items():
             row = {
-                "label": run.label,
-                "model": run.label if is_dense else f"{run.label}, {run.target}",
-                "seed": 0 if is_dense else run.seed,
+                "order": run.order,
+                "model": run.label if dense else f"{run.label}, {run.target}",
+                "seed": 0 if dense else run.seed,
                 "task": TASK_NAMES[task],
                 "items": tuple(score["items"]),
+                "count": len(score["items"]),
                 "right": score["acc"],
                 "harness": run.record["versions"]["lm-eval"],
             }
-            for name in ACCURACIES:
-                row[name] = getattr(run, f"{task}_{name}", math.nan)
-            rows.append(row)
+            accuracies = {
+                name: getattr(run, f"{task}_{name}", math.nan) for name in ACCURACIES
+            }
+            rows.append(row | accuracies)
+    columns = ["order", *key, "items", "count", "right", "harness", *ACCURACIES]
+    table = pd.DataFrame(rows, columns=columns)
     # of several runs the one with most items is the last
-    rows.sort(
-        key=lambda row: (
-            row_key(row["label"]),
-            row["model"],
-            row["seed"],
-            len(row["items"]),
-        )
-    )
-    table = pd.DataFrame(rows, columns=[*key, "items", "right", "harness", *ACCURACIES])
+    table = table.sort_values(["order", "model", "seed", "count"])
     return table.drop_duplicates(key, keep="last", ignore_index=True)
 
 
-def paired_differences(records: Records) -> pd.DataFrame:
+def paired_differences(records: Iterable[Record]) -> pd.DataFrame:
     """Differences in acc between each two models on the same items of a task, with the same seed.
 
     Columns: pair ("second − first"), seed, task, difference, and its standard error.
@@ -207,24 +197,30 @@ def paired_differences(records: Records) -> pd.DataFrame:
     return table.join(pairs["task"]).join(pairs["seed_2"].rename("seed"))
 
 
-def _by_task(rows: pd.DataFrame, row: str, value: str, error: str) -> WithSpread:
+def _by_task(
+    rows: pd.DataFrame, row: str, value: str, error: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Values and standard errors by row and task, with their mean over tasks in the last column.
 
     All seeds have the same items, so the error from the items does not shrink: it is their mean.
     Tasks are taken as independent.
     """
-    rows = rows.dropna(subset=value)
-    wide = rows.pivot_table([value, error], row, "task", sort=False)
-    wide = wide.rename_axis(columns=[None, None])
-    tasks = [name for name in TASK_NAMES.values() if name in wide[value]]
-    values = wide[value][tasks]
-    errors = wide[error][tasks]
+    values, errors = (
+        rows.dropna(subset=value)
+        .pivot_table(number, row, "task", sort=False)
+        .reindex(columns=list(TASK_NAMES.values()))
+        .dropna(axis=1, how="all")
+        .rename_axis(columns=None)
+        for number in (value, error)
+    )
     errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / values.count(axis=1)
     values["mean"] = values.mean(axis=1)
     return values, errors
 
 
-def accuracy_table(records: Records, metric: str = "acc") -> WithSpread | None:
+def accuracy_table(
+    records: Iterable[Record], metric: str = "acc"
+) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """Accuracy and its standard error, in the paper's columns with a mean; None without records.
 
     A row is the mean over seeds of the calibration text. `metric` is "acc" or, for tasks that have
@@ -248,7 +244,7 @@ PAIRED_CAPTION = (
 )
 
 
-def paired_table(records: Records) -> pd.DataFrame | None:
+def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """`paired_differences` as text, "difference ± standard error", means over seeds.
 
     None without a pair.
@@ -265,11 +261,11 @@ def paired_table(records: Records) -> pd.DataFrame | None:
 def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
     """The row of what guessing scores on each task of an accuracy table, and the mean."""
     known = {name: TASK_TABLE[task].chance for task, name in TASK_NAMES.items()}
-    chance = pd.DataFrame(known, ["chance"], accuracy.columns)
-    return chance.assign(mean=chance.mean(axis=1))
+    chance = pd.Series(known).reindex(accuracy.columns)
+    return chance.fillna(chance.mean()).to_frame("chance").T
 
 
-def _items_note(records: Records) -> str:
+def _items_note(records: Iterable[Record]) -> str:
     """How many items each task has, whether the same for every model, and by which harness."""
     answers = answer_table(records)
     sizes = answers["items"].map(len)
@@ -283,7 +279,7 @@ def _items_note(records: Records) -> str:
     )
 
 
-def zero_shot_tables(records: Records) -> Iterator[tuple[str, Table]]:
+def zero_shot_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     """The tables of the zero-shot notebook, by name, of the records of one model."""
     model = model_sentence(records)
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
@@ -319,12 +315,12 @@ UPDATE_CAPTION = (
 )
 
 
-def update_table(records: Records) -> pd.DataFrame | None:
+def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Errors and seconds of each solver, means over problems; None without the series "update".
 
     ADMM with other settings than its defaults has a row after 20 iterations only.
     """
-    rows = series_table(records, "update")
+    rows = series_frame(records, "update")
     if rows.empty:
         return None
     rows = rows.query(
@@ -333,23 +329,29 @@ def update_table(records: Records) -> pd.DataFrame | None:
     ).copy()
     # None where a solver has no such setting
     settings = ["precondition", "damping", "rho", "iterations"]
-    rows["rank"] = rows["solver"].map(list(SOLVERS).index)
     rows[settings] = rows[settings].astype(float)
-    own = ["record", "layer", "sparsity"]
-    problems = rows.groupby(["rank", *settings, *own], dropna=False)
-    best = rows.loc[problems["excess"].idxmin().sort_index()]
+    rows["rank"] = rows["solver"].map(list(SOLVERS).index)
+    rows = rows.sort_values(["rank", *settings])
+    own = [rows[name] for name in ("solver", "precondition", "damping", "rho")]
+    rows["update"] = list(map(_update_label, *own))
+    row = ["update", "iterations"]
+    problems = rows.groupby(
+        [*row, "record", "layer", "sparsity"], sort=False, dropna=False
+    )
+    best = rows.loc[problems["excess"].idxmin()]
     # the excess is of the damped objective: it says nothing of solvers of another one
-    own = best.eval("solver == 'none' or damping == @DAMPING")
-    best["excess"] = 100 * best["excess"].where(own)
-    groups = best.groupby(["rank", "solver", *settings], dropna=False)
-    table = groups[["error", "heldout", "excess", "seconds"]].mean()
-    table.insert(0, "problems", groups.size())
-    table.insert(4, "excess, worst (%)", groups["excess"].max())
-    table = table.rename(columns={"heldout": "held-out", "excess": "excess, mean (%)"})
-    iterations = table.index.get_level_values("iterations").astype("Int64")
-    table.insert(0, "iterations", iterations)
-    labels = [_update_label(*key[1:-1]) for key in table.index]
-    return table.set_axis(labels).rename_axis("update")
+    damped = best.eval("solver == 'none' or damping == @DAMPING")
+    best["excess"] = 100 * best["excess"].where(damped)
+    columns = {
+        "problems": ("error", "size"),
+        "error": ("error", "mean"),
+        "held-out": ("heldout", "mean"),
+        "excess, mean (%)": ("excess", "mean"),
+        "excess, worst (%)": ("excess", "max"),
+        "seconds": ("seconds", "mean"),
+    }
+    table = best.groupby(row, sort=False, dropna=False).agg(**columns)
+    return table.reset_index("iterations").astype({"iterations": "Int64"})
 
 
 def _update_label(solver: str, precondition: float, damping: float, rho: float) -> str:
@@ -372,13 +374,13 @@ MASK_CAPTION = (
 )
 
 
-def mask_table(records: Records, text: str = "error") -> pd.DataFrame | None:
+def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame | None:
     """The error of each rule for the mask, in percent of the default's on the same layer.
 
     A geometric mean over layers, on calibration text ("error") or on held-out text ("heldout").
     None without the series "ablation".
     """
-    rules = series_table(records, "ablation")
+    rules = series_frame(records, "ablation")
     if rules.empty:
         return None
     rules["target"] = list(map(target_name, rules["pattern"], rules["sparsity"]))
@@ -406,7 +408,7 @@ def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
     return ", ".join(details) or DEFAULT_MASK
 
 
-def layer_tables(records: Records) -> Iterator[tuple[str, Table]]:
+def layer_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     """The tables of the layer studies, by name, of the records of one model."""
     model = model_sentence(records)
     note = f"{model} {UPDATE_CAPTION}"
@@ -419,7 +421,7 @@ def layer_tables(records: Records) -> Iterator[tuple[str, Table]]:
 # ------------------------------------------------------------------ all tables of a plan
 
 
-def all_tables(records: Records) -> dict[str, list[Table]]:
+def all_tables(records: Iterable[Record]) -> dict[str, list[Table]]:
     """Every table that the records allow, by name: a list, since each model has its own.
 
     `all_tables(records)["perplexity"][0].frame` is a DataFrame.
@@ -434,7 +436,7 @@ def all_tables(records: Records) -> dict[str, list[Table]]:
     return dict(tables)
 
 
-def write_tables(records: Records, folder: str | Path) -> list[Path]:
+def write_tables(records: Iterable[Record], folder: str | Path) -> list[Path]:
     """Write every table of `all_tables` as NAME.md and return the paths.
 
     Raises FileError if the folder cannot be written.
