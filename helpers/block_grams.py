@@ -22,6 +22,8 @@ from helpers.blocks import (
 from helpers.errors import BadParameter, OutOfMemory, UnsupportedModel, first_line
 from helpers.gram import Gram, check_measured
 from helpers.models import (
+    check_in_memory,
+    check_model,
     check_tokens,
     device_of,
     find_blocks,
@@ -110,8 +112,11 @@ def layer_problems(
 
     Returns {layer: (weight (d_out, d_in), gram (d_in, d_in))}; layers that read the same input
     share a gram. Where memory runs out the batch is halved, with a warning.
-    Raises BadParameter if there is no such block or layer.
+    Raises BadParameter if there is no such block or layer, or like `check_model`; UnsupportedModel
+    like `check_in_memory`.
     """
+    check_model(model)
+    check_in_memory(model)
     blocks = find_blocks(model)
     if check_whole("block", block, least=0) >= len(blocks):
         raise BadParameter(

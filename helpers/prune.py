@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from helpers.block_loop import Loop, PruneReport, Request, explain_errors
 from helpers.dry_run import try_target
-from helpers.errors import BadParameter, UnsupportedModel, described, join_names
+from helpers.errors import BadParameter, described, join_names
 from helpers.masks import Pattern, check_divides, target_sparsity
 from helpers.methods import get_method
 from helpers.model_state import state_of
 from helpers.models import (
+    check_in_memory,
     check_model,
     check_tokens,
     check_weights,
@@ -107,19 +108,15 @@ def check_dense(model: nn.Module, allow_pruned: bool) -> None:
 
     Raises UnsupportedModel, BadParameter.
     """
-    weights = [layer.weight for layer in model_layers(model).values()]
     # what is written to a weight that is read for each call is lost
-    if any(weight.is_meta for weight in weights):
-        raise UnsupportedModel(
-            "the model's weights are not in memory, so they cannot be changed: load it with "
-            "load_model, or use prune_checkpoint"
-        )
+    check_in_memory(model)
     if allow_pruned:
         return
     again = "load the dense model again, or give allow_pruned=True to prune it further"
     if state_of(model).report is not None:
         raise BadParameter(f"prune_model has pruned this model before: {again}")
     # a model pruned elsewhere, or saved and loaded, has no mark
+    weights = [layer.weight for layer in model_layers(model).values()]
     check_zeros("the model's weights", weights, again)
 
 

@@ -67,11 +67,11 @@ def text_needed(method: str, effort: str, sequences: int) -> int:
         raise BadParameter(
             f'effort {effort!r} has no meaning with method "dense": set effort = ""'
         )
+    # an unknown method is refused here with an effort too: later the model has been loaded
+    reads = method != "dense" and get_method(method).needs_calibration
     if effort:
         return windows_of(effort, sequences)
-    if method == "dense" or not get_method(method).needs_calibration:
-        return 0
-    return sequences
+    return sequences if reads else 0
 
 
 def prune_and_repair(
