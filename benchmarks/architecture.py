@@ -23,7 +23,7 @@ from benchmarks.timing import once
 from helpers.beyond.recipe import prune_and_repair, windows_of
 from helpers.data.corpora import calibration_tokens, wiki_articles
 from helpers.data.tasks import task_rows
-from helpers.evaluate import perplexity
+from helpers.model.perplexity import perplexity
 from helpers.precision import products
 from helpers.prune import prune_model
 

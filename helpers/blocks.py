@@ -52,7 +52,7 @@ class Call:
 def own_thread(hook: Callable) -> Callable:
     """A hook that hears nothing of other threads.
 
-    One may run the same model meanwhile, such as an explorer's: its inputs must not be counted here,
+    One may run the same model meanwhile, as an explorer does. Its inputs must not be counted here,
     and its pass must not be ended.
     """
     thread = threading.get_ident()
@@ -120,7 +120,7 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
 def watch_inputs(
     layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Context manager: call see(name, inputs) each time that this thread is about to run a layer."""
+    """Context manager: call see(name, inputs) each time that this thread runs one of the layers."""
     with contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             hook = lambda _layer, args, name=name: see(name, args[0])  # noqa: E731

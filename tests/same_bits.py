@@ -7,8 +7,8 @@ still compute the same, and that is proven here and not argued: the probes (test
 plan smoke, which runs every notebook, are run in a checkout of the earlier commit and in this one,
 in one environment on this machine, and every value is compared bit for bit. If all are equal, the
 pairs of hashes go to results/reference/same.json, where `helpers.runner` follows them. If one is
-not, nothing is written. Only likelihoods may be others with another scoring.py, which is then not
-linked: it counts for zero-shot alone.
+not, nothing is written. Only likelihoods may be others with another token_trees.py, which is then
+not linked: it counts for zero-shot alone.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def prove(wanted: str) -> int:
     # with other scoring, likelihoods may differ: all other values prove the core
     moved = [item for item in unequal if "/likelihoods/" in item.name]
     if moved and earlier.pop("scoring", None) != today.get("scoring"):
-        say("scoring.py finds other likelihoods: of it nothing is proven")
+        say("token_trees.py finds other likelihoods: of it nothing is proven")
         unequal = [item for item in unequal if item not in moved]
         for item in moved:
             del before[item.name]

@@ -59,7 +59,7 @@ POWER = 0.5  # of an output's slope in its importance: see `guide`
 
 
 def check_allocation(rule: str, sparsity: float | None, pattern: str) -> None:
-    """Raise BadParameter unless notebook 08 can allocate by a rule of RULES, before it loads a model.
+    """Raise BadParameter unless notebook 08 can allocate by a rule of RULES.
 
     sparsity, pattern: as for `prune_model`.
     """
