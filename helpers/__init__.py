@@ -1,7 +1,8 @@
 """Prune a language model layer by layer and refit the surviving weights.
 
 The modules in this folder, in data/, model/, fast/ and beyond/ decide the numbers; the other
-packages (wings) do not. Public names are loaded on first use, so that importing the package costs nothing.
+packages (wings) do not. Public names are loaded on first use, so that importing the package costs
+nothing.
 """
 
 from __future__ import annotations

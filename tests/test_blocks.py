@@ -11,10 +11,11 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from helpers import block_grams, guide, prune_model
 from helpers import blocks as cap
-from helpers.block_loop import Loop, Request, Team
+from helpers.block_loop import Loop, Team
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.gram import Gram
 from helpers.models import find_blocks, find_layers
+from helpers.progress import as_progress
 from helpers.pruning_target import Target
 
 EVERY = sorted(fam.FAMILIES)
@@ -226,13 +227,24 @@ class Filled(Team):
 
 def test_grams_are_checked_once_they_are_those_of_all_processes(one_line_error):
     class Missed(block_grams.Replay):
-        def grams(self, *_):
+        def measure(self, *_):
             yield {"experts.1": Gram(4)}
 
     model = fam.build("opt")
     text = Missed(model, fam.random_tokens(2), 1)
-    request = Request(tokens=text.tokens, target=Target("wanda", 0.5))
-    (grams,) = Loop(model, request, team=Filled()).grams(1, text, None)
+    loop = Loop(
+        model,
+        text.tokens,
+        target=Target("wanda", 0.5),
+        ignored=[],
+        passes=2,
+        precision="float32",
+        batch=1,
+        progress=as_progress(False),
+        team=Filled(),
+    )
+    (grams,) = loop.stages(1, text, None)
     assert grams["experts.1"].tokens == 3
+    loop.team = Team()
     with one_line_error(UnsupportedModel, "block 1 experts.1", "more calibration text"):
-        list(Loop(model, request).grams(1, text, None))
+        list(loop.stages(1, text, None))
