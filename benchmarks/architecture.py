@@ -24,7 +24,7 @@ from helpers.beyond.recipe import prune_and_repair, windows_of
 from helpers.data.corpora import calibration_tokens, wiki_articles
 from helpers.data.tasks import task_rows
 from helpers.device import products
-from helpers.evaluate import perplexity
+from helpers.model.perplexity import perplexity
 from helpers.prune import prune_model
 
 VOCABULARY, LENGTH, BATCH = 8192, 256, 8

@@ -35,7 +35,7 @@ TIMED = {
     "model": MODEL,
     "passes": MODEL,
     "repair": MODEL,
-    "zero_shot": ("evaluate.py", "data/tasks.py", "scoring.py"),
+    "zero_shot": ("model/zero_shot.py", "data/tasks.py", "model/token_trees.py"),
     "use": ("share/sizes.py",),
     "architecture": MODEL,
 }

@@ -229,8 +229,8 @@ def zero_shot_report(result: Result) -> list[str]:
     return [
         f"The embedded model on {result['device']}, with one thread. lm-eval's own model runs the "
         "context of an item again for each of its choices; here texts are trees, in which each "
-        "shared beginning runs once (`helpers/scoring.py`). BoolQ, RTE, WinoGrande and LAMBADA "
-        "have one text to run for each context, and save only logits that are not needed.",
+        "shared beginning runs once (`helpers/model/token_trees.py`). BoolQ, RTE, WinoGrande and "
+        "LAMBADA have one text to run for each context, and save only logits that are not needed.",
         _verdict(
             "Ours / lm-eval's over all tasks",
             _medians(rows[-1:], "ratio"),

@@ -1,7 +1,8 @@
 """Prune a language model layer by layer and refit the surviving weights.
 
-The modules in this folder, in data/, fast/ and beyond/ decide the numbers; the other packages
-(wings) do not. Public names are loaded on first use, so that importing the package costs nothing.
+The modules in this folder, in data/, model/, fast/ and beyond/ decide the numbers; the other
+packages (wings) do not. Public names are loaded on first use, so that importing the package costs
+nothing.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ __getattr__, __dir__, __all__ = lazy_names(
         "beyond.training": ("keep_masks",),
         "data.corpora": ("calibration_tokens", "corpus_identity", "evaluation_tokens"),
         "errors": ("HelpersError",),
-        "evaluate": ("perplexity", "zero_shot"),
         "gram": ("gram_of", "relative_error"),
         "large": ("load_streamed", "prune_checkpoint", "prune_on_disk"),
         "layer": ("LayerResult",),
         "masks": ("cubic_schedule", "select", "top_k"),
         "methods": ("METHODS", "register"),
+        "model.perplexity": ("perplexity",),
+        "model.zero_shot": ("zero_shot",),
         "models": ("load_model", "masks_of", "model_identity"),
         "prune": ("prune_model",),
         "block_grams": ("layer_problems",),

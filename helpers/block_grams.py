@@ -23,6 +23,8 @@ from helpers.device import products
 from helpers.errors import BadParameter, OutOfMemory, UnsupportedModel, first_line
 from helpers.gram import Gram, check_measured
 from helpers.models import (
+    check_in_memory,
+    check_model,
     check_tokens,
     device_of,
     find_blocks,
@@ -110,8 +112,11 @@ def layer_problems(
 
     Returns {layer: (weight (d_out, d_in), gram (d_in, d_in))}; layers that read the same input
     share a gram. Where memory runs out the batch is halved, with a warning.
-    Raises BadParameter if there is no such block or layer.
+    Raises BadParameter if there is no such block or layer, or like `check_model`; UnsupportedModel
+    like `check_in_memory`.
     """
+    check_model(model)
+    check_in_memory(model)
     blocks = find_blocks(model)
     if check_whole("block", block, least=0) >= len(blocks):
         raise BadParameter(
@@ -129,7 +134,7 @@ def layer_problems(
         for index in range(block):
             replay.advance(index, stream)
             progress(index + 1, block + 1, f"block {index}")
-        [grams] = replay.grams(block, stream)
+        [grams] = replay.measure(block, stream)
         for layer in layers:
             check_measured(grams[layer], f"block {block}", layer)
         for where in replay.halved:
@@ -184,7 +189,7 @@ class Replay:
 
     Where memory runs out the batch is halved, the arguments are recorded again, and the work goes
     on with the rows that were not done; `halved` says where. Rounding may differ after that.
-    passes: of the text through a block that is pruned, 1 or 2; see `grams`. precision: of the
+    passes: of the text through a block that is pruned, 1 or 2; see `measure`. precision: of the
     blocks' products, "float32" (the model's own) or "bfloat16".
     """
 
@@ -239,13 +244,13 @@ class Replay:
             "embedding", lambda: embed(self.model, self.tokens, self.batch)
         )
 
-    def grams(self, index: int, stream: Tensor) -> Iterator[dict[str, Gram]]:
-        """Yield the grams of a block's layers; prune those layers before taking the next.
+    def measure(self, index: int, stream: Tensor) -> Iterator[dict[str, Gram]]:
+        """Yield a block's layers with their grams; prune those layers before taking the next.
 
-        They are not checked yet. With two passes they come all at once (see `sum_grams`), and the
-        block has to run again to `advance`; with one they come layer by layer, and at the end the
-        stream has passed the block (see `one_pass`). Raises OutOfMemory if all the batches that
-        wait in the block do not fit in memory.
+        The grams are not checked yet. With two passes all layers come at once (see `sum_grams`),
+        and the block has to run again to `advance`; with one they come one after the other, and at
+        the end the stream has passed the block (see `one_pass`). Raises OutOfMemory if all the
+        batches that wait in the block do not fit in memory.
         """
         block, name = find_blocks(self.model)[index], f"block {index}"
         if self.passes == 1:
@@ -258,13 +263,13 @@ class Replay:
                 )
             return
 
-        def measure() -> dict[str, Gram]:
+        def all_layers() -> dict[str, Gram]:
             call = self.calls[index]  # outside: recording is the model's own affair
             with products(self.precision, device_of(block)):
                 return sum_grams(block, stream, call, self.batch, name)
 
         # a second attempt starts with empty grams, so no batch is counted twice
-        yield self._tried(name, measure)
+        yield self._tried(name, all_layers)
 
     def advance(self, index: int, stream: Tensor) -> None:
         """Replace the stream in place by its values after a block: see `advance`."""

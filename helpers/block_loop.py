@@ -8,7 +8,6 @@ the next one. With one pass the text waits inside the block while its layers are
 """
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +36,7 @@ from helpers.models import (
     weights_in_memory,
     write_weight,
 )
-from helpers.progress import Progress, as_progress
+from helpers.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -56,23 +55,6 @@ class LayerReport:
     dead_inputs: int | None
     seconds: float
     mask: str
-
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of `prune_model`, parsed; see there for each.
-
-    ignored: the layers that stay dense, by their `layer_key`.
-    """
-
-    tokens: Tensor | None
-    target: Target
-    passes: int = 2
-    precision: str = "float32"
-    batch: int | None = None
-    progress: Progress = as_progress(False)
-    importance: Mapping[str, Tensor] | None = None
-    ignored: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -167,6 +149,10 @@ class Team:
         """The values of all processes, in every process; all wait for one another."""
         return [value]
 
+    def collect(self, values: list) -> list:
+        """The entries of all processes' lists."""
+        return sum(self.gather(values), [])
+
     def part(self, tokens: Tensor) -> Tensor:
         """The calibration sequences of this process."""
         return tokens
@@ -178,34 +164,42 @@ class Team:
         self, layers: dict[str, nn.Module], prune: Callable[[str], LayerReport]
     ) -> Iterator[LayerReport]:
         """Prune the layers of a block, each in one of the processes; yield reports in order."""
-        return map(prune, layers)  # one at a time, when the caller asks for it
+        for name in layers:  # each is reported before the next is solved
+            yield prune(name)
 
 
+@dataclass(eq=False)
 class Loop:
-    """Prunes a model block by block, and collects the report and the seconds of its parts."""
+    """Prunes a model block by block, and collects the report and the seconds of its parts.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        request: Request,
-        *,
-        store: Store | None = None,
-        team: Team | None = None,
-    ) -> None:
-        self.model = model
-        self.request = request
-        self.method = get_method(request.target.method)
+    `helpers.prune.checked_loop` makes one of arguments that are checked; see `prune_model` for
+    them. ignored: the layers that stay dense, by their `layer_key`; the target has a sparsity for
+    each of the others.
+    """
+
+    model: nn.Module
+    tokens: Tensor | None
+    target: Target
+    ignored: list[str]
+    passes: int
+    precision: str
+    batch: int | None
+    progress: Progress
+    importance: Mapping[str, Tensor] | None = None
+    team: Team = field(default_factory=Team)
+    store: Store = field(default_factory=Store)
+
+    def __post_init__(self) -> None:
+        self.method = get_method(self.target.method)
         self.report = PruneReport(
-            method=request.target.method,
-            pattern=str(request.target.pattern),
-            precision=request.precision,
-            ignored=request.ignored,
+            method=self.target.method,
+            pattern=str(self.target.pattern),
+            precision=self.precision,
+            ignored=self.ignored,
         )
-        self.store = store or Store()
-        self.team = team or Team()
-        self.blocks = find_blocks(model)
-        self.total = len(model_layers(model))
-        self.device = device_of(model)
+        self.blocks = find_blocks(self.model)
+        self.total = len(model_layers(self.model))
+        self.device = device_of(self.model)
         self.seconds = {"forward": 0.0, "solve": 0.0}
 
     def run(self) -> PruneReport:
@@ -227,7 +221,7 @@ class Loop:
                     self.prune_block(index, replay, stream)
         if replay:
             self.report.batch = replay.batch
-            self.report.halved = self.halved(replay)
+            self.report.halved = self.team.collect(replay.halved)
         self.report.seconds = {"total": time.perf_counter() - started, **self.seconds}
         set_state(self.model, interrupted=False, report=self.report)
         return self.report
@@ -235,13 +229,13 @@ class Loop:
     def replay(self) -> Replay:
         """Set up the replay of the blocks on the calibration text, and check its parity."""
         # each process runs its own part of the text through the whole model
-        tokens = self.team.part(self.request.tokens)
+        tokens = self.team.part(self.tokens)
         replay = Replay(
             self.model,
             tokens,
-            self.request.batch or best_batch(self.device, tokens.shape[1]),
-            passes=self.request.passes,
-            precision=self.request.precision,
+            self.batch or best_batch(self.device, tokens.shape[1]),
+            passes=self.passes,
+            precision=self.precision,
         )
         self.report.parity = max(self.team.gather(replay.parity()))
         return replay
@@ -249,49 +243,40 @@ class Loop:
     def prune_block(
         self, index: int, replay: Replay | None, stream: Tensor | None
     ) -> None:
-        """Measure and prune a block unless it is saved, and take the stream through it."""
-        saved = self.store.saved(index)
+        """Prune the layers of a block unless it is saved, and take the stream through it."""
         # a resumed run: the weights are pruned already, but the stream has still to pass them
+        saved = self.store.saved(index)
         if saved is not None:
             self.report.layers += saved
         else:
             before = len(self.report.layers)
-            # by name, in the order of the block's definition
-            layers = find_layers(self.blocks[index], f"block {index}")
             # closed after an error too: batches of text may be waiting inside the block
-            with contextlib.closing(self.grams(index, replay, stream)) as stages:
+            with contextlib.closing(self.stages(index, replay, stream)) as stages:
                 for grams in stages:
-                    ready = {name: layers[name] for name in layers if name in grams}
-                    prune = functools.partial(self.prune_layer, index, ready, grams)
-                    # a generator: each layer is solved, reported and freed before the next
-                    for layer_report in self.team.solve(ready, prune):
-                        self.report.layers.append(layer_report)
-                        name = f"block {index} {layer_report.name}"
-                        done = len(self.report.layers)
-                        self.request.progress(done, self.total, name)
-            halved = self.halved(replay) if replay else []
+                    self.prune_layers(index, grams)
+            halved = self.team.collect(replay.halved) if replay else []
             self.store.save(index, self.report.layers[before:], halved)
         # With the pruned weights, so later layers are fitted to inputs they will really get. One
         # pass has done that already, and nothing reads the stream after the last block
-        behind = saved is not None or self.request.passes == 2
+        behind = saved is not None or self.passes == 2
         if replay and behind and index + 1 < len(self.blocks):
             with self.timed("forward"):
                 replay.advance(index, stream)
 
-    def grams(
+    def stages(
         self, index: int, replay: Replay | None, stream: Tensor | None
     ) -> Iterator[dict[str, Gram | None]]:
-        """The layers of a block that can be pruned now, with their grams, until there are no more.
+        """The layers of a block that can be pruned next, with their grams, until all are pruned.
 
         The grams are of all calibration text, and None for a method that reads none.
         """
         if replay is None:
             yield dict.fromkeys(find_layers(self.blocks[index]))
             return
-        stages = replay.grams(index, stream)
+        measuring = replay.measure(index, stream)
         while True:
             with self.timed("forward"):
-                grams = next(stages, None)
+                grams = next(measuring, None)
                 if grams is None:
                     return
                 # a gram is a sum over tokens, so the processes' sums add up to that of all text
@@ -301,28 +286,36 @@ class Loop:
                     check_measured(gram, f"block {index}", name)
             yield grams
 
-    def halved(self, replay: Replay) -> list[str]:
-        """Where any of the processes had to halve its batch so far."""
-        return sum(self.team.gather(replay.halved), [])
+    def prune_layers(self, index: int, grams: dict[str, Gram | None]) -> None:
+        """Prune the layers of a block that have a gram; each gram is taken out when it is used."""
+        block = find_layers(self.blocks[index], f"block {index}")
+        # in the order of the block's definition
+        layers = {name: block[name] for name in block if name in grams}
+
+        def prune(name: str) -> LayerReport:
+            layer_report = self.prune_layer(index, name, layers[name], grams[name])
+            # a gram and its factor are freed with the last layer that reads them
+            del grams[name]
+            return layer_report
+
+        for layer_report in self.team.solve(layers, prune):
+            self.report.layers.append(layer_report)
+            name = f"block {index} {layer_report.name}"
+            self.progress(len(self.report.layers), self.total, name)
 
     def prune_layer(
-        self,
-        index: int,
-        layers: dict[str, nn.Module],
-        grams: dict[str, Gram | None],
-        name: str,
+        self, index: int, name: str, layer: nn.Module, gram: Gram | None
     ) -> LayerReport:
-        """Solve and overwrite one of a block's layers, and take its gram out of `grams`."""
+        """Solve a layer, and overwrite its weight."""
         started = time.perf_counter()
         # (d_out, d_in), the layer's own memory: the registry refuses a method that writes there
-        weight = read_weight(layers[name])
+        weight = read_weight(layer)
         with self.timed("solve"), explain_errors(f"block {index} {name}"):
-            # popped, so that a gram and its factor are freed with the last layer that reads them
-            result = self.solve(layer_key(index, name), weight, grams.pop(name))
+            result = self.solve(layer_key(index, name), weight, gram)
             # from here on the model is neither dense nor pruned, if an error ends the loop
             set_state(self.model, interrupted=True)
             # in place: the module stays the one that the model, its hooks and tied weights refer to
-            write_weight(layers[name], result.weight)
+            write_weight(layer, result.weight)
         return LayerReport(
             block=index,
             name=name,
@@ -345,22 +338,16 @@ class Loop:
 
         A layer that is ignored stays as it is.
         """
-        if key in self.request.ignored:
+        if key in self.ignored:
             return LayerResult(weight, torch.ones_like(weight, dtype=torch.bool))
-        factor = None
-        if self.request.importance is not None:
-            factor = self.request.importance[key].to(weight.device, torch.float32)
-            factor = factor[:, None]
-        target = self.request.target.of_layer(key)
-        result = self.method(
-            weight if factor is None else weight.float() * factor,
-            gram,
-            sparsity=target.sparsity,
-            pattern=target.pattern,
-            **target.options,
+        target = self.target.of_layer(key)
+        problem = dict(
+            sparsity=target.sparsity, pattern=target.pattern, **target.options
         )
-        if factor is None:
-            return result
+        if self.importance is None:
+            return self.method(weight, gram, **problem)
+        factor = self.importance[key].to(weight.device, torch.float32)[:, None]
+        result = self.method(weight.float() * factor, gram, **problem)
         new = (result.weight / factor).to(weight.dtype)
         # measured for the weighted outputs: measured again for the outputs as they are
         error = None if gram is None else relative_error(weight, new, gram.matrix)

@@ -9,6 +9,7 @@ decides whether that is faithful.
 import contextlib
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +49,21 @@ class Call:
         return groups
 
 
+def own_thread(hook: Callable) -> Callable:
+    """A hook that hears nothing of other threads.
+
+    One may run the same model meanwhile, as an explorer does. Its inputs must not be counted here,
+    and its pass must not be ended.
+    """
+    thread = threading.get_ident()
+
+    @functools.wraps(hook)
+    def heard(*args: Any, **kwargs: Any) -> Any:
+        return hook(*args, **kwargs) if threading.get_ident() == thread else None
+
+    return heard
+
+
 # A hook cannot return from the model's forward; an exception is the only way out of it
 class Captured(Exception):
     """Raised by a hook to end a forward pass early."""
@@ -63,10 +79,12 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
     read = []  # (layer, input) of the running block
 
     # every block, because families may alternate masks (full and sliding window) or positions
+    @own_thread
     def record(block: nn.Module, args: tuple, kwargs: dict):
         calls.append(split_stream(block, args, kwargs)[1])
         read.clear()
 
+    @own_thread
     def answered(block: nn.Module, _args: Any, output: Any):
         # attention weights, a position bias or a cache, by family
         rest = output[1:] if isinstance(output, tuple) else None
@@ -102,11 +120,11 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
 def watch_inputs(
     layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Context manager: call see(name, inputs) each time that one of the layers is about to run."""
+    """Context manager: call see(name, inputs) each time that this thread runs one of the layers."""
     with contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             hook = lambda _layer, args, name=name: see(name, args[0])  # noqa: E731
-            stack.enter_context(layer.register_forward_pre_hook(hook))
+            stack.enter_context(layer.register_forward_pre_hook(own_thread(hook)))
         yield
 
 
@@ -156,6 +174,7 @@ def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
     """The stream (batch, length, width) entering block 0; no block is run."""
     streams = []
 
+    @own_thread
     def stop(block: nn.Module, args: tuple, kwargs: dict):
         streams.append(split_stream(block, args, kwargs)[0])
         raise Captured
@@ -255,6 +274,7 @@ def _forward_and_replay(
     stream, replaying = first_stream(model, tokens), False
     check_finite("activations entering block 0", stream)
 
+    @own_thread
     def replay(index: int, block: nn.Module, _args: Any, _output: Any):
         nonlocal stream, replaying
         # run_block calls the block, and so this hook a second time
@@ -296,7 +316,15 @@ def _answering(block: nn.Module, stream: Tensor, call: Call) -> Iterator[None]:
     # nn.Module calls self.forward, and an attribute of the instance hides the class's method. Some
     # libraries (accelerate) have set one already, which has to be put back
     before = vars(block).get("forward")
-    block.forward = lambda *_args, **_kwargs: answer
+    thread = threading.get_ident()
+    whole = block.forward
+
+    def answering(*args: Any, **kwargs: Any) -> Any:
+        # another thread that runs the model gets the block itself
+        own = threading.get_ident() == thread
+        return answer if own else whole(*args, **kwargs)
+
+    block.forward = answering
     try:
         yield
     finally:

@@ -16,9 +16,9 @@ from typing import Any
 from helpers.paths import root, visible_files
 
 # folders of helpers/ that decide numbers, like the modules directly in helpers/
-CORE_FOLDERS = ("data", "fast", "beyond")
+CORE_FOLDERS = ("data", "model", "fast", "beyond")
 # decides the numbers of zero-shot runs alone
-SCORING = "scoring.py"
+SCORING = "model/token_trees.py"
 
 
 def core_code(project: Path | None = None) -> dict[str, str]:

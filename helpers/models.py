@@ -261,6 +261,15 @@ def check_model(model: object, *, half_pruned: bool = False) -> None:
         )
 
 
+def check_in_memory(model: nn.Module) -> None:
+    """Raise UnsupportedModel for a streamed model, whose layers hold values during calls only."""
+    if any(layer.weight.is_meta for layer in model_layers(model).values()):
+        raise UnsupportedModel(
+            "the model's weights are not in memory: load it with load_model, or prune it with "
+            "prune_checkpoint"
+        )
+
+
 def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
     """Raise unless tokens are int64 ids of this model's vocabulary, (sequences, length) or
     (tokens,), and no sequence is longer than the model can take.
@@ -442,8 +451,11 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
     (d_out, d_in) for `nn.Linear`, but (d_in, d_out) for GPT-2's `Conv1D`. A kept weight that
     happens to be zero counts as pruned. The masks of a dense model are all True.
 
-    Raises UnsupportedModel; NonFinite if a weight holds NaN or infinity.
+    Raises BadParameter like `check_model`, UnsupportedModel like `check_in_memory`, and NonFinite
+    if a weight holds NaN or infinity.
     """
+    check_model(model)
+    check_in_memory(model)
     names = {module: name for name, module in model.named_modules()}
     masks = {}
     for layer in model_layers(model).values():

@@ -9,17 +9,19 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from helpers.block_loop import Loop, PruneReport, Request, explain_errors
+from helpers.block_loop import Loop, PruneReport, Team, explain_errors
 from helpers.device import check_precision
-from helpers.dry_run import try_target
-from helpers.errors import BadParameter, UnsupportedModel, described, join_names
+from helpers.errors import BadParameter, described, join_names
+from helpers.gram import gram_of
 from helpers.layer import Sparsity, Target
 from helpers.masks import Pattern, check_divides, target_sparsity
 from helpers.methods import check_method_options, get_method
 from helpers.model_state import state_of
 from helpers.models import (
+    check_in_memory,
     check_model,
     check_tokens,
     check_weights,
@@ -30,6 +32,7 @@ from helpers.models import (
 from helpers.options import check_switch, check_whole
 from helpers.progress import Progress, as_progress
 
+TRIAL = 128  # outputs of the largest layer that is tried, and about as many inputs
 DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
 
 
@@ -87,18 +90,90 @@ def prune_model(
     """
     check_model(model, half_pruned=check_switch("allow_pruned", allow_pruned))
     check_dense(model, allow_pruned)
-    request = Request(
+    return checked_loop(
+        model,
+        tokens,
+        method=method,
+        options=options,
+        sparsity=sparsity,
+        pattern=pattern,
+        passes=passes,
+        precision=precision,
+        batch=batch,
+        progress=progress,
+        importance=importance,
+        ignore=ignore,
+    ).run()
+
+
+def checked_loop(
+    model: nn.Module,
+    tokens: Tensor | None,
+    *,
+    method: str,
+    options: Mapping[str, Any],
+    sparsity: Sparsity,
+    pattern: str | Pattern,
+    passes: int,
+    precision: str,
+    batch: int | None,
+    progress: Progress | bool,
+    ignore: Collection[str],
+    importance: Mapping[str, Tensor] | None = None,
+    team: Team | None = None,
+) -> Loop:
+    """The loop that prunes a model, for arguments of `prune_model`; nothing is changed yet.
+
+    Raises for all that can be refused before a weight changes: an error in the last block would
+    come after hours, and leave a model that is half pruned. Of weights on the meta device only the
+    shapes are looked at.
+    Raises BadParameter, UnsupportedModel, NonFinite, NotPositiveDefinite.
+    """
+    if "keep" in options:
+        raise BadParameter(
+            "prune_model takes no keep=, which fits one layer: call METHODS[method](...) for that"
+        )
+    check_method_options(method, options)
+    if get_method(method).needs_calibration:
+        if tokens is None:
+            raise BadParameter(
+                f"method {method!r} needs calibration tokens: give calibration_tokens(...), or use "
+                'method "magnitude"'
+            )
+        check_tokens(model, tokens)
+    pattern = Pattern.parse(pattern)
+    ignored = ignored_layers(model, ignore)
+    layers = model_layers(model, ignored)
+    # of all layers: a pattern that does not fit the last one is refused here
+    shapes = {key: read_weight(layer).shape for key, layer in layers.items()}
+    for key, layer in layers.items():
+        check_divides(pattern, shapes[key][1])
+        # on the meta device there are shapes only; such a weight is checked when it is read
+        if not layer.weight.is_meta:
+            check_weights(f"block {key.replace('.', ' ', 1)}", layer)
+    if batch is not None:
+        check_whole("batch", batch)
+    if check_whole("passes", passes) > 2:
+        raise BadParameter(f"passes {passes!r} is not allowed: give 1 or 2")
+    check_precision(precision, next(model.parameters()).dtype)
+    if importance is not None:
+        check_importance(importance, shapes)
+    shares = sparsity_by_layer(sparsity, pattern, shapes)
+    target = Target(method, shares, pattern, options)
+    smallest = min(shapes, key=lambda key: math.prod(shapes[key]))
+    try_target(target.of_layer(smallest), shapes[smallest], device_of(model))
+    return Loop(
+        model=model,
         tokens=tokens,
-        target=Target(method, sparsity, Pattern.parse(pattern), options),
+        target=target,
+        ignored=ignored,
         passes=passes,
         precision=precision,
         batch=batch,
         progress=as_progress(progress),
         importance=importance,
-        ignored=ignored_layers(model, ignore),
+        team=team or Team(),
     )
-    check_request(model, request)
-    return Loop(model, request).run()
 
 
 def check_dense(model: nn.Module, allow_pruned: bool) -> None:
@@ -106,19 +181,15 @@ def check_dense(model: nn.Module, allow_pruned: bool) -> None:
 
     Raises UnsupportedModel, BadParameter.
     """
-    weights = [layer.weight for layer in model_layers(model).values()]
     # what is written to a weight that is read for each call is lost
-    if any(weight.is_meta for weight in weights):
-        raise UnsupportedModel(
-            "the model's weights are not in memory, so they cannot be changed: load it with "
-            "load_model, or use prune_checkpoint"
-        )
+    check_in_memory(model)
     if allow_pruned:
         return
     again = "load the dense model again, or give allow_pruned=True to prune it further"
     if state_of(model).report is not None:
         raise BadParameter(f"prune_model has pruned this model before: {again}")
     # a model pruned elsewhere, or saved and loaded, has no mark
+    weights = [layer.weight for layer in model_layers(model).values()]
     check_zeros("the model's weights", weights, again)
 
 
@@ -152,47 +223,6 @@ def ignored_layers(model: nn.Module, ignore: Collection[str]) -> list[str]:
     return ignored
 
 
-def check_request(model: nn.Module, request: Request) -> None:
-    """Raise for everything that can be refused before a weight changes.
-
-    Of weights on the meta device only the shapes are looked at.
-    Raises BadParameter, UnsupportedModel, NonFinite, NotPositiveDefinite.
-    """
-    # Before anything runs: an error in the last block would otherwise come after hours and leave a
-    # model that is half pruned
-    target = request.target
-    if "keep" in target.options:
-        raise BadParameter(
-            "prune_model takes no keep=, which fits one layer: call METHODS[method](...) for that"
-        )
-    check_method_options(target.method, target.options)
-    if get_method(target.method).needs_calibration:
-        if request.tokens is None:
-            raise BadParameter(
-                f"method {target.method!r} needs calibration tokens: give calibration_tokens(...), "
-                'or use method "magnitude"'
-            )
-        check_tokens(model, request.tokens)
-    layers = model_layers(model, request.ignored)
-    # of all layers: a pattern that does not fit the last one is refused here
-    shapes = {key: read_weight(layer).shape for key, layer in layers.items()}
-    for key, layer in layers.items():
-        check_divides(target.pattern, shapes[key][1])
-        # on the meta device there are shapes only; such a weight is checked when it is read
-        if not layer.weight.is_meta:
-            check_weights(f"block {key.replace('.', ' ', 1)}", layer)
-    check_sparsities(target, shapes)
-    if request.batch is not None:
-        check_whole("batch", request.batch)
-    if check_whole("passes", request.passes) > 2:
-        raise BadParameter(f"passes {request.passes!r} is not allowed: give 1 or 2")
-    check_precision(request.precision, next(model.parameters()).dtype)
-    if request.importance is not None:
-        check_importance(request.importance, shapes)
-    smallest = min(shapes, key=lambda key: math.prod(shapes[key]))
-    try_target(target.of_layer(smallest), shapes[smallest], device_of(model))
-
-
 def check_importance(
     importance: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]
 ) -> None:
@@ -215,15 +245,21 @@ def check_importance(
             )
 
 
-def check_sparsities(target: Target, layers: Collection[str]) -> None:
-    """Raise BadParameter unless there is an allowed sparsity for each layer, by their names."""
-    if not isinstance(target.sparsity, Mapping):
-        target_sparsity(target.sparsity, target.pattern)
-        return
-    check_names("sparsity", target.sparsity, layers)
-    for name, value in target.sparsity.items():
+def sparsity_by_layer(
+    sparsity: Sparsity, pattern: Pattern, layers: Collection[str]
+) -> dict[str, float]:
+    """The sparsity of each layer by its name, from one for all, one for each, or N:M alone.
+
+    Raises BadParameter.
+    """
+    if not isinstance(sparsity, Mapping):
+        return dict.fromkeys(layers, target_sparsity(sparsity, pattern))
+    check_names("sparsity", sparsity, layers)
+    shares = {}
+    for name in layers:
         with explain_errors(f"layer {name}"):
-            target_sparsity(value, target.pattern)
+            shares[name] = target_sparsity(sparsity[name], pattern)
+    return shares
 
 
 def check_names(
@@ -237,4 +273,42 @@ def check_names(
             f"{what} keys do not match the layers: unexpected [{join_names(unexpected)}], missing "
             f"[{join_names(missing)}]; give one value for all, or one for each of the "
             f"{len(layers)} layers, such as {next(iter(layers))!r}"
+        )
+
+
+# --- the method is tried on a small random layer before a model is pruned with it ----------------
+
+
+def random_layer(outputs: int, inputs: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """A weight (outputs, inputs), and correlated inputs (tokens, inputs): the same every time."""
+    source = torch.Generator().manual_seed(0)
+    independent = torch.randn(tokens, inputs, generator=source)
+    # real inputs are correlated, so these are mixed
+    mixing = torch.randn(inputs, inputs, generator=source)
+    weight = torch.randn(outputs, inputs, generator=source)
+    return weight, independent @ mixing
+
+
+def try_target(target: Target, shape: tuple[int, int], device: torch.device) -> None:
+    """Solve a random layer with a target, so that the method itself refuses a bad option.
+
+    shape: (d_out, d_in) of a layer; larger ones are tried with TRIAL outputs and about as many
+    inputs. Raises what the method raises.
+    """
+    rows, width = (min(size, TRIAL) for size in shape)
+    m = target.pattern.m
+    if shape[1] > TRIAL and m:
+        width = max(1, TRIAL // m) * m  # whole groups
+    weight, inputs = random_layer(rows, width, 4 * width)
+    method = get_method(target.method)
+    gram = gram_of(inputs).to(device) if method.needs_calibration else None
+    # a method may draw random numbers, and the caller's must not depend on this trial
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices=devices):
+        method(
+            weight.to(device),
+            gram,
+            sparsity=target.sparsity,
+            pattern=target.pattern,
+            **target.options,
         )

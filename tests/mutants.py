@@ -21,16 +21,15 @@ from helpers import (
     block_grams,
     block_loop,
     blocks,
-    evaluate,
     masks,
     methods,
-    scoring,
     sparsegpt,
 )
 from helpers.beyond import allocation, distil, recipe, training
 from helpers.data import corpora
 from helpers.fast import fused, panels
 from helpers.gram import Gram
+from helpers.model import perplexity, token_trees
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -151,7 +150,7 @@ def one_block_for_all(whole, block, stream, *rest):
 schedule = functools.partial(around, admm, "cubic_schedule")
 grams = functools.partial(around, block_grams, "sum_grams")
 sums = functools.partial(around, panels, "add_upper")
-windows = functools.partial(around, evaluate, "check_windows")
+windows = functools.partial(around, perplexity, "check_windows")
 GRAD = "admm-grad"
 FEW = "admm/few"
 
@@ -270,13 +269,13 @@ GROUPS = {
     },
     ("dense", "evaluate/perplexity"): {
         "windows do not begin with the start token": around(
-            evaluate, "with_start", lambda f, rows, *_: rows
+            perplexity, "with_start", lambda f, rows, *_: rows
         ),
         "a window left out": windows(
             lambda f, m, t, n, most: f(m, t, n, most and most - 1)
         ),
         "the first prediction left out": around(
-            evaluate,
+            perplexity,
             "_negative_log_likelihood",
             lambda f, logits, rows: f(logits[:, 1:], rows[:, 1:]),
         ),
@@ -311,14 +310,14 @@ GROUPS = {
     },
     ("zero-shot", "zero-shot/openbookqa"): {
         "likelihoods of the tokens before": around(
-            scoring.TreeLM,
+            token_trees.TreeLM,
             "_score",
             lambda f, lm, requests: f(
                 lm, [(*names, context[:-1], end) for *names, context, end in requests]
             ),
         ),
         "answers of a pass in another order": around(
-            scoring.TreeLM, "_score", lambda f, *args: f(*args)[::-1]
+            token_trees.TreeLM, "_score", lambda f, *args: f(*args)[::-1]
         ),
     },
 }

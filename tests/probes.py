@@ -28,10 +28,11 @@ import torch
 from torch import Tensor, nn
 
 import helpers
-from helpers import blocks, evaluate, gradient_methods, masks
+from helpers import blocks, gradient_methods, masks
 from helpers.beyond import recipe, training
 from helpers.data import corpora, tasks
 from helpers.gram import damp, normalise
+from helpers.model import perplexity, zero_shot
 from helpers.models import find_blocks
 from helpers.studies import draw_windows, hidden_states, mask_rules, updates
 
@@ -453,7 +454,7 @@ def perplexities():
         "128": helpers.perplexity(model, text, length=128, limit=2),
         "512": helpers.perplexity(model, text[:512], length=512),
         "start token": helpers.perplexity(model, begun, length=128, limit=1),
-        "windows": digest(evaluate.check_windows(model, begun, 128, 4)),
+        "windows": digest(perplexity.check_windows(model, begun, 128, 4)),
     }
 
 
@@ -468,7 +469,7 @@ def scored(task: str):
 
     with mock.patch.object(lm_eval, "evaluate", look):
         score = helpers.zero_shot(*embedded(), tasks=[task], limit=3)[task]
-    texts = evaluate.zero_shot_examples([task])[task]
+    texts = zero_shot.zero_shot_examples([task])[task]
     found = score.to_dict() | {"answers": score.answers, "likelihoods": likelihoods}
     text = hashlib.sha256(repr(texts).encode()).hexdigest()[:16]
     return {task: found | {"text": text}}

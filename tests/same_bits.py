@@ -8,8 +8,8 @@ file) and the plan smoke, which runs every notebook, are run in a checkout of th
 in this one, in one environment on this machine, and every value is compared bit for bit. Each
 checkout runs its own probes and names its own hashes, so that files may move. If all values are
 equal, the pairs of hashes go to results/reference/same.json, where `helpers.runner` follows them.
-If one is not, nothing is written. Only likelihoods may be others with another scoring.py, which is
-then not linked: it counts for zero-shot alone.
+If one is not, nothing is written. Only likelihoods may be others with another token_trees.py, which
+is then not linked: it counts for zero-shot alone.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def prove(wanted: str) -> int:
         item for item in unequal if "/likelihoods/" in item.name and item.name in after
     ]
     if moved and earlier.pop("scoring", None) != today.get("scoring"):
-        say("scoring.py finds other likelihoods: of it nothing is proven")
+        say("token_trees.py finds other likelihoods: of it nothing is proven")
         unequal = [item for item in unequal if item not in moved]
         for item in moved:
             del before[item.name]

@@ -240,6 +240,24 @@ def test_bad_requests(rule, change, words, one_line_error):
         {"owl": owl, "guide": guide}[rule](fam.build(), **arguments)
 
 
+@pytest.mark.parametrize(
+    "rule, sparsity, pattern, words",
+    [
+        ("guide", None, "2:4", 'allocation = ""'),
+        ("owl", 0.5, "4:8", "4:8"),
+        ("gudie", 0.6, "unstructured", "'guide'"),
+        ("", None, "unstructured", "sparsity"),
+    ],
+)
+def test_an_allocation_is_refused_before_a_model_is_loaded(
+    rule, sparsity, pattern, words, one_line_error
+):
+    with one_line_error(BadParameter, words):
+        allocation.check_allocation(rule, sparsity, pattern)
+    allocation.check_allocation("", None, "2:4")
+    allocation.check_allocation("guide", 0.6, "unstructured")
+
+
 def test_models_with_numbers_that_are_not_finite(one_line_error):
     tokens = fam.random_tokens()
     for weight, words in (

@@ -1,5 +1,7 @@
 """Finding what to prune in many tiny families, and replaying their blocks against the models."""
 
+import threading
+
 import families as fam
 import pytest
 import torch
@@ -7,13 +9,14 @@ import transformers as hf
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from helpers import block_grams
+from helpers import block_grams, guide, prune_model
 from helpers import blocks as cap
-from helpers.block_loop import Loop, Request, Team
+from helpers.block_loop import Loop, Team
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.gram import Gram
 from helpers.layer import Target
 from helpers.models import find_blocks, find_layers
+from helpers.progress import as_progress
 
 EVERY = sorted(fam.FAMILIES)
 BATCH = 2
@@ -110,6 +113,61 @@ def test_the_stream_may_be_passed_by_name(monkeypatch):
 # ---------------------------------------------------------------- grams
 
 
+def run_elsewhere(model, tokens):
+    """Let another thread run the whole model in the midst of each pass of this one.
+
+    As an explorer does that a reader has left running. Returns what that thread has got.
+    """
+    here = threading.get_ident()
+    logits = []
+
+    def meanwhile(*_):
+        if threading.get_ident() == here:
+            other = threading.Thread(
+                target=lambda: logits.append(cap.forward(model, tokens))
+            )
+            other.start()
+            other.join()
+
+    for block in find_blocks(model):
+        find_layers(block)["mlp.up_proj"].register_forward_pre_hook(meanwhile)
+    return logits
+
+
+def grams_of(model, tokens):
+    problems = block_grams.layer_problems(model, tokens, 1, fam.LLAMA_LAYERS, batch=2)
+    return [gram for _, gram in problems.values()]
+
+
+def weights_of(passes):
+    def pruned(model, tokens):
+        prune_model(model, tokens, method="admm1", sparsity=0.5, passes=passes)
+        return list(fam.snapshot(model).values())
+
+    return pruned
+
+
+def importance_of(model, tokens):
+    return list(guide(model, tokens, sparsity=0.5).importance.values())
+
+
+@pytest.mark.parametrize(
+    "measure", [grams_of, weights_of(1), weights_of(2), importance_of]
+)
+def test_what_another_thread_runs_is_not_counted(measure):
+    tokens = fam.random_tokens()
+    alone = measure(fam.build(), tokens)
+    model = fam.build()
+    others = fam.random_tokens(1, 7, seed=5)
+    expected = cap.forward(model, others)
+    seen = run_elsewhere(model, others)
+    found = measure(model, tokens)
+    assert len(seen) > 2
+    assert all(map(torch.equal, found, alone))
+    # nor is the other thread's pass disturbed: its first ones met the dense model
+    assert torch.equal(seen[0], expected)
+
+
 @pytest.mark.parametrize("family, layer", [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
 def test_layer_gram_is_that_of_the_dense_model_without_dropout(family, layer):
     model = fam.build(family)
@@ -169,13 +227,24 @@ class Filled(Team):
 
 def test_grams_are_checked_once_they_are_those_of_all_processes(one_line_error):
     class Missed(block_grams.Replay):
-        def grams(self, *_):
+        def measure(self, *_):
             yield {"experts.1": Gram(4)}
 
     model = fam.build("opt")
     text = Missed(model, fam.random_tokens(2), 1)
-    request = Request(tokens=text.tokens, target=Target("wanda", 0.5))
-    (grams,) = Loop(model, request, team=Filled()).grams(1, text, None)
+    loop = Loop(
+        model,
+        text.tokens,
+        target=Target("wanda", 0.5),
+        ignored=[],
+        passes=2,
+        precision="float32",
+        batch=1,
+        progress=as_progress(False),
+        team=Filled(),
+    )
+    (grams,) = loop.stages(1, text, None)
     assert grams["experts.1"].tokens == 3
+    loop.team = Team()
     with one_line_error(UnsupportedModel, "block 1 experts.1", "more calibration text"):
-        list(Loop(model, request).grams(1, text, None))
+        list(loop.stages(1, text, None))

@@ -19,7 +19,7 @@ from helpers import perplexity
 from helpers.data import corpora
 from helpers.data.corpora import HUB_TEXTS, corpus_identity, evaluation_tokens
 from helpers.errors import BadParameter, FileError
-from helpers.evaluate import check_windows
+from helpers.model.perplexity import check_windows
 
 C4 = HUB_TEXTS["c4"]
 WIKITEXT2 = HUB_TEXTS["wikitext2"]

@@ -20,7 +20,8 @@ import torch
 from mutants import MUTANTS, solver_loop, sums
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from helpers import evaluate, load_model, prune
+import helpers
+from helpers import load_model, prune
 from helpers.beyond import allocation as allocate
 from helpers.beyond import distil, recipe
 from helpers.data import corpora
@@ -172,7 +173,7 @@ def measure(model, texts, cell):
             looks = dict(report.repair["held_out"])
             metrics["divergence_before"] = looks[0]
             metrics["divergence_after"] = looks[report.repair["kept"]]
-    measured = evaluate.perplexity(network, text, length=LENGTH, limit=WINDOWS)
+    measured = helpers.perplexity(network, text, length=LENGTH, limit=WINDOWS)
     metrics["perplexity"] = measured
     values = {name: {"value": number, "unit": "1"} for name, number in metrics.items()}
     layers = report.to_dict()["layers"] if report else []
@@ -203,7 +204,7 @@ def zero_shot():
     with torch.no_grad():
         for weight in model.model.layers.parameters():
             weight *= 10.0  # what stands before a token then decides what it predicts
-    scores = evaluate.zero_shot(model, tokenizer, tasks=["openbookqa"], limit=40)
+    scores = helpers.zero_shot(model, tokenizer, tasks=["openbookqa"], limit=40)
     series = {"zero_shot": {task: score.to_dict() for task, score in scores.items()}}
     series["answers"] = {task: score.answers for task, score in scores.items()}
     return record_of(

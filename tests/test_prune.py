@@ -241,6 +241,7 @@ USES = (
     lambda model: perplexity(model, fam.random_tokens(1, 80)[0], length=40),
     lambda model: model_identity(model),
     lambda model: zero_shot(model, None, tasks=["rte"], limit=2),
+    lambda model: layer_problems(model, fam.random_tokens(), 0, ["mlp.up_proj"]),
 )
 
 

@@ -77,6 +77,8 @@ def test_the_recipe_is_its_steps(effort, target):
         ({"sparsity": 1.5}, "sparsity 1.5"),
         ({"iterations": 0}, "iterations 0"),
         ({"passes": 3}, "passes 3"),
+        ({"method": "dense"}, "'dense'"),
+        ({"method": "wnada"}, "'wnada'"),
         ({"dtype": torch.float16}, 'dtype="float32"'),
     ],
 )
@@ -102,8 +104,10 @@ def test_the_text_that_a_run_needs(one_line_error):
     assert text_needed("magnitude", "balanced", 8) == 8 + 4 + HELD_OUT
     with one_line_error(BadParameter, "effort 'fast'"):
         text_needed("dense", "fast", 8)
-    with one_line_error(BadParameter, "method 'admmgrad'"):
-        text_needed("admmgrad", "", 8)
+    # before the model is loaded, with an effort too
+    for effort in ("", "fast"):
+        with one_line_error(BadParameter, "method 'admmgrad'"):
+            text_needed("admmgrad", effort, 8)
 
 
 def test_a_longer_repair_sees_what_a_shorter_one_has_seen():

@@ -12,7 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from helpers import load_model, load_streamed, model_identity, perplexity
+from helpers import (
+    keep_masks,
+    layer_problems,
+    load_model,
+    load_streamed,
+    masks_of,
+    model_identity,
+    perplexity,
+    prune_model,
+    save_pruned,
+)
 from helpers.errors import BadParameter, FileError, NonFinite, UnsupportedModel
 from helpers.large import streaming
 from helpers.large.shards import Checkpoint
@@ -128,6 +138,22 @@ def test_perplexity_is_that_of_the_loaded_model_in_few_reads(llama, reads):
     reads.clear()
     perplexity(streamed, text.repeat(4), length=16)
     assert reads == few, "reads must not grow with the text"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        masks_of,
+        keep_masks,
+        lambda model: save_pruned(model, None, "pruned"),
+        lambda model: layer_problems(model, fam.random_tokens(), 1, ["mlp.up_proj"]),
+        lambda model: prune_model(model, method="magnitude", sparsity=0.5),
+    ],
+)
+def test_what_needs_all_weights_in_memory_says_so(use, llama, one_line_error):
+    streamed, _ = load_streamed(llama)
+    with one_line_error(UnsupportedModel, "load_model"):
+        use(streamed)
 
 
 # ---------------------------------------------------------------- nothing stays

@@ -1,4 +1,4 @@
-"""Zero-shot scores against likelihoods summed by hand; test_scoring.py compares with lm-eval's."""
+"""Zero-shot scores against likelihoods summed by hand (lm-eval's are in test_token_trees.py)."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ import torch
 from helpers.data.assets import fetch_asset
 from helpers.data.tasks import TASKS, task_rows
 from helpers.errors import BadParameter, NonFinite
-from helpers.evaluate import (
+from helpers.model.zero_shot import (
     TaskScore,
     check_zero_shot,
     zero_shot,

@@ -33,7 +33,7 @@ from helpers.block_grams import best_batch, explain_out_of_memory
 from helpers.blocks import eval_mode, record_calls, watch_inputs
 from helpers.errors import BadParameter, NonFinite
 from helpers.gram import check_measured
-from helpers.masks import check_sparsity
+from helpers.masks import Pattern, check_sparsity, target_sparsity
 from helpers.models import (
     check_model,
     check_tokens,
@@ -42,18 +42,34 @@ from helpers.models import (
     model_layers,
     read_weight,
 )
-from helpers.options import NotNegative, Positive, validated
+from helpers.options import NotNegative, Positive, check_choice, validated
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense, ignored_layers
 
 # t ↦ the sparsity that each layer would have: float64 (layers,), never decreasing in t
 Curve = Callable[[float], Tensor]
 
+# those of notebook 08; "" gives every layer the same, "fisher" is the guide without its importance
+RULES = ("", "owl", "fisher", "guide")
 FARTHEST = 700.0  # |t| at the ends of the search: exp(700) is still a float
 HALVINGS = 100  # of the search; after about 60 there is no float between its ends
 LEAST_SLOPE = 1e-12  # of the largest squared slope; smaller ones count as this one
 LEVELS = 100  # of a layer's scores in `fisher`: one for each per cent of its weights
 POWER = 0.5  # of an output's slope in its importance: see `guide`
+
+
+def check_allocation(rule: str, sparsity: float | None, pattern: str) -> None:
+    """Raise BadParameter unless notebook 08 can allocate by a rule of RULES.
+
+    sparsity, pattern: as for `prune_model`.
+    """
+    check_choice("allocation", rule, RULES)
+    target_sparsity(sparsity, pattern)
+    if rule and Pattern.parse(pattern).grouped:
+        raise BadParameter(
+            f"allocation {rule!r} has no meaning with pattern '{pattern}', which gives every layer "
+            'the same sparsity: set allocation = ""'
+        )
 
 
 @dataclass(frozen=True)

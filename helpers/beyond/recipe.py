@@ -25,15 +25,14 @@ from torch import Tensor, nn
 from helpers.beyond.allocation import guide
 from helpers.beyond.distil import distil
 from helpers.beyond.training import check_float32
-from helpers.block_loop import Loop, PruneReport, Request
+from helpers.block_loop import PruneReport
 from helpers.errors import BadParameter
-from helpers.layer import Target
 from helpers.masks import Pattern
 from helpers.methods import get_method
 from helpers.models import check_model, check_tokens
 from helpers.options import check_choice
 from helpers.progress import Progress, as_progress
-from helpers.prune import check_dense, check_request, ignored_layers
+from helpers.prune import check_dense, checked_loop
 
 
 class Effort(NamedTuple):
@@ -67,11 +66,11 @@ def text_needed(method: str, effort: str, sequences: int) -> int:
         raise BadParameter(
             f'effort {effort!r} has no meaning with method "dense": set effort = ""'
         )
+    # an unknown method is refused here with an effort too: later the model has been loaded
+    reads = method != "dense" and get_method(method).needs_calibration
     if effort:
         return windows_of(effort, sequences)
-    if method == "dense" or not get_method(method).needs_calibration:
-        return 0
-    return sequences
+    return sequences if reads else 0
 
 
 def prune_and_repair(
@@ -123,20 +122,23 @@ def prune_and_repair(
     progress = as_progress(progress)
     repair_windows = windows_of(effort, 0)
     text, repair_text = tokens.split([len(tokens) - repair_windows, repair_windows])
-    request = Request(
-        tokens=text,
-        target=Target(method, sparsity, Pattern.parse(pattern), options),
+    # all that the steps would refuse, before the first of them has taken its time
+    loop = checked_loop(
+        model,
+        text,
+        method=method,
+        options=options,
+        sparsity=sparsity,
+        pattern=pattern,
         passes=passes,
         precision=precision,
         batch=batch,
         progress=progress,
-        ignored=ignored_layers(model, ignore),
+        ignore=ignore,
     )
-    # all that the steps would refuse, before the first of them has taken its time
-    check_request(model, request)
     if budget.repair:
         check_float32(model)
-    guided = not request.target.pattern.grouped
+    guided = not loop.target.pattern.grouped
     if guided:
         found = guide(
             model,
@@ -145,11 +147,11 @@ def prune_and_repair(
             progress=progress,
             ignore=ignore,
         )
-        target = replace(request.target, sparsity=found.sparsity)
-        request = replace(request, target=target, importance=found.importance)
+        loop.target = replace(loop.target, sparsity=found.sparsity)
+        loop.importance = found.importance
     guide_seconds = time.perf_counter() - started
     dense = copy.deepcopy(model) if budget.repair else None
-    report = Loop(model, request).run()
+    report = loop.run()
     report.seconds["guide"] = guide_seconds
     report.repair = {"effort": effort, "guide": budget.guide if guided else 0}
     if dense is not None:

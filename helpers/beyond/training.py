@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from helpers.errors import BadParameter
-from helpers.models import model_layers
+from helpers.models import check_in_memory, check_model, model_layers
 
 Parameters = list[nn.Parameter]
 
@@ -38,8 +38,11 @@ def keep_masks(model: nn.Module) -> KeptZeros:
 
     The zeros of the pruned layers stay zeros, with the Trainer of transformers too, in this
     process. No parameter is replaced, so nothing has to be undone before the model is saved.
-    Memory: 1 byte for each weight. Raises BadParameter if no weight is zero, UnsupportedModel.
+    Memory: 1 byte for each weight. Raises BadParameter if no weight is zero, or like `check_model`;
+    UnsupportedModel like `check_in_memory`.
     """
+    check_model(model)
+    check_in_memory(model)
     weights = [layer.weight for layer in model_layers(model).values()]
     if all(weight.all() for weight in weights):
         raise BadParameter("no weight of this model's layers is zero: prune it first")

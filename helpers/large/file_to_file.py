@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.block_loop import LayerReport, Loop, PruneReport, Request, Store, Team
+from helpers.block_loop import LayerReport, Loop, PruneReport, Store, Team
 from helpers.code_hashes import code_hash, core_code, hash_of, wing_code
 from helpers.errors import BadParameter, FileError
 from helpers.large.shards import (
@@ -33,14 +33,12 @@ from helpers.large.shards import (
     writing,
 )
 from helpers.large.streaming import WeightReader, load_streamed
-from helpers.layer import Sparsity, Target
-from helpers.masks import Pattern
-from helpers.methods import get_method
+from helpers.layer import Sparsity
 from helpers.model_state import set_state, state_of
 from helpers.models import find_layers, model_identity
 from helpers.paths import cache_dir, replace_file, sha256_file, sync
-from helpers.progress import Progress, as_progress
-from helpers.prune import check_request, check_zeros, ignored_layers
+from helpers.progress import Progress
+from helpers.prune import check_zeros, checked_loop
 
 # whose versions decide the bits of a weight, like the code of the core and of this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
@@ -115,16 +113,20 @@ def prune_checkpoint(
     check_plain(options)
     model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
     reader = state_of(model).reader
-    request = Request(
-        tokens=tokens,
-        target=Target(method, sparsity, Pattern.parse(pattern), options),
+    loop = checked_loop(
+        model,
+        tokens,
+        method=method,
+        options=options,
+        sparsity=sparsity,
+        pattern=pattern,
         passes=passes,
         precision=precision,
         batch=batch,
-        progress=as_progress(progress),
-        ignored=ignored_layers(model, ignore),
+        progress=progress,
+        ignore=ignore,
+        team=team,
     )
-    check_request(model, request)
     if not allow_pruned:
         # one block says it, and the others are on disk
         with reader.weights_in_memory(0):
@@ -134,20 +136,20 @@ def prune_checkpoint(
                 "give the dense model, or allow_pruned=True to prune it further",
             )
     folder = Path(destination).expanduser().absolute()
-    store = ShardStore(folder, reader, request, team)
+    loop.store = store = ShardStore(folder, reader, loop)
     if len(store.results) < len(store.names):
-        store.save_outside(Loop(model, request, store=store, team=team).run())
+        store.save_outside(loop.run())
     if team.rank == 0 and not (folder / INDEX).is_file():
         store.complete()
     team.gather(None)  # no process goes on to a model that is not complete
     *blocks, outside = map(store.results.get, store.names)
     return CheckpointReport(
         method=method,
-        pattern=str(request.target.pattern),
+        pattern=str(loop.target.pattern),
         layers=[layer_report(row) for result in blocks for row in result["layers"]],
         **outside,
         precision=precision,
-        ignored=request.ignored,
+        ignored=loop.ignored,
         folder=str(folder),
         resumed=store.resumed,
     )
@@ -193,25 +195,24 @@ def prune_on_disk(
     return report, pruned
 
 
-def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
+def request_hash(reader: WeightReader, loop: Loop) -> str:
     """Hash of all that decides the bits of the result: only shards of the same one are kept."""
-    solve = get_method(request.target.method)
     method_code = None
     # a method of the caller's may have no file
     with contextlib.suppress(OSError, TypeError):
-        method_code = code_hash(inspect.getsource(inspect.unwrap(solve)))
+        method_code = code_hash(inspect.getsource(inspect.unwrap(loop.method)))
     parts = {
         "source": {path.name: sha256_file(path) for path in reader.checkpoint.paths},
         "configuration": sha256_file(reader.checkpoint.folder / "config.json"),
         # else the tokens are never read
-        "calibration": solve.needs_calibration and hash_of(request.tokens.tolist()),
-        "target": dataclasses.asdict(request.target),
+        "calibration": loop.method.needs_calibration and hash_of(loop.tokens.tolist()),
+        "target": dataclasses.asdict(loop.target),
         "method_code": method_code,
-        "passes": request.passes,
-        "precision": request.precision,
-        "batch": request.batch,
-        "processes": processes,
-        "ignored": request.ignored,
+        "passes": loop.passes,
+        "precision": loop.precision,
+        "batch": loop.batch,
+        "processes": loop.team.size,
+        "ignored": loop.ignored,
         "dtype": str(reader.dtype),
         "device": reader.device.type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -227,21 +228,19 @@ class ShardStore(Store):
     those that are there, by their names, as the hidden REPORT holds them with the `request_hash`.
     """
 
-    def __init__(
-        self, folder: Path, reader: WeightReader, request: Request, team: Team
-    ) -> None:
+    def __init__(self, folder: Path, reader: WeightReader, loop: Loop) -> None:
         self.folder = folder
         self.reader = reader
-        self.team = team
+        self.team = loop.team
         count = len(reader.blocks) + 1
         self.names = [
             f"model-{number:05d}-of-{count:05d}.safetensors"
             for number in range(1, count + 1)
         ]
         results = None
-        if team.rank == 0:
+        if self.team.rank == 0:
             # hashing reads the whole source, for which one process is enough
-            self.hash = request_hash(reader, request, team.size)
+            self.hash = request_hash(reader, loop)
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 sync(folder.parent)
@@ -249,7 +248,7 @@ class ShardStore(Store):
                 for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
                     path.unlink(missing_ok=True)
             results = self._read()
-        self.results = team.gather(results)[0]
+        self.results = self.team.gather(results)[0]
         self.resumed = 0  # blocks that earlier calls have pruned
         self.halved = []  # where they had to halve the batch
         for index, name in enumerate(self.names[:-1]):

@@ -6,9 +6,10 @@ writes such pairs of hashes to results/reference/same.json.
 
     {"core": …, "notebook": …, "files": …}
 
-- core: every module directly in helpers/ but for scoring.py and in its folders `CORE_FOLDERS`,
-  with the pins of what is downloaded. Another folder (a wing) decides no number;
-- scoring: helpers/scoring.py, for the zero-shot notebook;
+- core: every module directly in helpers/ and in its folders `CORE_FOLDERS` but for
+  model/token_trees.py, with the pins of what is downloaded. Another folder (a wing) decides no
+  number;
+- scoring: helpers/model/token_trees.py, for the zero-shot notebook;
 - notebook: the cells of the run's notebook that compute something, not those that only draw, and
   of `MEASURES` what they import;
 - large: the wing helpers/large, for a run with `streamed` (it writes that run's weights);

@@ -24,7 +24,13 @@ from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.large import write_index, writing
 from helpers.model_state import state_of
-from helpers.models import check_model, model_identity, model_layers, no_progress_bars
+from helpers.models import (
+    check_in_memory,
+    check_model,
+    model_identity,
+    model_layers,
+    no_progress_bars,
+)
 from helpers.paths import replace_file
 from helpers.report import check_record, write_record
 
@@ -50,6 +56,7 @@ def save_pruned(
     saved.
     """
     check_model(model)
+    check_in_memory(model)
     facts = {"pattern": pattern}
     report = state_of(model).report  # of what pruned this model here
     if report is not None:

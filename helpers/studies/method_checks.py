@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from helpers.dry_run import random_layer
 from helpers.errors import HelpersError
 from helpers.gram import gram_of
 from helpers.layer import LayerResult
 from helpers.methods import get_method
+from helpers.prune import random_layer
 
 
 def check_method(name: str) -> dict[str, str]:

@@ -13,9 +13,9 @@ from helpers.errors import OutOfMemory
 from helpers.gram import Gram
 from helpers.large import torchrun
 from helpers.machine import estimates, memory
+from helpers.model.token_trees import TreeLM
 from helpers.paths import notebooks_dir
 from helpers.runner import open_run, read_parameters_cell
-from helpers.scoring import TreeLM
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
 

@@ -24,7 +24,7 @@ def own_loss_perplexity(model, tokens, length):
 @pytest.mark.parametrize("length", [2, 17, 33, 34, 50])
 def test_perplexity_is_that_of_the_models_own_loss(family, length, monkeypatch):
     # 16 positions at a time: one part, exact multiples, and a last part of one position
-    monkeypatch.setattr("helpers.evaluate.POSITIONS", 16)
+    monkeypatch.setattr("helpers.model.perplexity.POSITIONS", 16)
     # some windows and a remainder
     model = fam.build(family)
     tokens = long_text(tokens=115)

@@ -1,4 +1,4 @@
-"""Evaluation: perplexity over fixed windows, and zero-shot accuracy through lm-eval."""
+"""Zero-shot accuracy on the tasks of lm-eval, which scores them."""
 
 import contextlib
 import copy
@@ -6,17 +6,15 @@ import io
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from helpers.block_grams import Replay
-from helpers.blocks import eval_mode, forward, logits_of
-from helpers.data.corpora import with_start
+from helpers.blocks import eval_mode
 from helpers.data.tasks import (
     TASK_TABLE,
     TASKS,
@@ -25,139 +23,10 @@ from helpers.data.tasks import (
     task_rows,
 )
 from helpers.errors import BadParameter, NonFinite
-from helpers.model_state import state_of
-from helpers.models import (
-    check_length,
-    check_model,
-    check_tokens,
-    device_of,
-    find_blocks,
-    weights_in_memory,
-)
+from helpers.models import check_model, device_of
 from helpers.options import check_choice, check_whole
-from helpers.progress import Progress, as_progress
 
 LOG = logging.getLogger(__name__)
-POSITIONS = 128  # of a window, whose losses are computed together
-LARGEST = 700.0  # exp of a larger mean loss is no longer a float
-
-
-def perplexity(
-    model: nn.Module,
-    tokens: Tensor,
-    *,
-    length: int = 2048,
-    limit: int | None = None,
-    progress: Progress | bool = False,
-) -> float:
-    """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
-
-    A window of `length` tokens predicts its tokens 2 … length; text after the last whole window is
-    not used. Windows begin with the start token (BOS) where the text does (`helpers.data.corpora`).
-    This is the papers' token perplexity, not lm-eval's word perplexity.
-
-    A model whose blocks are read one at a time (`load_streamed`) runs each block on all windows; it
-    holds their activations, windows · length · width · (size of dtype) bytes.
-
-    Args:
-        tokens: int64 (tokens,), see `evaluation_tokens`; or windows (windows, length), as
-            `check_windows` gives them, which are taken as they are.
-        limit: use only the first `limit` windows; None for all.
-        progress: True for a bar, False for none, or a function called after each window:
-            progress(done, total, name).
-
-    Raises BadParameter (less text than `limit` windows), NonFinite.
-    """
-    windows = check_windows(model, tokens, length, limit)
-    progress = as_progress(progress)
-    with eval_mode(model):
-        if state_of(model).reader is not None:
-            pairs = _streamed_logits(model, windows)
-        else:
-            pairs = ((window, forward(model, window)) for window in windows.split(1))
-        total = 0.0
-        for done, (window, logits) in enumerate(pairs, start=1):
-            total += _negative_log_likelihood(logits, window)
-            progress(done, len(windows), "windows")
-    # a window of n tokens has n − 1 predictions: nothing comes before its first token
-    mean = total / windows[:, 1:].numel()
-    # exp(mean of −log p) is the geometric mean of 1/p: a perplexity of 20 is the uncertainty of a
-    # fair choice among 20 tokens
-    if not mean < LARGEST:  # NaN is not below anything
-        raise NonFinite(
-            f"the mean loss is {mean:g}, so the perplexity is not a finite number: check the "
-            "model's weights, or evaluate in dtype float32"
-        )
-    return math.exp(mean)
-
-
-def check_windows(
-    model: nn.Module,
-    tokens: Tensor,
-    length: int,
-    limit: int | None,
-    start_token: bool | str = "auto",
-) -> Tensor:
-    """Cut tokens (tokens,) into the first `limit` windows (windows, length), or all for None.
-
-    start_token: "auto", windows begin with the model's start token (BOS) where the tokens do; True,
-    the same or BadParameter; False, windows as cut. Raises what `perplexity` raises for them, so
-    that a notebook finds out before a long pruning.
-    """
-    check_model(model)
-    if isinstance(tokens, Tensor) and tokens.ndim == 2:
-        # windows that are cut already, and begin as they are to begin
-        length = tokens.shape[1]
-        tokens = tokens.flatten()
-        start_token = False
-    check_length(model, check_whole("length", length, least=2))
-    if limit is not None:
-        check_whole("limit", limit)
-    check_tokens(model, tokens, dimensions=1)
-    available = len(tokens) // length
-    if available < (limit or 1):
-        raise BadParameter(
-            f"{len(tokens)} tokens hold {available} windows of {length}, and {limit or 1} are "
-            "wanted: lower limit or length, or give more text"
-        )
-    # Windows do not overlap, so each token is scored once. Overlapping ones would give the scored
-    # tokens more context and a lower perplexity, which could not be compared with the papers'.
-    wanted = limit or available
-    windows = tokens[: wanted * length].view(wanted, length)
-    # the tokenizer has put it before the text, if it begins texts with one
-    start = getattr(model.config.get_text_config(decoder=True), "bos_token_id", None)
-    return with_start(windows, start if tokens[0] == start else None, start_token)
-
-
-def _streamed_logits(
-    model: nn.Module, windows: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each window (1, length) with its logits; each block is read once for all windows."""
-    replay = Replay(model, windows, 1)
-    stream = replay.embed()
-    for index in range(len(find_blocks(model))):
-        with weights_in_memory(model, index):
-            replay.advance(index, stream)
-    with weights_in_memory(model):  # the final norm and the head
-        for window, states in zip(windows.split(1), stream.split(1), strict=True):
-            yield window, logits_of(model, window, states, replay.calls)
-
-
-def _negative_log_likelihood(logits: Tensor, rows: Tensor) -> float:
-    """Summed over the predicted tokens of rows (batch, length); logits: (batch, length, words)."""
-    # the logits at a position predict the token after it
-    parts = logits[:, :-1].split(POSITIONS, dim=1)
-    targets = rows[:, 1:].to(logits.device).split(POSITIONS, dim=1)
-    total = 0.0  # a float64: 10⁵ losses added up in float32 would lose the last digits
-    # a few positions at a time: a float32 copy of all logits would be the largest tensor in memory
-    for part, wanted in zip(parts, targets, strict=True):
-        # log-softmax needs float32, because half precision has about three digits for sums over
-        # tens of thousands of words
-        loss = nn.functional.cross_entropy(
-            part.float().flatten(0, 1), wanted.flatten(), reduction="sum"
-        )
-        total += loss.item()
-    return total
 
 
 @dataclass(frozen=True)
@@ -181,7 +50,7 @@ class TaskScore:
     acc: list[int]
     acc_norm: list[int] | None
     answers: list[int]
-    scoring: str = "stock"  # lm-eval's own, or "as trees" (`helpers.scoring`)
+    scoring: str = "stock"  # lm-eval's own, or "as trees" (`helpers.model.token_trees`)
 
     @property
     def accuracy(self) -> float:
@@ -213,8 +82,8 @@ def zero_shot(
     Prompts, choices and metrics are lm-eval's. The same seed gives every model the same items. The
     model is used on its device, and its mode is restored. A text begins with the start token (BOS)
     where the tokenizer begins texts with one: lm-eval leaves that to the tokenizer. Tokens that
-    texts begin with together run once where the model can do that (`helpers.scoring`); each
-    score's `scoring` says whether it did.
+    texts begin with together run once where the model can do that (`helpers.model.token_trees`);
+    each score's `scoring` says whether it did.
 
     Args:
         limit: items of each task; None for the whole split.
@@ -231,7 +100,7 @@ def zero_shot(
     with contextlib.redirect_stderr(messages), eval_mode(model):
         import lm_eval
 
-        from helpers.scoring import TreeLM
+        from helpers.model.token_trees import TreeLM
 
         # a copy of the tokenizer, because lm-eval gives it a padding token
         harness = TreeLM(
