@@ -62,6 +62,8 @@ def test_help_fits_a_terminal(verb, command, monkeypatch):
         (f"prune tiny {HALF} --effort fast --allow-pruned", 1, "a dense model"),
         (f"prune tiny {HALF} --save dense", 1, "dense is in use already"),
         (f'prune tiny {HALF} --options {{"seed":1}}', 1, "give it as --seed"),
+        (f'prune tiny {HALF} --options {{"tokens":1}}', 1, "tokens"),
+        (f'prune tiny {HALF} --options {{"progress":false}}', 1, "progress"),
         (f"prune owner/name {HALF} --streamed", 1, "needs revision="),
         (f"prune dense {HALF} --window 129", 1, "more than the 128 tokens"),
         (f"evaluate tiny --tasks rtee {SHORT}", 1, "did you mean 'rte'?"),
@@ -74,6 +76,17 @@ def test_a_mistake_is_one_line(line, code, words, command):
     answered, _, error = command(line)
     assert answered == code and words in error and error.count("\n") == 1, error
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("method", ["dense", "wnada"])
+@pytest.mark.parametrize("effort", ["", "--effort fast"])
+def test_a_method_that_prunes_nothing_is_refused_before_loading(
+    method, effort, command, monkeypatch
+):
+    monkeypatch.setattr(prune, "load", None)
+    code, out, error = command(f"prune dense {HALF} --method {method} {effort}")
+    assert (code, out) == (1, "")
+    assert f"{method!r} is unknown" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -128,6 +141,17 @@ def test_prune_is_prune_model_in_memory_and_from_file_to_file(command):
         )
         assert not fam.changed(saved.loaded(Path(to)), fam.snapshot(dense))
         assert AutoTokenizer.from_pretrained(to).get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_folder_may_have_the_name_of_a_pinned_model(command):
+    """What is measured after pruning is the folder's model, and not the pinned one."""
+    line = f"prune dense {HALF} --method magnitude --streamed --save embedded"
+    code, out, error = command(line)
+    assert (code, error) == (0, "")
+    pruned, tokenizer = load_model(Path("embedded").absolute())
+    text = evaluation_tokens("text.txt", tokenizer)
+    after = perplexity(pruned, text, **WINDOWS)
+    assert f" before, {after:.6g} after; saved to embedded\n" in out
 
 
 @pytest.mark.parametrize("streamed", ["", "--streamed"])

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import helpers
@@ -13,6 +14,7 @@ from helpers.block_loop import PruneReport
 from helpers.device import pick_device, pick_dtype
 from helpers.errors import BadParameter
 from helpers.masks import target_sparsity
+from helpers.methods import get_method
 
 OUT_OF_MEMORY_ADVICE = "try --streamed, or a smaller --window"
 
@@ -40,7 +42,8 @@ def prune(options: argparse.Namespace) -> None:
         before = measure(options, model, tokenizer)
         report = call_prune_function(options, model, tokens, team)
         if options.streamed:
-            model, _ = load(options, options.save)
+            # as a path: a folder may have the name of a pinned model
+            model, _ = load(options, Path(options.save).absolute())
         else:
             helpers.save_pruned(model, tokenizer, options.save, pattern=options.pattern)
     error = "no layer error, since no text is read"
@@ -67,13 +70,18 @@ def check_pruning(options: argparse.Namespace) -> None:
         raise BadParameter(
             "processes of torchrun prune from file to file: add --streamed"
         )
-    if both := vars(options).keys() & options.options.keys():
-        name = min(both)
-        raise BadParameter(
-            f"--options holds {name}: give it as --{name.replace('_', '-')}"
-        )
+    for name in options.options:
+        if name in ("tokens", "progress"):
+            raise BadParameter(
+                f"--options holds {name}, which the command line itself gives: leave it out"
+            )
+        if name in vars(options):
+            raise BadParameter(
+                f"--options holds {name}: give it as --{name.replace('_', '-')}"
+            )
     if not options.streamed:  # which goes on in a folder that an earlier call has begun
         share.check_new_folder(options.save)
+    get_method(options.method)  # "dense" is none
     target_sparsity(options.sparsity, options.pattern)
 
 
@@ -121,7 +129,7 @@ def evaluate(options: argparse.Namespace) -> None:
             )
 
 
-def load(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
+def load(options: argparse.Namespace, name: str | Path) -> tuple[Any, Any]:
     """A model and its tokenizer; `name` is the model given, or the folder of its pruned copy."""
     loader = helpers.load_streamed if options.streamed else helpers.load_model
     model, tokenizer = loader(
