@@ -10,7 +10,13 @@ import torch
 from transformers import AutoTokenizer
 
 import helpers
-from helpers import calibration_tokens, evaluation_tokens, load_model, perplexity
+from helpers import (
+    calibration_tokens,
+    evaluation_tokens,
+    load_model,
+    perplexity,
+    pruning,
+)
 from helpers.block_loop import PruneReport
 from helpers.cli import main, prune
 from helpers.cli.parser import PLAN_VERBS
@@ -64,6 +70,7 @@ def test_help_fits_a_terminal(verb, command, monkeypatch):
         (f'prune tiny {HALF} --options {{"seed":1}}', 1, "give it as --seed"),
         (f'prune tiny {HALF} --options {{"tokens":1}}', 1, "tokens"),
         (f'prune tiny {HALF} --options {{"progress":false}}', 1, "progress"),
+        (f'prune tiny {HALF} --options {{"team":1}} --streamed', 1, "team"),
         (f"prune owner/name {HALF} --streamed", 1, "needs revision="),
         (f"prune dense {HALF} --window 129", 1, "more than the 128 tokens"),
         (f"evaluate tiny --tasks rtee {SHORT}", 1, "did you mean 'rte'?"),
@@ -178,11 +185,11 @@ def test_an_error_of_zero_is_a_number(command, monkeypatch):
 def test_effort_and_ignored_layers_are_passed_on(command, monkeypatch):
     passed = {}
 
-    def recipe(network, **arguments):
-        passed.update(arguments)
+    def recipe(network, tokens, **arguments):
+        passed.update(arguments, tokens=tokens)
         return helpers.prune_model(network, method="magnitude", sparsity=0.5)
 
-    monkeypatch.setattr(helpers, "prune_and_repair", recipe)
+    monkeypatch.setattr(pruning, "prune_and_repair", recipe)
     line = f"prune dense {HALF} --calibration text.txt --length 4"
     assert command(f"{line} --effort fast --ignore 0.* *.down_proj")[0] == 0
     assert passed["effort"] == "fast"
