@@ -10,7 +10,13 @@ import torch
 from transformers import AutoTokenizer
 
 import helpers
-from helpers import calibration_tokens, evaluation_tokens, load_model, perplexity
+from helpers import (
+    calibration_tokens,
+    evaluation_tokens,
+    load_model,
+    perplexity,
+    pruning,
+)
 from helpers.block_loop import PruneReport
 from helpers.cli import main, prune
 from helpers.cli.parser import PLAN_VERBS
@@ -62,6 +68,9 @@ def test_help_fits_a_terminal(verb, command, monkeypatch):
         (f"prune tiny {HALF} --effort fast --allow-pruned", 1, "a dense model"),
         (f"prune tiny {HALF} --save dense", 1, "dense is in use already"),
         (f'prune tiny {HALF} --options {{"seed":1}}', 1, "give it as --seed"),
+        (f'prune tiny {HALF} --options {{"tokens":1}}', 1, "tokens"),
+        (f'prune tiny {HALF} --options {{"progress":false}}', 1, "progress"),
+        (f'prune tiny {HALF} --options {{"team":1}} --streamed', 1, "team"),
         (f"prune owner/name {HALF} --streamed", 1, "needs revision="),
         (f"prune dense {HALF} --window 129", 1, "more than the 128 tokens"),
         (f"evaluate tiny --tasks rtee {SHORT}", 1, "did you mean 'rte'?"),
@@ -74,6 +83,17 @@ def test_a_mistake_is_one_line(line, code, words, command):
     answered, _, error = command(line)
     assert answered == code and words in error and error.count("\n") == 1, error
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("method", ["dense", "wnada"])
+@pytest.mark.parametrize("effort", ["", "--effort fast"])
+def test_a_method_that_prunes_nothing_is_refused_before_loading(
+    method, effort, command, monkeypatch
+):
+    monkeypatch.setattr(prune, "load", None)
+    code, out, error = command(f"prune dense {HALF} --method {method} {effort}")
+    assert (code, out) == (1, "")
+    assert f"{method!r} is unknown" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -130,6 +150,17 @@ def test_prune_is_prune_model_in_memory_and_from_file_to_file(command):
         assert AutoTokenizer.from_pretrained(to).get_vocab() == tokenizer.get_vocab()
 
 
+def test_a_folder_may_have_the_name_of_a_pinned_model(command):
+    """What is measured after pruning is the folder's model, and not the pinned one."""
+    line = f"prune dense {HALF} --method magnitude --streamed --save embedded"
+    code, out, error = command(line)
+    assert (code, error) == (0, "")
+    pruned, tokenizer = load_model(Path("embedded").absolute())
+    text = evaluation_tokens("text.txt", tokenizer)
+    after = perplexity(pruned, text, **WINDOWS)
+    assert f" before, {after:.6g} after; saved to embedded\n" in out
+
+
 @pytest.mark.parametrize("streamed", ["", "--streamed"])
 def test_a_pruned_model_is_pruned_further_on_request_only(streamed, command):
     line = f"{SHORT} --method magnitude {streamed}"
@@ -154,11 +185,11 @@ def test_an_error_of_zero_is_a_number(command, monkeypatch):
 def test_effort_and_ignored_layers_are_passed_on(command, monkeypatch):
     passed = {}
 
-    def recipe(network, **arguments):
-        passed.update(arguments)
+    def recipe(network, tokens, **arguments):
+        passed.update(arguments, tokens=tokens)
         return helpers.prune_model(network, method="magnitude", sparsity=0.5)
 
-    monkeypatch.setattr(helpers, "prune_and_repair", recipe)
+    monkeypatch.setattr(pruning, "prune_and_repair", recipe)
     line = f"prune dense {HALF} --calibration text.txt --length 4"
     assert command(f"{line} --effort fast --ignore 0.* *.down_proj")[0] == 0
     assert passed["effort"] == "fast"

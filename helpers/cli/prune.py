@@ -9,11 +9,13 @@ import helpers
 from helpers import large, machine, share
 from helpers.beyond.recipe import text_needed
 from helpers.block_grams import explain_out_of_memory
-from helpers.block_loop import PruneReport
 from helpers.device import pick_device, pick_dtype
 from helpers.errors import BadParameter
 from helpers.masks import target_sparsity
+from helpers.methods import get_method
 
+# arguments of prune_loaded and of what it calls that are no option of a line
+GIVEN = ("tokens", "progress", "folder", "team", "source", "destination")
 OUT_OF_MEMORY_ADVICE = "try --streamed, or a smaller --window"
 
 
@@ -23,11 +25,22 @@ def prune(options: argparse.Namespace) -> None:
     check_pruning(options)
     windows = text_needed(options.method, options.effort, options.sequences)
     kind = str(pick_dtype(options.dtype, pick_device(options.device)))
-    options.dtype = kind.removeprefix("torch.")
-    memory = machine.check_memory("04_prune_model", vars(options))
+    parameters = vars(options) | {"dtype": kind.removeprefix("torch.")}
+    memory = machine.check_memory("04_prune_model", parameters)
     write_line(f"memory: {memory['needs']}")
-    with large.torchrun_team(options.device) as (team, options.device):
-        model, tokenizer = load(options, options.model)
+    arguments = dict(
+        method=options.method,
+        effort=options.effort,
+        sparsity=options.sparsity,
+        pattern=options.pattern,
+        ignore=options.ignore,
+        progress=write_progress,
+        **options.options,
+    )
+    if options.allow_pruned:  # which the recipe does not take
+        arguments["allow_pruned"] = True
+    with large.torchrun_team(options.device) as (team, device):
+        model, tokenizer = load(options, device)
         tokens = None
         if windows:
             tokens = helpers.calibration_tokens(
@@ -38,18 +51,18 @@ def prune(options: argparse.Namespace) -> None:
                 seed=options.seed,
             )
         before = measure(options, model, tokenizer)
-        report = call_prune_function(options, model, tokens, team)
-        if options.streamed:
-            model, _ = load(options, options.save)
-        else:
+        report, model = helpers.prune_loaded(
+            model, tokens, folder=options.save, team=team, **arguments
+        )
+        if not options.streamed:
             helpers.save_pruned(model, tokenizer, options.save, pattern=options.pattern)
+        after = measure(options, model, tokenizer)
     error = "no layer error, since no text is read"
     if report.error is not None:
         error = f"mean layer error {report.error:.4g}"
     write_line(f"sparsity {report.sparsity:.4f}, {error}")
     write_line(
-        f"perplexity {before:.6g} before, {measure(options, model, tokenizer):.6g} after; "
-        f"saved to {options.save}"
+        f"perplexity {before:.6g} before, {after:.6g} after; saved to {options.save}"
     )
 
 
@@ -67,49 +80,25 @@ def check_pruning(options: argparse.Namespace) -> None:
         raise BadParameter(
             "processes of torchrun prune from file to file: add --streamed"
         )
-    if both := vars(options).keys() & options.options.keys():
-        name = min(both)
-        raise BadParameter(
-            f"--options holds {name}: give it as --{name.replace('_', '-')}"
-        )
+    for name in options.options:
+        if name in vars(options):
+            raise BadParameter(
+                f"--options holds {name}: give it as --{name.replace('_', '-')}"
+            )
+        if name in GIVEN:
+            raise BadParameter(
+                f"--options holds {name}, which the command line itself gives: leave it out"
+            )
     if not options.streamed:  # which goes on in a folder that an earlier call has begun
         share.check_new_folder(options.save)
+    get_method(options.method)  # "dense" is none
     target_sparsity(options.sparsity, options.pattern)
-
-
-def call_prune_function(
-    options: argparse.Namespace, model: Any, tokens: Any, team: Any
-) -> PruneReport:
-    """Prune from file to file, by the recipe of an effort, or with `prune_model`."""
-    shared = dict(
-        tokens=tokens,
-        method=options.method,
-        sparsity=options.sparsity,
-        pattern=options.pattern,
-        ignore=options.ignore,
-        progress=write_progress,
-        **options.options,
-    )
-    if options.effort:
-        return helpers.prune_and_repair(model, effort=options.effort, **shared)
-    shared["allow_pruned"] = options.allow_pruned
-    if not options.streamed:
-        return helpers.prune_model(model, **shared)
-    return helpers.prune_checkpoint(
-        options.model,
-        options.save,
-        revision=options.revision,
-        device=options.device,
-        dtype=options.dtype,
-        team=team,
-        **shared,
-    )
 
 
 @explain_out_of_memory("evaluate", OUT_OF_MEMORY_ADVICE)
 def evaluate(options: argparse.Namespace) -> None:
     """Print the perplexity of a model, and its scores on zero-shot tasks."""
-    model, tokenizer = load(options, options.model)
+    model, tokenizer = load(options, options.device)
     write_line(f"perplexity {measure(options, model, tokenizer):.6g}")
     if options.tasks or options.limit is not None:
         scores = helpers.zero_shot(
@@ -121,14 +110,16 @@ def evaluate(options: argparse.Namespace) -> None:
             )
 
 
-def load(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
-    """A model and its tokenizer; `name` is the model given, or the folder of its pruned copy."""
+def load(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
+    """The model of the command line on a device, and its tokenizer."""
     loader = helpers.load_streamed if options.streamed else helpers.load_model
     model, tokenizer = loader(
-        name, revision=options.revision, device=options.device, dtype=options.dtype
+        options.model, revision=options.revision, device=device, dtype=options.dtype
     )
     if tokenizer is None:
-        raise BadParameter(f"{name} holds no tokenizer: put its files into that folder")
+        raise BadParameter(
+            f"{options.model} holds no tokenizer: put its files into that folder"
+        )
     return model, tokenizer
 
 

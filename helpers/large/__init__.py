@@ -5,7 +5,7 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "file_to_file": ("prune_checkpoint", "prune_on_disk"),
+        "file_to_file": ("prune_checkpoint",),
         "shards": ("write_index", "writing"),
         "streaming": ("load_streamed",),
         "torchrun": ("torchrun_team",),

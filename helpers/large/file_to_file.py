@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.block_loop import LayerReport, Loop, PruneReport, Store, Team
 from helpers.code_hashes import code_hash, core_code, hash_of, wing_code
@@ -34,9 +34,9 @@ from helpers.large.shards import (
 )
 from helpers.large.streaming import WeightReader, load_streamed
 from helpers.layer import Sparsity
-from helpers.model_state import set_state, state_of
-from helpers.models import find_layers, model_identity
-from helpers.paths import cache_dir, replace_file, sha256_file, sync
+from helpers.model_state import state_of
+from helpers.models import find_layers
+from helpers.paths import replace_file, sha256_file, sync
 from helpers.progress import Progress
 from helpers.prune import check_zeros, checked_loop
 
@@ -165,34 +165,6 @@ def check_plain(options: Mapping[str, Any]) -> None:
                 f"option {name} is of type {type(value).__name__}, which cannot be written into "
                 "the report: give numbers, text, lists or mappings, or use prune_model"
             ) from error
-
-
-def prune_on_disk(
-    source: str | Path,
-    name: str,
-    tokens: Tensor | None = None,
-    *,
-    revision: str | None = None,
-    device: str = "auto",
-    dtype: str | torch.dtype | None = None,
-    **arguments: Any,
-) -> tuple[CheckpointReport, nn.Module]:
-    """`prune_checkpoint` into a folder of the cache, and the pruned model, streamed from there.
-
-    Args:
-        name: of the run, and of its folder in `pruned` in the cache, which is the caller's to
-            delete (`report.discard`). As long as it is there, the same call goes on with it.
-        source, tokens, revision, device, dtype, arguments: as for `prune_checkpoint`.
-    """
-    where = dict(revision=revision, device=device, dtype=dtype)
-    report = prune_checkpoint(
-        source, cache_dir() / "pruned" / name, tokens, **where, **arguments
-    )
-    dense, _ = load_streamed(source, **where)
-    pruned, _ = load_streamed(report.folder, **where)
-    # a record says which model was pruned
-    set_state(pruned, identity=model_identity(dense))
-    return report, pruned
 
 
 def request_hash(reader: WeightReader, loop: Loop) -> str:

@@ -1,0 +1,53 @@
+"""One call for every way to prune a loaded model; what each gives is compared elsewhere too."""
+
+import families as fam
+import pytest
+import saved
+
+from helpers import load_model, load_streamed, prune_loaded, prune_model, prune_on_disk
+from helpers.errors import BadParameter, UnsupportedModel
+from helpers.models import model_identity
+
+HALF = dict(method="wanda", sparsity=0.5, progress=False)
+
+
+@pytest.fixture
+def dense(tmp_path):
+    return saved.save(tmp_path / "dense")
+
+
+def test_in_memory_and_from_file_to_file(dense, tmp_path, one_line_error):
+    tokens = fam.random_tokens()
+    expected, _ = load_model(dense)
+    prune_model(expected, tokens, **HALF)
+    whole, _ = load_model(dense)
+    report, network = prune_loaded(whole, tokens, folder=tmp_path / "not", **HALF)
+    assert network is whole and not (tmp_path / "not").exists()
+    assert not fam.changed(network, fam.snapshot(expected))
+    streamed, _ = load_streamed(dense)
+    found, network = prune_loaded(streamed, tokens, folder=tmp_path / "to", **HALF)
+    assert not fam.changed(load_model(tmp_path / "to")[0], fam.snapshot(expected))
+    assert [row.error for row in found.layers] == [row.error for row in report.layers]
+    assert model_identity(network) == model_identity(streamed)
+    with one_line_error(BadParameter, "folder"):
+        prune_loaded(streamed, tokens, **HALF)
+    with one_line_error(UnsupportedModel, "memory"):  # the recipe's own check
+        prune_loaded(streamed, tokens.repeat(2, 1), effort="fast", **HALF)
+
+
+def test_dense_is_left_alone(dense):
+    model, _ = load_model(dense)
+    before = fam.snapshot(model)
+    assert prune_loaded(model, method="dense") == (None, model)
+    assert not fam.changed(model, before)
+
+
+def test_on_disk_is_in_the_cache_until_it_is_discarded(dense, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path))
+    report, network = prune_on_disk(dense, "mine", fam.random_tokens(), **HALF)
+    folder = tmp_path / "pruned/mine"
+    assert report.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert model_identity(network)["name"] == dense.name
+    load_model(folder)
+    report.discard()
+    assert not folder.exists()
