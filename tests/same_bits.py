@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from helpers.report.compare import COMPUTING, NOT_JUDGED
+from helpers.report.record_comparison import COMPUTING, NOT_JUDGED
 
 from helpers.errors import HelpersError, RunError
 from helpers.machine import THREAD_VARIABLES
