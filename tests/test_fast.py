@@ -1,51 +1,93 @@
-"""Selection without a sort in large rows; test_masks.py has small ones, test_admm.py the solver."""
+"""The quick forms against the plain ones: selection without a sort, and XᵀX in panels.
+
+test_masks.py has whole masks, test_admm.py the solver.
+"""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
+from helpers.fast import panels
 from helpers.fast.selection import (
     SAMPLE,
     bisect,
+    flip_negative,
     keep_largest,
     nth_smallest,
     scores_near,
 )
 from helpers.masks import keep_largest_by_sorting
 
+quick = settings(max_examples=100, deadline=None)
 
-def awkward_scores():
-    """Of the kinds on which a search for a threshold goes wrong."""
-    size = 40_000
-    plain = torch.rand(size)
-    spread = torch.exp(20 * torch.randn(size))  # over thirty decades
-    return {
-        "spread": spread,
-        "few values": (plain * 5).round(),
-        "one value": torch.full((size,), 0.25),
-        "protected": torch.where(plain < 0.5, math.inf, plain),
-        "subnormal": plain * 1e-40,
-    }
+# ---------------------------------------------------------------- any scores, in small rows
+
+# few values, so that most scores have equals; and any other, infinite ones too, but not NaN
+SCORES = st.sampled_from([-1.0, 0.0, 0.5]) | st.floats(width=32, allow_nan=False)
 
 
-@pytest.mark.parametrize("kind", awkward_scores())
-def test_bisection_finds_what_a_sort_finds(kind):
-    rows = awkward_scores()[kind].view(4, 10_000)
-    ordered = rows.sort(dim=1).values
-    for zeros in (1, 17, 5000, 9999, 10_000):
-        assert torch.equal(bisect(rows, zeros), ordered[:, zeros - 1 : zeros])
-    signed = torch.cat([rows, -rows], dim=1)
-    assert torch.equal(bisect(signed, 3000), signed.sort(dim=1).values[:, 2999:3000])
+@st.composite
+def rows_and_zeros(draw):
+    """Scores (rows, n), and how many of each row are to be pruned."""
+    shape = draw(st.integers(1, 4)), draw(st.integers(1, 12))
+    rows = draw(arrays.arrays("float32", shape, elements=SCORES))
+    # a negative zero is equal to zero, and a sort may leave either first
+    return torch.from_numpy(rows + 0.0), draw(st.integers(0, shape[1]))
+
+
+@quick
+@given(rows_and_zeros())
+def test_what_is_kept_is_what_a_sort_leaves(drawn):
+    rows, zeros = drawn
+    keep = keep_largest(rows, zeros)
+    assert torch.equal(keep, keep_largest_by_sorting(rows, zeros))
+    # the same by the definition: of equal scores the earlier stay
+    for row, kept in zip(rows.tolist(), keep.tolist(), strict=True):
+        order = sorted(range(len(row)), key=lambda place: (-row[place], place))
+        chosen = set(order[: len(row) - zeros])
+        assert chosen == {place for place, one in enumerate(kept) if one}
+
+
+@quick
+@given(rows_and_zeros())
+def test_bisection_finds_what_a_sort_finds(drawn):
+    rows, zeros = drawn
+    if zeros:
+        threshold = rows.sort(dim=1).values[:, zeros - 1 : zeros]
+        assert torch.equal(bisect(rows, zeros), threshold)
+
+
+@quick
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1))
+def test_bits_of_floats_are_in_the_order_of_the_floats(numbers):
+    bits = torch.tensor(numbers, dtype=torch.int32)
+    assert torch.equal(flip_negative(flip_negative(bits)), bits)
+    floats = bits.view(torch.float32)
+    floats = floats[~floats.isnan()] + 0.0  # without negative zeros
+    order = flip_negative(floats.view(torch.int32))
+    assert torch.equal(floats[order.argsort()], floats.sort().values)
+
+
+# ---------------------------------------------------------------- large rows
 
 
 def large_scores():
-    """Rows so large that the threshold is looked for between bounds, and what misleads a sample."""
-    scores = awkward_scores()
+    """Kinds of scores on which a search for a threshold between bounds may go wrong."""
+    plain = torch.rand(40_000)
+    spread = torch.exp(20 * torch.randn(40_000))  # over thirty decades
     periodic = torch.zeros(40_000)
     periodic[:: 40_000 // SAMPLE | 1] = 1.0  # all that is sampled is large
-    spread = scores["spread"]
-    return scores | {
+    return {
+        "spread": spread,
+        "few values": (plain * 5).round(),
+        "one value": torch.full((40_000,), 0.25),
+        "protected": torch.where(plain < 0.5, math.inf, plain),
+        "subnormal": plain * 1e-40,
         "what is sampled is unlike the rest": periodic,
         "sorted": spread.sort().values,
         "negative": -spread,
@@ -63,9 +105,10 @@ def test_in_a_large_row_too_without_a_sort(kind):
         assert tied == (
             zeros < len(ordered) and bool(ordered[zeros] == ordered[zeros - 1])
         )
-        assert torch.equal(
-            keep_largest(row, zeros), keep_largest_by_sorting(row, zeros)
-        )
+        expected = keep_largest_by_sorting(row, zeros)
+        assert torch.equal(keep_largest(row, zeros), expected)
+        if row.dtype == torch.float32:
+            assert bisect(row, zeros) == ordered[zeros - 1]
 
 
 def test_few_scores_are_left_to_select_from():
@@ -75,3 +118,18 @@ def test_few_scores_are_left_to_select_from():
         between, before = scores_near(scores, place)
         assert before <= place < before + len(between)
         assert len(between) < 5_000
+
+
+# ---------------------------------------------------------------- panels
+
+
+@quick
+@given(tokens=st.integers(1, 5), d_in=st.integers(1, 13))
+def test_panels_add_up_to_the_whole_product(tokens, d_in):
+    # whole numbers, whose products are exact in any order
+    rows = np.arange(tokens * d_in, dtype="float32").reshape(tokens, d_in) % 7 - 3
+    total = torch.zeros(d_in, d_in)
+    for _ in range(2):
+        panels.add_upper(total, torch.from_numpy(rows))
+    panels.mirror(total)
+    assert np.array_equal(total.numpy(), 2 * rows.T @ rows)
