@@ -172,12 +172,15 @@ def test_zero_shot_has_the_papers_columns_and_a_mean():
     # the paper's order
     dense, wanda = "dense,0.5,0.75,0.625", '"wanda, 50 %",1.0,0.25,0.625'
     assert frame.to_csv() == f"model,RTE,ARC-e,mean\n{dense}\n{wanda}\n"
-    assert spread.loc["dense", "mean"] == pytest.approx((2 * 0.03**2) ** 0.5 / 2)
+    # deviations over √n: 0.5 / 2, and 0.7071 / √2
+    assert spread.loc["dense"].tolist() == pytest.approx([0.5, 0.25, 0.3125**0.5 / 2])
     assert tables.accuracy_table(runs, "acc_norm") is None
     assert tables.accuracy_table([]) is None
     (section, _) = all_tables(runs)["zero_shot"]
     assert section.frame.loc["chance"].tolist() == [0.5, 0.25, 0.375]
-    assert "| chance | 0.500 | 0.250 | 0.375 |\n| Dense | 0.500" in section.markdown
+    assert (
+        "| chance | 0.500 | 0.250 | 0.375 |\n| Dense | 0.50 ± 0.50" in section.markdown
+    )
     assert section.note.endswith(
         "2 to 4 items a task, the same for every model; lm-eval 0.4.13."
     )

@@ -56,10 +56,9 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
 class Table(NamedTuple):
     """A table with a note in front of it; its frame is None where the records do not allow it.
 
-    `about` tells the tables of one name apart. `spread` has what stands behind ±.
+    `spread` has what stands behind ±.
     """
 
-    about: str
     note: str
     frame: pd.DataFrame | None
     spread: pd.DataFrame = NO_SPREAD
