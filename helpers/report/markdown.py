@@ -54,13 +54,10 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
 
 
 class Table(NamedTuple):
-    """A table with a note in front of it; its frame is None where the records do not allow it.
-
-    `spread` has what stands behind ±.
-    """
+    """A table with a note in front of it; spread has what stands behind ±."""
 
     note: str
-    frame: pd.DataFrame | None
+    frame: pd.DataFrame  # empty where the records do not allow it
     spread: pd.DataFrame = NO_SPREAD
 
     @property

@@ -88,13 +88,11 @@ VARIANTS_CAPTION = (
 )
 
 
-def variant_table(
-    records: Iterable[Record],
-) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+def variant_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Perplexity with other options against the defaults on the same seeds, by variant and target.
 
     With half the interval of the change. Several records of one run count once, with their mean. A
-    variant whose cell has no run of the defaults is left out; None if there is no other.
+    variant whose cell has no run of the defaults is left out.
     """
     runs = runs_frame(records).sort_values("order", kind="stable")
     runs["cell"] = [
@@ -105,8 +103,6 @@ def variant_table(
     runs["default"] = runs["cell"].map(defaults)
     cells = runs.query("variant").groupby(["label", "target", "cell"], sort=False)
     pairs = cells[["perplexity", "default"]].mean().dropna()
-    if pairs.empty:
-        return None
     pairs["change (%)"] = 100 * (pairs["perplexity"] / pairs["default"] - 1)
     groups = pairs.groupby(["label", "target"], sort=False)
     table = groups.mean()
@@ -134,8 +130,7 @@ def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
         f"{COST_CAPTION}"
     )
     yield "cost", Table(note, cost_table(runs))
-    if variants := variant_table(runs):
-        yield "variants", Table(f"{setting} {VARIANTS_CAPTION}", *variants)
+    yield "variants", Table(f"{setting} {VARIANTS_CAPTION}", *variant_table(runs))
     yield "published_ratios", Table(f"{setting} {RATIO_CAPTION}", ratio_table(runs))
 
 
@@ -152,7 +147,9 @@ def answers_frame(records: Iterable[Record]) -> pd.DataFrame:
     acc_norm. In the order of the methods; of several answers of a model to a question the last.
     """
     rows = []
-    runs = runs_frame(records, ZERO_SHOT_NOTEBOOK).sort_values("order", kind="stable")
+    runs = runs_frame(records, ZERO_SHOT_NOTEBOOK).sort_values(
+        ["order", "target", "seed"]
+    )
     for run in runs.itertuples():
         model = (run.label, 0)
         if run.target != "dense":
@@ -173,33 +170,31 @@ def paired_differences(records: Iterable[Record]) -> pd.DataFrame:
     """
     answers = answers_frame(records)
     answers["rank"] = pd.factorize(answers["model"])[0]
-    pairs = answers.merge(answers, on=["task", "item"], suffixes=("_1", "_2"))
-    pairs = pairs.query("rank_1 < rank_2 and (seed_1 == seed_2 or model_1 == 'dense')")
-    pairs = pairs.assign(
-        pair=pairs["model_2"] + " − " + pairs["model_1"],
-        # two models mostly fail on the same, hard questions: their difference is known far better
-        # than either accuracy
-        difference=pairs["acc_2"] - pairs["acc_1"],
-    )
-    pairs = pairs.rename(columns={"seed_2": "seed"}).sort_values(
-        ["rank_1", "rank_2", "seed"]
-    )
+    pairs = answers.merge(answers, on=["task", "item"], suffixes=("", "_1"))
+    pairs = pairs.query("rank_1 < rank and (seed_1 == seed or model_1 == 'dense')")
+    pairs = pairs.sort_values(["rank_1", "rank", "seed"])
+    pairs["pair"] = pairs["model"] + " − " + pairs["model_1"]
+    # two models mostly fail on the same, hard questions: their difference is known far better than
+    # either accuracy
+    pairs["difference"] = pairs["acc"] - pairs["acc_1"]
     groups = pairs.groupby(["pair", "seed", "task"], sort=False)["difference"]
     return groups.agg(difference="mean", error="sem").reset_index()
 
 
-def _by_task(rows: pd.DataFrame, row: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _by_task(
+    cells: pd.DataFrame, row: str, value: str, error: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Values and standard errors by row and task, with their mean over tasks in the last column.
 
     All seeds have the same items, so the error from the items does not shrink: it is their mean.
-    Tasks are taken as independent. Args: rows, whose last columns are value and error.
+    Tasks are taken as independent.
     """
     values, errors = (
-        rows.pivot_table(number, row, "task", sort=False)
+        cells.pivot_table(number, row, "task", sort=False)
         .reindex(columns=list(TASK_NAMES.values()))
         .dropna(axis=1, how="all")
         .rename_axis(columns=None)
-        for number in rows.columns[-2:]
+        for number in (value, error)
     )
     errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / values.count(axis=1)
     values["mean"] = values.mean(axis=1)
@@ -208,18 +203,18 @@ def _by_task(rows: pd.DataFrame, row: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def accuracy_table(
     records: Iterable[Record], metric: str = "acc"
-) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Accuracy and its standard error, in the paper's columns with a mean; None without records.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy and its standard error, in the paper's columns with a mean.
 
     A row is the mean over seeds of the calibration text. `metric` is "acc" or, for tasks that have
     it, "acc_norm" (normalised by the answers' length).
     """
     answers = answers_frame(records).dropna(subset=metric)
-    if answers.empty:
-        return None
-    # sem is sample deviation / √n, as in lm-eval
-    cells = answers.groupby(["model", "seed", "task"], sort=False)[metric]
-    values, errors = _by_task(cells.agg(["mean", "sem"]).reset_index(), "model")
+    groups = answers.groupby(["model", "seed", "task"], sort=False)[metric]
+    cells = groups.agg(
+        accuracy="mean", error="sem"
+    ).reset_index()  # errors as lm-eval has them
+    values, errors = _by_task(cells, "model", "accuracy", "error")
     # a mean over fewer tasks than the other rows have could not be compared with theirs
     incomplete = values.isna().any(axis=1)
     for numbers in (values, errors):
@@ -234,15 +229,12 @@ PAIRED_CAPTION = (
 )
 
 
-def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """`paired_differences` as text, "difference ± standard error", means over seeds.
-
-    None without a pair.
-    """
+def paired_table(records: Iterable[Record]) -> pd.DataFrame:
+    """`paired_differences` as text, "difference ± standard error", means over seeds."""
     pairs = paired_differences(records)
     if pairs.empty:
-        return None
-    values, errors = _by_task(pairs, "pair")
+        return pairs
+    values, errors = _by_task(pairs, "pair", "difference", "error")
     texts = values.map("{:+.3f}".format) + " ± " + errors.map("{:.3f}".format)
     texts = texts.mask(values.abs() > 2 * errors, "**" + texts + "**")
     return texts.where(values.notna()).rename_axis("difference")
@@ -274,9 +266,8 @@ def zero_shot_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     """The tables of the zero-shot notebook, by name, of the records of one model."""
     model = model_sentence(records)
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
-        accuracies = accuracy_table(records, metric)
-        if accuracies:
-            table, errors = accuracies
+        table, errors = accuracy_table(records, metric)
+        if not table.empty:
             table = pd.concat([chance_accuracy(table), table]).rename_axis("model")
             note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(records)}"
             yield "zero_shot", Table(note, table, errors)
@@ -305,14 +296,14 @@ UPDATE_CAPTION = (
 )
 
 
-def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Errors and seconds of each solver, means over problems; None without the series "update".
+def update_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Errors and seconds of each solver of the series "update", means over problems.
 
     ADMM with other settings than its defaults has a row after 20 iterations only.
     """
     rows = series_frame(records, "update")
     if rows.empty:
-        return None
+        return rows
     rows = rows.query(
         "solver != 'admm' or iterations == 20"
         " or (rho == 1 and precondition == True and damping == @DAMPING)"
@@ -364,15 +355,15 @@ MASK_CAPTION = (
 )
 
 
-def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame | None:
+def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame:
     """The error of each rule for the mask, in percent of the default's on the same layer.
 
-    A geometric mean over layers, on calibration text ("error") or on held-out text ("heldout").
-    None without the series "ablation".
+    Of the series "ablation". A geometric mean over layers, on calibration text ("error") or on
+    held-out text ("heldout").
     """
     rules = series_frame(records, "ablation")
     if rules.empty:
-        return None
+        return rules
     rules["target"] = list(map(target_name, rules["pattern"], rules["sparsity"]))
     rules["rule"] = list(
         map(_mask_label, rules["mask_steps"], rules["schedule"], rules["budget"])
@@ -419,7 +410,7 @@ def all_tables(records: Iterable[Record]) -> dict[str, list[Table]]:
     for runs in by_model(records).values():
         for kind in (pruning_tables, zero_shot_tables, layer_tables, beyond_tables):
             for name, table in kind(runs):
-                if table.frame is not None:
+                if not table.frame.empty:
                     tables[name].append(table)
     return dict(tables)
 
