@@ -148,12 +148,11 @@ def _by_target(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def beyond_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     """The tables of notebook 08, by name, of the records of one model."""
-    for windows, runs in by_windows(of_notebook(records, NOTEBOOK)).items():
-        end = f", {windows}" if windows else ""
+    for runs in by_windows(of_notebook(records, NOTEBOOK)):
         pipelines = pipeline_table(runs)
         setting = setting_sentences(runs)
         note = f"{setting} {PERPLEXITY_CAPTION}"
-        yield "beyond", Table(windows, note, *perplexity_table(pipelines, "perplexity"))
+        yield "beyond", Table(note, *perplexity_table(pipelines, "perplexity"))
         common = common_parameters(runs)
         note = (
             f"{model_sentence(runs)} Perplexity on "
@@ -161,7 +160,5 @@ def beyond_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
             f"of {common['length']} tokens that nothing was fitted to, others for each seed. "
             f"{PERPLEXITY_CAPTION}"
         )
-        web = perplexity_table(pipelines, "perplexity_web")
-        yield "beyond", Table(f"web text{end}", note, *web)
-        note = f"{setting} {GAIN_CAPTION}"
-        yield "beyond", Table(f"gain{end}", note, *gain_table(pipelines))
+        yield "beyond", Table(note, *perplexity_table(pipelines, "perplexity_web"))
+        yield "beyond", Table(f"{setting} {GAIN_CAPTION}", *gain_table(pipelines))

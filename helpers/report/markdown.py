@@ -54,14 +54,10 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
 
 
 class Table(NamedTuple):
-    """A table with a note in front of it; its frame is None where the records do not allow it.
+    """A table with a note in front of it; spread has what stands behind ±."""
 
-    `about` tells the tables of one name apart. `spread` has what stands behind ±.
-    """
-
-    about: str
     note: str
-    frame: pd.DataFrame | None
+    frame: pd.DataFrame  # empty where the records do not allow it
     spread: pd.DataFrame = NO_SPREAD
 
     @property

@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers.paths import replace_file
-from helpers.report.labels import row_key
 from helpers.report.names import display_name, short_layer
 from helpers.report.records import Record
 from helpers.report.runs_table import by_model, over_seeds, perplexity_runs, with_series
@@ -24,7 +23,6 @@ from helpers.report.style import (
     to_png,
 )
 
-Series = Mapping[str, Any]
 # an error at most so many times that of the optimum counts as having arrived
 NEAR = 1.01
 # a perplexity at most so many times the lowest is not told from it: seeds move both
@@ -62,50 +60,39 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
     means, _ = over_seeds(perplexity_runs(records), "label", "perplexity")
     if means.empty:
         return None
-    cells = means.reset_index().melt(
-        "label", var_name="target", value_name="perplexity"
-    )
-    cells = cells.dropna()
     figure, ax = new_figure(size=(7.0, 4.4))
-    points = cells.query("target.str.endswith(' %')")
-    sparsity = points["target"].str.rstrip(" %").astype(float)
-    points = points.assign(sparsity=sparsity).sort_values("sparsity")
-    for position, label in enumerate(sorted(set(points["label"]), key=row_key)):
-        line = points.query("label == @label")
-        ax.plot(
-            line["sparsity"],
-            line["perplexity"],
-            label=display_name(label),
-            **line_style(label, position),
-        )
-    refitting = cells.query("label not in ['dense', 'magnitude', 'wanda']")
-    top = (cells if refitting.empty else refitting)["perplexity"].max()
-    dense = cells.query("target == 'dense'")["perplexity"].min()
-    if pd.notna(dense):
-        ax.axhline(
-            dense, label=f"Dense {dense:.1f}", **line_style("dense") | {"marker": ""}
-        )
+    lines = means.filter(like=" %").dropna(how="all")
+    lines = lines.rename(columns=lambda target: float(target.rstrip(" %")))
+    for position, (label, line) in enumerate(lines.iterrows()):
+        line = line.dropna()
+        look = line_style(label, position)
+        ax.plot(line.index, line, label=display_name(label), **look)
+    refitting = means.drop(index=["dense", "magnitude", "wanda"], errors="ignore")
+    top = (means if refitting.empty else refitting).max(axis=None)
+    if "dense" in means:
+        dense = means["dense"].min()
+        look = line_style("dense") | {"marker": ""}
+        ax.axhline(dense, label=f"Dense {dense:.1f}", **look)
     set_up_axes(
         ax,
-        _perplexity_title(points),
+        _perplexity_title(lines),
         log=True,
         xlabel="weights set to zero (%)",
         ylabel="perplexity (log scale, lower is better)",
-        xticks=sparsity.unique(),
-        ylim=(cells["perplexity"].min() / 1.3, 2.5 * top),
+        xticks=lines.columns,
+        ylim=(means.min(axis=None) / 1.3, 2.5 * top),
     )
     label_line_ends(ax)
     return figure
 
 
-def _perplexity_title(points: pd.DataFrame) -> str:
+def _perplexity_title(lines: pd.DataFrame) -> str:
     """Which methods have the lowest perplexity, if they are the same at every sparsity."""
-    best = points.groupby("target")["perplexity"].transform("min")
-    near = points[points["perplexity"] <= TIE * best].groupby("target")["label"]
-    lowest = {tuple(sorted(labels, key=row_key)) for _, labels in near}
+    near = lines <= TIE * lines.min()
+    lowest = {tuple(lines.index[near[sparsity]]) for sparsity in lines}
     if len(lowest) == 1:
         (names,) = lowest
-        if len(names) < points["label"].nunique():
+        if len(names) < len(lines):
             verb = "has" if len(names) == 1 else "have"
             text = " and ".join(map(display_name, names))
             return f"{text} {verb} the lowest perplexity at every sparsity"
@@ -115,7 +102,7 @@ def _perplexity_title(points: pd.DataFrame) -> str:
 # ------------------------------------------------------------------ series of 02 and 03
 
 
-def convergence_figure(series: Series) -> Figure:
+def convergence_figure(series: Mapping[str, Any]) -> Figure:
     """The relative error of a layer by iteration of ADMM on a fixed mask, a curve for each ρ.
 
     Series "convergence" of notebook 02: "iterations" [n], "error" {curve: [n]}, "references" {name:
@@ -155,7 +142,7 @@ def convergence_figure(series: Series) -> Figure:
     return figure
 
 
-def schedule_figure(series: Series) -> Figure:
+def schedule_figure(series: Mapping[str, Any]) -> Figure:
     """The sparsity of a mask at each iteration, and the error of each schedule by pattern.
 
     Series "schedule" of notebook 03: "sparsity" {schedule: [n]}, "ratio" {pattern: {schedule: ratio
@@ -222,9 +209,9 @@ def all_figures(records: Iterable[Record]) -> dict[str, Figure]:
             figures[f"perplexity{end}"] = figure
         for name, draw in SERIES_FIGURES.items():
             having = with_series(runs, name)
-            having.sort(key=lambda record: record.get("name") != "default")
-            for record in having[:1]:
-                figures[f"{name}{end}"] = draw(record["series"][name])
+            if having:
+                usual = min(having, key=lambda record: record.get("name") != "default")
+                figures[f"{name}{end}"] = draw(usual["series"][name])
     return figures
 
 

@@ -44,14 +44,13 @@ def read_published() -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def ratio_table(records: Iterable[Record]) -> pd.DataFrame | None:
+def ratio_table(records: Iterable[Record]) -> pd.DataFrame:
     """Perplexities over SparseGPT's and over Wanda's in the same cell: ours, and published ones.
 
     The records are those of one model; a cell of ours is a mean over seeds, and its ratio one of
     means over the seeds that the rival has too. A row is named by its column in our tables ("at")
     and has the method, the model with the window, the perplexity, the two ratios (NaN without the
-    rival) and the source. Magnitude pruning, with ratios in the hundreds, is left out. None without
-    a rival of ours.
+    rival) and the source. Magnitude pruning, with ratios in the hundreds, is left out.
     """
     theirs = read_published().query("metric == 'wikitext2_ppl'")
     theirs = theirs.assign(
@@ -82,7 +81,5 @@ def ratio_table(records: Iterable[Record]) -> pd.DataFrame | None:
     cells = cells.query("method not in ['dense', 'magnitude', 'sparsegpt']")
     cells = cells.dropna(subset=list(RATIOS), how="all")
     cells = cells[cells["at"].isin(cells.query("model == 'here'")["at"])]
-    if cells.empty:
-        return None
     table = cells.sort_values("order").set_index("at")
     return table[["method", "model", "perplexity", *RATIOS, "source"]]

@@ -202,12 +202,12 @@ def _plain(value: Any) -> Any:
 
 def _to_json(record: Record) -> str:
     """JSON with one field, and one layer, a line, so that a diff of two records can be read."""
+    # not pydantic's JSON: it writes 1e-5 where the committed records have 1e-05
     lines = []
     for key, value in record.items():
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=False)
         if key == "layers" and value:
-            rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in value)
-            text = f"[\n  {rows}\n ]"
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
         lines.append(f" {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -251,10 +251,11 @@ def git_state(sources: Iterable[str] = SOURCES) -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root():
+        top, commit = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if Path(top).resolve() != root():
             return None  # the project was copied into another project's checkout
         # untracked files count too: a new module can change a number
         changes = git("status", "--porcelain", "--", *sources)
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+        return {"commit": commit, "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -94,17 +94,15 @@ def by_model(records: Iterable[Record]) -> dict[str, list[Record]]:
     return dict(models)
 
 
-def by_windows(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """The records of each set of evaluation windows, the largest group, named "", first.
+def by_windows(records: Iterable[Record]) -> list[list[Record]]:
+    """The records of each set of evaluation windows, the largest group first.
 
-    The others are "other windows 1" and so on: perplexities on different windows cannot be
-    compared.
+    Perplexities on different windows cannot be compared.
     """
     groups = defaultdict(list)
     for record in records:
         groups[tuple(map(record["parameters"].get, WINDOWS))].append(record)
-    by_size = enumerate(sorted(groups.values(), key=len, reverse=True))
-    return {f"other windows {place}" if place else "": runs for place, runs in by_size}
+    return sorted(groups.values(), key=len, reverse=True)
 
 
 def with_series(records: Iterable[Record], name: str) -> list[Record]:
@@ -232,8 +230,8 @@ def processor_of(record: Record) -> str | None:
 
 def perplexity_runs(records: Iterable[Record]) -> pd.DataFrame:
     """The runs of notebook 04 on the windows that most of them share, without variants."""
-    groups = by_windows(of_notebook(records, PRUNE_NOTEBOOK))
-    return runs_frame(groups.get("", [])).query("not variant")
+    first, *_ = [*by_windows(of_notebook(records, PRUNE_NOTEBOOK)), []]
+    return runs_frame(first).query("not variant")
 
 
 # ------------------------------------------------------------------ means over seeds

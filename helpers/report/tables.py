@@ -3,6 +3,7 @@
 A cell is the mean over seeds; `helpers.report.runs_table` says which records share a cell.
 """
 
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers.data.tasks import TASK_TABLE, paired_difference
+from helpers.data.tasks import TASK_TABLE
 from helpers.paths import ZERO_SHOT_NOTEBOOK, replace_file
 from helpers.report.beyond import beyond_tables
 from helpers.report.labels import TASK_NAMES, column_key, target_name
@@ -87,30 +88,24 @@ VARIANTS_CAPTION = (
 )
 
 
-def variant_table(
-    records: Iterable[Record],
-) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+def variant_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Perplexity with other options against the defaults on the same seeds, by variant and target.
 
     With half the interval of the change. Several records of one run count once, with their mean. A
-    variant whose cell has no run of the defaults is left out; None if there is no other.
+    variant whose cell has no run of the defaults is left out.
     """
     runs = runs_frame(records).sort_values("order", kind="stable")
     runs["cell"] = [
         json.dumps(parameters | {"options": None, "device": None}, sort_keys=True)
         for parameters in runs["record"].str["parameters"]
     ]
-    cells = runs.groupby(["cell", "label", "target", "variant"], sort=False)
-    runs = cells["perplexity"].mean().reset_index()
-    defaults = (
-        runs.query("not variant").set_index("cell")["perplexity"].rename("default")
-    )
-    pairs = runs.query("variant").join(defaults, on="cell", how="inner")
-    if pairs.empty:
-        return None
+    defaults = runs.query("not variant").groupby("cell")["perplexity"].mean()
+    runs["default"] = runs["cell"].map(defaults)
+    cells = runs.query("variant").groupby(["label", "target", "cell"], sort=False)
+    pairs = cells[["perplexity", "default"]].mean().dropna()
     pairs["change (%)"] = 100 * (pairs["perplexity"] / pairs["default"] - 1)
     groups = pairs.groupby(["label", "target"], sort=False)
-    table = groups[["perplexity", "default", "change (%)"]].mean()
+    table = groups.mean()
     table.insert(0, "seeds", groups.size())
     table = table.rename_axis(index=["variant", "at"]).reset_index("at")
     return table, groups[["change (%)"]].agg(half_interval).set_axis(table.index)
@@ -121,12 +116,12 @@ def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     runs = of_notebook(records, PRUNE_NOTEBOOK)
     if not runs:
         return
-    for about, group in by_windows(runs).items():
+    for group in by_windows(runs):
         table, spread = perplexity_table(group)
         note = f"{setting_sentences(group)} {PERPLEXITY_CAPTION}"
         if "dense" not in table.index:
             note += " The dense model was not run on these."
-        yield "perplexity", Table(about, note, table, spread)
+        yield "perplexity", Table(note, table, spread)
     setting = setting_sentences(runs)
     devices = "; ".join(sorted({run["device"] for run in runs}))
     timed = runs_frame(runs).query("not variant")["timed"]
@@ -134,71 +129,60 @@ def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
         f"{setting} Device: {devices}. {timed.sum()} of {len(timed)} runs were timed alone. "
         f"{COST_CAPTION}"
     )
-    yield "cost", Table("", note, cost_table(runs))
-    variants = variant_table(runs) or [None]
-    yield "variants", Table("", f"{setting} {VARIANTS_CAPTION}", *variants)
-    yield "published_ratios", Table("", f"{setting} {RATIO_CAPTION}", ratio_table(runs))
+    yield "cost", Table(note, cost_table(runs))
+    yield "variants", Table(f"{setting} {VARIANTS_CAPTION}", *variant_table(runs))
+    yield "published_ratios", Table(f"{setting} {RATIO_CAPTION}", ratio_table(runs))
 
 
 # ------------------------------------------------------------------ the zero-shot notebook
 
-ACCURACIES = ["acc", "acc_stderr", "acc_norm", "acc_norm_stderr"]
+QUESTION = ["model", "seed", "task", "item"]
 
 
-def answer_table(records: Iterable[Record]) -> pd.DataFrame:
-    """The answers of the zero-shot runs, a row for each model, seed and task.
+def answers_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """The answers of the zero-shot runs, a row for each model, seed, task and question.
 
     Columns: model, its row in the tables; seed, 0 for the dense model; task, by the paper's name;
-    items; right, whether the answer to each was; ACCURACIES; harness, lm-eval's version. In the
-    order of the methods and of the paper's tasks; of several runs the one with most items counts.
+    item, the question; acc and acc_norm, 1 where the answer is right, NaN where a task has no
+    acc_norm. In the order of the methods; of several answers of a model to a question the last.
     """
-    key = ["model", "seed", "task"]
     rows = []
-    for run in runs_frame(records, ZERO_SHOT_NOTEBOOK).itertuples():
-        dense = run.target == "dense"
+    runs = runs_frame(records, ZERO_SHOT_NOTEBOOK).sort_values(
+        ["order", "target", "seed"]
+    )
+    for run in runs.itertuples():
+        model = (run.label, 0)
+        if run.target != "dense":
+            model = (f"{run.label}, {run.target}", run.seed)
         for task, score in run.record["series"]["zero_shot"].items():
-            row = {
-                "order": run.order,
-                "model": run.label if dense else f"{run.label}, {run.target}",
-                "seed": 0 if dense else run.seed,
-                "task": TASK_NAMES[task],
-                "items": tuple(score["items"]),
-                "count": len(score["items"]),
-                "right": score["acc"],
-                "harness": run.record["versions"]["lm-eval"],
-            }
-            accuracies = {
-                name: getattr(run, f"{task}_{name}", math.nan) for name in ACCURACIES
-            }
-            rows.append(row | accuracies)
-    columns = ["order", *key, "items", "count", "right", "harness", *ACCURACIES]
-    table = pd.DataFrame(rows, columns=columns)
-    # of several runs the one with most items is the last
-    table = table.sort_values(["order", "model", "seed", "count"])
-    return table.drop_duplicates(key, keep="last", ignore_index=True)
+            normalised = score["acc_norm"] or itertools.repeat(math.nan)
+            answers = zip(score["items"], score["acc"], normalised, strict=False)
+            rows += [(*model, TASK_NAMES[task], *answer) for answer in answers]
+    table = pd.DataFrame(rows, columns=[*QUESTION, "acc", "acc_norm"])
+    return table.drop_duplicates(QUESTION, keep="last")
 
 
 def paired_differences(records: Iterable[Record]) -> pd.DataFrame:
-    """Differences in acc between each two models on the same items of a task, with the same seed.
+    """Differences in acc between each two models on the questions of a task that both were asked.
 
-    Columns: pair ("second − first"), seed, task, difference, and its standard error.
+    Of one seed; the dense model is paired with every seed. Columns: pair ("second − first"), seed,
+    task, difference, and its standard error.
     """
-    answers = answer_table(records).reset_index()
-    pairs = answers.merge(answers, on=["task", "items"], suffixes=("_1", "_2"))
-    # the dense model, which comes first, is paired with every seed
-    pairs = pairs.query(
-        "index_1 < index_2 and model_1 != model_2"
-        " and (seed_1 == seed_2 or model_1 == 'dense')"
-    )
-    pairs = pairs.sort_values(["index_1", "index_2"])
-    rows = map(paired_difference, pairs["right_2"], pairs["right_1"])
-    table = pd.DataFrame(list(rows), pairs.index, ["difference", "error"])
-    table["pair"] = pairs["model_2"] + " − " + pairs["model_1"]
-    return table.join(pairs["task"]).join(pairs["seed_2"].rename("seed"))
+    answers = answers_frame(records)
+    answers["rank"] = pd.factorize(answers["model"])[0]
+    pairs = answers.merge(answers, on=["task", "item"], suffixes=("", "_1"))
+    pairs = pairs.query("rank_1 < rank and (seed_1 == seed or model_1 == 'dense')")
+    pairs = pairs.sort_values(["rank_1", "rank", "seed"])
+    pairs["pair"] = pairs["model"] + " − " + pairs["model_1"]
+    # two models mostly fail on the same, hard questions: their difference is known far better than
+    # either accuracy
+    pairs["difference"] = pairs["acc"] - pairs["acc_1"]
+    groups = pairs.groupby(["pair", "seed", "task"], sort=False)["difference"]
+    return groups.agg(difference="mean", error="sem").reset_index()
 
 
 def _by_task(
-    rows: pd.DataFrame, row: str, value: str, error: str
+    cells: pd.DataFrame, row: str, value: str, error: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Values and standard errors by row and task, with their mean over tasks in the last column.
 
@@ -206,8 +190,7 @@ def _by_task(
     Tasks are taken as independent.
     """
     values, errors = (
-        rows.dropna(subset=value)
-        .pivot_table(number, row, "task", sort=False)
+        cells.pivot_table(number, row, "task", sort=False)
         .reindex(columns=list(TASK_NAMES.values()))
         .dropna(axis=1, how="all")
         .rename_axis(columns=None)
@@ -220,16 +203,18 @@ def _by_task(
 
 def accuracy_table(
     records: Iterable[Record], metric: str = "acc"
-) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Accuracy and its standard error, in the paper's columns with a mean; None without records.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy and its standard error, in the paper's columns with a mean.
 
     A row is the mean over seeds of the calibration text. `metric` is "acc" or, for tasks that have
     it, "acc_norm" (normalised by the answers' length).
     """
-    answers = answer_table(records)
-    if answers[metric].isna().all():
-        return None
-    values, errors = _by_task(answers, "model", metric, f"{metric}_stderr")
+    answers = answers_frame(records).dropna(subset=metric)
+    groups = answers.groupby(["model", "seed", "task"], sort=False)[metric]
+    cells = groups.agg(
+        accuracy="mean", error="sem"
+    ).reset_index()  # errors as lm-eval has them
+    values, errors = _by_task(cells, "model", "accuracy", "error")
     # a mean over fewer tasks than the other rows have could not be compared with theirs
     incomplete = values.isna().any(axis=1)
     for numbers in (values, errors):
@@ -244,14 +229,11 @@ PAIRED_CAPTION = (
 )
 
 
-def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """`paired_differences` as text, "difference ± standard error", means over seeds.
-
-    None without a pair.
-    """
+def paired_table(records: Iterable[Record]) -> pd.DataFrame:
+    """`paired_differences` as text, "difference ± standard error", means over seeds."""
     pairs = paired_differences(records)
     if pairs.empty:
-        return None
+        return pairs
     values, errors = _by_task(pairs, "pair", "difference", "error")
     texts = values.map("{:+.3f}".format) + " ± " + errors.map("{:.3f}".format)
     texts = texts.mask(values.abs() > 2 * errors, "**" + texts + "**")
@@ -267,30 +249,29 @@ def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 def _items_note(records: Iterable[Record]) -> str:
     """How many items each task has, whether the same for every model, and by which harness."""
-    answers = answer_table(records)
-    sizes = answers["items"].map(len)
-    amount = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
-    same = "the same"
-    if (answers.groupby("task")["items"].nunique() > 1).any():
-        same = "not the same"
-    return (
-        f"{amount} items a task, {same} for every model; "
-        f"lm-eval {', '.join(sorted(set(answers['harness'])))}."
+    asked = (
+        answers_frame(records).groupby(["model", "seed", "task"])["item"].agg(frozenset)
     )
+    sizes = asked.map(len)
+    amount = " to ".join(map(str, sorted({sizes.min(), sizes.max()})))
+    same = (
+        "the same" if (asked.groupby("task").nunique() == 1).all() else "not the same"
+    )
+    runs = of_notebook(records, ZERO_SHOT_NOTEBOOK)
+    harness = ", ".join(sorted({run["versions"]["lm-eval"] for run in runs}))
+    return f"{amount} items a task, {same} for every model; lm-eval {harness}."
 
 
 def zero_shot_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     """The tables of the zero-shot notebook, by name, of the records of one model."""
     model = model_sentence(records)
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
-        accuracies = accuracy_table(records, metric)
-        if accuracies:
-            table, errors = accuracies
+        table, errors = accuracy_table(records, metric)
+        if not table.empty:
             table = pd.concat([chance_accuracy(table), table]).rename_axis("model")
             note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(records)}"
-            yield "zero_shot", Table(metric, note, table, errors)
-    note = f"{model} {PAIRED_CAPTION}"
-    yield "zero_shot", Table("paired", note, paired_table(records))
+            yield "zero_shot", Table(note, table, errors)
+    yield "zero_shot", Table(f"{model} {PAIRED_CAPTION}", paired_table(records))
 
 
 # ------------------------------------------------------------------ the layer studies
@@ -315,14 +296,14 @@ UPDATE_CAPTION = (
 )
 
 
-def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Errors and seconds of each solver, means over problems; None without the series "update".
+def update_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Errors and seconds of each solver of the series "update", means over problems.
 
     ADMM with other settings than its defaults has a row after 20 iterations only.
     """
     rows = series_frame(records, "update")
     if rows.empty:
-        return None
+        return rows
     rows = rows.query(
         "solver != 'admm' or iterations == 20"
         " or (rho == 1 and precondition == True and damping == @DAMPING)"
@@ -374,15 +355,15 @@ MASK_CAPTION = (
 )
 
 
-def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame | None:
+def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame:
     """The error of each rule for the mask, in percent of the default's on the same layer.
 
-    A geometric mean over layers, on calibration text ("error") or on held-out text ("heldout").
-    None without the series "ablation".
+    Of the series "ablation". A geometric mean over layers, on calibration text ("error") or on
+    held-out text ("heldout").
     """
     rules = series_frame(records, "ablation")
     if rules.empty:
-        return None
+        return rules
     rules["target"] = list(map(target_name, rules["pattern"], rules["sparsity"]))
     rules["rule"] = list(
         map(_mask_label, rules["mask_steps"], rules["schedule"], rules["budget"])
@@ -411,11 +392,10 @@ def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
 def layer_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     """The tables of the layer studies, by name, of the records of one model."""
     model = model_sentence(records)
-    note = f"{model} {UPDATE_CAPTION}"
-    yield "weight_update", Table("", note, update_table(records))
+    yield "weight_update", Table(f"{model} {UPDATE_CAPTION}", update_table(records))
     for text, column in ("calibration", "error"), ("held-out", "heldout"):
         note = f"{model} On {text} text. {MASK_CAPTION}"
-        yield "mask", Table(text, note, mask_table(records, column))
+        yield "mask", Table(note, mask_table(records, column))
 
 
 # ------------------------------------------------------------------ all tables of a plan
@@ -427,12 +407,11 @@ def all_tables(records: Iterable[Record]) -> dict[str, list[Table]]:
     `all_tables(records)["perplexity"][0].frame` is a DataFrame.
     """
     tables = defaultdict(list)
-    for model, runs in by_model(records).items():
+    for runs in by_model(records).values():
         for kind in (pruning_tables, zero_shot_tables, layer_tables, beyond_tables):
             for name, table in kind(runs):
-                if table.frame is not None:
-                    about = f"{model} {table.about}".strip()
-                    tables[name].append(table._replace(about=about))
+                if not table.frame.empty:
+                    tables[name].append(table)
     return dict(tables)
 
 
