@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers.data.tasks import TASK_TABLE, paired_difference
+from helpers.data.tasks import TASK_TABLE
 from helpers.paths import ZERO_SHOT_NOTEBOOK, replace_file
 from helpers.report.beyond import beyond_tables
 from helpers.report.labels import (
@@ -23,6 +23,7 @@ from helpers.report.labels import (
     row_key,
     target_name,
 )
+from helpers.report.paired import paired_difference
 from helpers.report.published import RATIO_CAPTION, ratio_table
 from helpers.report.records import Records
 from helpers.report.runs_table import (
