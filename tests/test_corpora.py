@@ -96,11 +96,10 @@ def test_offsets_lie_in_the_text_and_apart_where_there_is_room(
     assume(tokens >= length)
     offsets = corpora._offsets(tokens, sequences, length, random.Random(seed))
     assert len(offsets) == sequences
-    assert 0 <= min(offsets) and max(offsets) <= tokens - length
+    assert min(offsets) >= 0 and max(offsets) <= tokens - length
     if tokens >= sequences * length:
-        assert len({at + i for at in offsets for i in range(length)}) == (
-            sequences * length
-        )
+        covered = {at + i for at in offsets for i in range(length)}
+        assert len(covered) == sequences * length
 
 
 def test_windows_overlap_with_a_warning_when_it_is_not(text_file, caplog):
@@ -224,9 +223,9 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(tmp_path, starts, one_line
         if not starts:
             with one_line_error(BadParameter, "start_token", "True"):
                 find(True)
-    for given, rows in ((text, begun(cut)), (windows("auto"), begun(cut)), (cut, cut)):
+    for tokens, rows in ((text, begun(cut)), (windows("auto"), begun(cut)), (cut, cut)):
         expected = math.exp(model(rows, labels=rows).loss.item())
-        found = perplexity(model, given, length=9)
+        found = perplexity(model, tokens, length=9)
         assert found == pytest.approx(expected, rel=1e-5)
     for rows, known in (
         (windows_drawn("auto"), starts),
