@@ -99,7 +99,7 @@ def layer_problems(
     layers: Sequence[str],
     *,
     batch: int = 4,
-    progress: Progress | bool = False,
+    progress: Progress | bool = True,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Layers of one block of the dense model, with their grams, from one pass over the text.
 

@@ -101,41 +101,23 @@ def _load(
     source: str | Path, revision: str | None, dtype: torch.dtype
 ) -> tuple[nn.Module, Any]:
     """Load from a folder or the hub, refusing pickles and remote code."""
-    local = isinstance(source, Path)
     # a folder that lacks a file must fail here, and not become a request to the hub
+    local = isinstance(source, Path)
     common = {"local_files_only": True} if local else {"revision": revision}
     common["trust_remote_code"] = False
-    try:
+    with explain_loading(source), no_progress_bars():
         # first, because for a family that transformers does not know the config's error says so,
         # and the tokenizer's does not
         AutoConfig.from_pretrained(source, **common)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         # use_safetensors: a pickle (.bin) can run code when it is loaded
-        with no_progress_bars():
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                **common,
-            )
-    # HTTPError is the HTTP library's own, which transformers lets through
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        ImportError,
-        SafetensorError,
-        HTTPError,
-    ) as error:
-        advice = "check the name, the revision, the network and your access, and run it again"
-        if local:
-            advice = (
-                "give the folder of a complete saved model, with safetensors weights"
-            )
-        raise BadParameter(
-            f"model {str(source)!r} cannot be loaded ({first_line(error)}): {advice}"
-        ) from error
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **common,
+        )
     # transformers fills what is missing with random numbers and goes on
     absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
     if absent:
@@ -151,6 +133,24 @@ def _load(
         )
         check_stored_weights(Path(config).parent)
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def explain_loading(source: str | Path) -> Iterator[None]:
+    """Re-raise as BadParameter, with advice, what transformers raises if it cannot load a model."""
+    advice = (
+        "check the name, the revision, the network and your access, and run it again"
+    )
+    if isinstance(source, Path):
+        advice = "give the folder of a complete saved model, with safetensors weights"
+    # HTTPError is the HTTP library's own, which transformers lets through
+    library = (OSError, ValueError, RuntimeError, ImportError)
+    try:
+        yield
+    except (*library, SafetensorError, HTTPError) as error:
+        raise BadParameter(
+            f"model {str(source)!r} cannot be loaded ({first_line(error)}): {advice}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -25,8 +25,8 @@ class ProgressBar(tqdm):
 def as_progress(progress: Progress | bool) -> Progress:
     """Resolve the argument `progress`: a bar for True, a function that does nothing for False.
 
-    The bar is drawn in a notebook, and in a terminal that shows what is written to stderr. A
-    function is returned as it is.
+    True is the default of all functions that a user calls. The bar is drawn in a notebook, and in a
+    terminal that shows what is written to stderr. A function is returned as it is.
     """
     if progress is True:
         # disable=None is how tqdm says that; with a delay, what is refused at once leaves no bar

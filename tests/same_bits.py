@@ -28,8 +28,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from helpers.report.record_comparison import COMPUTING, NOT_JUDGED
-
 from helpers.errors import HelpersError, RunError
 from helpers.machine import THREAD_VARIABLES
 from helpers.paths import (
@@ -40,6 +38,7 @@ from helpers.paths import (
     root,
 )
 from helpers.report import read_records
+from helpers.report.record_comparison import COMPUTING, NOT_JUDGED
 from helpers.report.records import SOURCES, processor
 from helpers.runner.fingerprint import (
     equal_hashes,

@@ -6,6 +6,8 @@ import math
 import families as fam
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch.nn import functional
 
 from helpers import prune_model
@@ -81,6 +83,36 @@ def test_sharing_out_by_hand():
 
     # past the number: all layers go the same part of the way
     assert share_out(sizes, jump, 12, none, sizes - 1) == [5, 5, 2]
+
+
+@settings(deadline=None)
+@given(
+    layers=st.lists(
+        st.tuples(st.integers(2, 500), st.floats(-1, 1)), min_size=1, max_size=6
+    ),
+    sparsity=st.floats(0, 0.99),
+    spread=st.floats(0, 1),
+)
+def test_zeros_add_up_and_one_number_explains_them_all(layers, sparsity, spread):
+    sizes, wishes = (float64(*column) for column in zip(*layers, strict=True))
+    high = torch.minimum(sizes * min(1.0, sparsity + spread), sizes - 1)
+    low = torch.minimum(sizes * max(0.0, sparsity - spread), high)
+    total = round(sparsity * int(sizes.sum()))
+    assume(total <= high.sum() + 0.5)
+    counts = share_out(sizes, lambda t: wishes + t, total, low, high)
+    assert sum(counts) == total
+    # the numbers t for which each layer's share, within its limits, rounds to its count
+    least, most = -math.inf, math.inf
+    for count, size, wish, few, many in zip(
+        counts, sizes, wishes, low, high, strict=True
+    ):
+        assert few - 1 < count < many + 1
+        assert count < size
+        if count - 1 >= few:
+            least = max(least, float((count - 1) / size - wish))
+        if count + 1 <= many:
+            most = min(most, float((count + 1) / size - wish))
+    assert least < most + 1e-9
 
 
 # ---------------------------------------------------------------- the rules, by hand

@@ -8,9 +8,9 @@ import statistics
 import pandas as pd
 import pytest
 from handmade import check_claim, repaired
+from helpers.report.evidence import FAILS, HOLDS, OPEN, UNTESTED
 
 from helpers.report.beyond import gain_table, perplexity_table, pipeline_table
-from helpers.report.evidence import FAILS, HOLDS, OPEN, UNTESTED
 
 # the dense model has 20: 80 is a gap of ln 4, and 40 closes half of it
 RUNS = [

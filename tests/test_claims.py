@@ -5,9 +5,6 @@ import re
 
 import pytest
 from handmade import check_claim, pruned, scored, update_row, with_series
-
-from helpers.report import claims, claims_markdown, model_claims
-from helpers.report.claims import claim_verdicts
 from helpers.report.evidence import (
     FAILS,
     HOLDS,
@@ -20,6 +17,9 @@ from helpers.report.evidence import (
     holm,
     p_value,
 )
+
+from helpers.report import claims, claims_markdown, model_claims
+from helpers.report.claims import claim_verdicts
 
 TARGETS = ("50 %", "60 %", "70 %", "80 %", "2:4", "4:8")
 

@@ -130,8 +130,7 @@ def test_a_repair_that_does_harm_is_given_up_with_a_warning(caplog):
     assert len(report.losses) == 12
     assert report.kept == 0
     assert not fam.changed(model, before)
-    assert report.warning in caplog.text
-    assert "after 12 steps" in report.warning
+    assert report.warning and report.warning in caplog.text
 
 
 def test_the_held_out_text_is_not_trained_on():

@@ -98,11 +98,8 @@ def test_every_family_is_pruned_faithfully(name):
 
 
 @pytest.mark.parametrize("name", sorted(fam.REFUSED))
-def test_a_refusal_names_the_matrix_that_would_stay_dense_and_says_what_to_do(name):
-    _, error = refusal(name)
-    assert fam.REFUSED[name].parameter + " " in error
-    assert "choose a model" in error
-    assert "\n" not in error
+def test_a_refusal_names_the_matrix_that_would_stay_dense(name):
+    assert fam.REFUSED[name].parameter + " " in refusal(name)[1]
 
 
 if __name__ == "__main__":

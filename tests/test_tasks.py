@@ -1,13 +1,12 @@
 """Rows of the tasks, subsets of items, and paired differences worked by hand."""
 
 import json
-import math
 from collections import Counter
 
 import pytest
 
 from helpers.data import tasks
-from helpers.data.tasks import TASKS, choose_items, paired_difference, task_rows
+from helpers.data.tasks import TASKS, choose_items, task_rows
 
 # task → a field of its rows, and how often each value is there: a label where there is one
 SPLITS = {
@@ -86,17 +85,3 @@ def test_items_are_sorted_distinct_and_repeatable():
     assert choose_items(500, 4, 0) == [130, 419, 431, 459]
     assert choose_items(277, None, 3) == choose_items(277, 277, 5) == list(range(277))
     assert set(choose_items(10042, 20, 2)) < set(choose_items(10042, 100, 2))
-
-
-# --- differences --------------------------------------------------------------------------
-
-
-def test_paired_difference_by_hand():
-    # differences 0, 1, 0, 1: mean 1/2, sum of squares 4 · 1/4, deviation sqrt(1/3), over sqrt(4)
-    difference, error = paired_difference([1, 1, 0, 1], [1, 0, 0, 0])
-    assert (difference, error) == (0.5, pytest.approx(math.sqrt(1 / 3) / 2))
-    assert paired_difference([1, 0, 0, 0], [1, 1, 0, 1]) == (-0.5, pytest.approx(error))
-    # one item in 100 apart: each accuracy alone has an error of 0.05, the pair of 0.01
-    one = [1] * 51 + [0] * 49
-    other = [1] * 50 + [0] * 50
-    assert paired_difference(one, other) == (pytest.approx(0.01), pytest.approx(0.01))

@@ -91,7 +91,7 @@ def guide(
     *,
     sparsity: float,
     spread: NotNegative = 0.3,
-    progress: Progress | bool = False,
+    progress: Progress | bool = True,
     ignore: Collection[str] = (),
 ) -> Guide:
     """Per-layer sparsities and per-output importance from squared gradients.
@@ -146,7 +146,7 @@ def owl(
     sparsity: float,
     spread: NotNegative = 0.08,
     outliers: Positive = 5.0,
-    progress: Progress | bool = False,
+    progress: Progress | bool = True,
     ignore: Collection[str] = (),
 ) -> dict[str, float]:
     """Per-layer sparsities by outliers (OWL): blocks with more outlying scores lose less.
@@ -208,7 +208,7 @@ class Survey:
 def surveyed(
     model: nn.Module,
     tokens: Tensor,
-    progress: Progress | bool = False,
+    progress: Progress | bool = True,
     ignore: Collection[str] = (),
 ) -> Iterator[Survey]:
     """Context manager: the input norms of the dense model's layers, with dropout off meanwhile.

@@ -77,7 +77,7 @@ def distil(
     vector_rate: Positive = 4e-4,
     held_out: Count = 4,
     precision: str = "float32",
-    progress: Progress | bool = False,
+    progress: Progress | bool = True,
 ) -> DistilReport:
     """Train the kept weights of a pruned model to predict what the dense model predicts, in place.
 

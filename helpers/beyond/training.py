@@ -19,8 +19,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from helpers.errors import BadParameter
 from helpers.models import check_in_memory, check_model, model_layers
 
-Parameters = list[nn.Parameter]
-
 PARTS = ("all", "norms")
 # Adam's: the second moment is a mean over the last 50 steps, since there are few steps in all
 DECAY = (0.9, 0.98)
@@ -85,7 +83,7 @@ class KeptZeros(contextlib.ExitStack):
 @contextlib.contextmanager
 def trained(
     model: nn.Module, parts: str = "all"
-) -> Iterator[tuple[Parameters, Parameters]]:
+) -> Iterator[tuple[list[nn.Parameter], list[nn.Parameter]]]:
     """Context manager: make a model's pruned layers and vectors trainable, or the vectors alone.
 
     Yields the weights of the layers, as their modules store them, and the vectors: the parameters

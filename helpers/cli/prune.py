@@ -126,7 +126,13 @@ def load(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
 def measure(options: argparse.Namespace, model: Any, tokenizer: Any) -> float:
     """Perplexity on the evaluation windows."""
     text = helpers.evaluation_tokens(options.evaluation, tokenizer)
-    return helpers.perplexity(model, text, length=options.window, limit=options.windows)
+    return helpers.perplexity(
+        model,
+        text,
+        length=options.window,
+        limit=options.windows,
+        progress=False,
+    )
 
 
 def write_progress(done: int, total: int, name: str) -> None:

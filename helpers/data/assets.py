@@ -137,12 +137,10 @@ def is_converted(folder: Path, name: str) -> bool:
         hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
         # The weights' own hash is pinned, since that file could be changed with them. The rest,
         # configuration and tokenizer, is worded in its own way by each version of transformers
-        rest = all(
-            _hash(folder / file) == hashes[file]
-            for file in hashes
-            if file != weights.name
+        others = [file for file in hashes if file != weights.name]
+        return all(_has_hash(folder / file, hashes[file]) for file in others) and (
+            _has_hash(weights, MODELS[name].converted, _tensors_hash)
         )
-        return rest and _hash(weights, _tensors_hash) == MODELS[name].converted
     except (OSError, ValueError, TypeError, SafetensorError):  # missing, or damaged
         return False
 
@@ -220,26 +218,28 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 def _sound(path: Path, sha256: str) -> bool:
     """True if the file has this hash; one that has another is damaged and is deleted."""
+    sound = _has_hash(path, sha256)
+    if not sound and path.is_file():
+        LOG.warning("%s is damaged: fetching it again", path)
+        path.unlink(missing_ok=True)  # another process may have found it too
+    return sound
+
+
+def _has_hash(
+    path: Path, sha256: str, how: Callable[[Path], str] = sha256_file
+) -> bool:
+    """Whether a file is there with this hash, which is computed again only if it has changed."""
     if not path.is_file():
         return False
-    # a member is checked at each use; `_hash` reads it once in a process
-    if _hash(path) == sha256:
-        return True
-    LOG.warning("%s is damaged: fetching it again", path)
-    path.unlink(missing_ok=True)  # another process may have found it too
-    return False
-
-
-def _hash(path: Path, how: Callable[[Path], str] = sha256_file) -> str:
-    """A hash of a file, computed again in one process only if the file has changed."""
     status = path.stat()
     # a file that was replaced or written has another inode, size or time of change
-    return _hash_of_state(path, how, status.st_ino, status.st_size, status.st_mtime_ns)
+    state = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return _hash_of_state(path, how, *state) == sha256
 
 
 @functools.lru_cache(maxsize=64)
 def _hash_of_state(path: Path, how: Callable, *_state: int) -> str:
-    """`_hash` of one state of a file, as far as the file system can tell states apart."""
+    """The hash of one state of a file, as far as the file system can tell states apart."""
     return how(path)
 
 

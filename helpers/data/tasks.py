@@ -1,4 +1,4 @@
-"""Zero-shot tasks: their rows, fixed subsets of items, paired differences.
+"""Zero-shot tasks: their rows, and fixed subsets of items.
 
 The paper's seven tasks, and PIQA, SciQ and LAMBADA, which a small model can do. Names, prompts and
 metrics are lm-eval's: a row holds the fields that lm-eval's task definition reads, and no question
@@ -73,16 +73,6 @@ def choose_items(task_size: int, limit: int | None, seed: int) -> list[int]:
     # a generator of its own, so that neither lm-eval's seeds nor a notebook's can change the items
     random.Random(seed).shuffle(order)
     return sorted(order[:limit])
-
-
-def paired_difference(
-    one: Sequence[float], other: Sequence[float]
-) -> tuple[float, float]:
-    """Mean of one − other over the same items, two or more, and its standard error."""
-    # var(a − b) = var(a) + var(b) − 2 cov(a, b): two models mostly fail on the same, hard items, so
-    # their scores vary together and the difference is known far better than either accuracy
-    pairs = zip(one, other, strict=True)
-    return mean_and_error([first - second for first, second in pairs])
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -31,7 +31,7 @@ from helpers.errors import (
 )
 from helpers.large.shards import COMPANIONS, INDEX, Checkpoint
 from helpers.model_state import set_state
-from helpers.models import check_stored_weights, find_blocks, locate
+from helpers.models import check_stored_weights, explain_loading, find_blocks, locate
 
 # "model*", because some repositories hold the same weights a second time under another name
 WEIGHTS = "model*.safetensors"
@@ -63,7 +63,7 @@ def load_streamed(
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
     checkpoint = Checkpoint(path)
-    try:
+    with explain_loading(path):
         config = AutoConfig.from_pretrained(path, **LOCAL)
         # they would be read without their scales
         if getattr(config, "quantization_config", None):
@@ -82,10 +82,6 @@ def load_streamed(
             model = AutoModelForCausalLM.from_config(
                 config, dtype=kind, trust_remote_code=False
             )
-    except (OSError, ValueError, ImportError, RecursionError) as error:
-        raise BadParameter(
-            f"model {str(path)!r} cannot be built ({first_line(error)})"
-        ) from error
     model.tie_weights()
     for module in model.modules():
         # again, because under the model's dtype some have been rounded on the way

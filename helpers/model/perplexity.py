@@ -30,7 +30,7 @@ def perplexity(
     *,
     length: int = 2048,
     limit: int | None = None,
-    progress: Progress | bool = False,
+    progress: Progress | bool = True,
 ) -> float:
     """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
 

@@ -13,7 +13,7 @@ from helpers.progress import Progress, as_progress
 
 
 def stream_norms(
-    model: nn.Module, tokens: Tensor, progress: Progress | bool = False
+    model: nn.Module, tokens: Tensor, progress: Progress | bool = True
 ) -> Tensor:
     """The norm of each token's hidden state entering each block, and leaving the last.
 

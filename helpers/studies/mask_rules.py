@@ -21,7 +21,7 @@ def mask_study(
     sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8),
     patterns: Sequence[str] = ("unstructured", "2:4", "4:8"),
     iterations: int = 20,
-    progress: Progress | bool = False,
+    progress: Progress | bool = True,
 ) -> list[dict[str, Any]]:
     """ADMM-Grad on one layer with one of its mask rules changed at a time.
 

@@ -51,7 +51,7 @@ def update_study(
     sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8),
     iterations: int = 200,
     damping: float = 0.1,
-    progress: Progress | bool = False,
+    progress: Progress | bool = True,
 ) -> dict[str, list[dict[str, Any]]]:
     """Every weight update on the same masks of one layer, by Wanda's score in the whole matrix.
 
