@@ -22,17 +22,21 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import datasets
 import lm_eval
 import safetensors.torch
 import torch
+import transformers
 from torch import Tensor, nn
 
 import helpers
 from helpers import blocks, gradient_methods, masks
+from helpers.admm import admm, damped_system
 from helpers.beyond import recipe, training
 from helpers.data import corpora, tasks
+from helpers.fast import selection
 from helpers.gram import damp, normalise
-from helpers.model import perplexity, zero_shot
+from helpers.model import perplexity, token_trees, zero_shot
 from helpers.models import find_blocks
 from helpers.studies import draw_windows, hidden_states, mask_rules, updates
 
@@ -204,6 +208,36 @@ def files_of_text():
     return found
 
 
+@probe("text/published")
+def published_text():
+    """The papers' own draws, from documents that are here."""
+    documents = corpora.c4_documents()[:30]
+    rows = datasets.Dataset.from_dict({"text": documents})
+    draw = DRAW | {"length": 256}
+    with mock.patch.object(corpora, "_hub_rows", lambda *_: rows):
+        found = {
+            source: digest(
+                helpers.calibration_tokens(source, embedded()[1], **draw),
+                helpers.calibration_tokens(
+                    source, WithStart(), **draw, start_token=False
+                ),
+            )
+            for source in ("c4", "wikitext2")
+        }
+        whole = helpers.evaluation_tokens("wikitext2", embedded()[1])
+    return found | {"evaluation": digest(whole)}
+
+
+@probe("text/overlapping")
+def overlapping_text():
+    """More windows than the text holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "short.txt")
+        path.write_text("A text that is read again and again. " * 20, "utf-8")
+        drawn = helpers.calibration_tokens(path, embedded()[1], **DRAW | {"length": 32})
+    return digest(drawn)
+
+
 @probe("text/split")
 def split_text():
     given = dict(web_windows=2, sequences=4, guide_sequences=2, repair_windows=3)
@@ -235,6 +269,21 @@ def selections():
                 kept = helpers.select(score, sparsity, pattern)
                 found[f"{name}, {pattern}, {sparsity}"] = masks.mask_hash(kept)
     return found
+
+
+@probe("masks/definitions")
+def definitions():
+    """A mask by sorting, and the threshold as a GPU finds it."""
+    score = problem()[0][:64].clone()
+    score[:, :575:5] = score[:, 1::5]  # ties
+    score[:, 7] = torch.inf
+    return {
+        zeros: [
+            masks.mask_hash(masks.keep_largest_by_sorting(score, zeros)),
+            digest(selection.bisect(score, zeros)),
+        ]
+        for zeros in (1, 100, 345, 575)
+    }
 
 
 @probe("schedules")
@@ -282,6 +331,54 @@ def solvers():
         name: [helpers.relative_error(weight, new, gram), digest(new)]
         for name, new in found.items()
     }
+
+
+@probe("admm/as written")
+def as_written():
+    """The paper's loop as it is read; records come from its fast form."""
+    weight, gram, _ = problem()
+    G, norms = damped_system(gram, 0.1)
+    W0 = weight * norms
+    half = helpers.select(W0.abs(), 0.5, "unstructured")
+    given = {
+        "grad": dict(sparsity=0.6),
+        "one mask": dict(sparsity=0.6, mask_steps=0),
+        "2:4": dict(sparsity=0.5, pattern="2:4", iterations=16, rho=2.0),
+        "keep": dict(sparsity=0.5, keep=half),
+    }
+    return {name: digest(*admm(W0, G, **more)) for name, more in given.items()}
+
+
+@probe("layers/dead inputs")
+def with_dead_inputs():
+    """Inputs that were always zero, which real text hardly gives."""
+    weight, gram, _ = problem()
+    gram = gram.clone()
+    gram[[3, 100]] = 0
+    gram[:, [3, 100]] = 0
+    given = {
+        "admm-grad": {},
+        "admm-grad, no scaling": dict(precondition=False),
+        "admm1": {},
+        "sparsegpt": {},
+        "wanda": {},
+        "alps": {},
+    }
+    found = {}
+    for name, options in given.items():
+        solve = helpers.METHODS[name.partition(",")[0]]
+        solved = solve(weight, gram, sparsity=0.6, **options)
+        found[name] = [
+            solved.error,
+            solved.damping,
+            solved.dead_inputs,
+            digest(solved.weight),
+        ]
+    few = slice(8)  # an equation for each output
+    exact = helpers.exact_least_squares(
+        weight[few], gram, helpers.select(weight[few].abs(), 0.5, "unstructured")
+    )
+    return found | {"exact, no damping": digest(exact)}
 
 
 @probe("studies/update")
@@ -397,6 +494,68 @@ def replayed():
     }
 
 
+# with attention that sees less than the text in its first block, and weights stored transposed
+FAMILIES = {
+    "gemma": transformers.Gemma3TextConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "gpt2": transformers.GPT2Config(
+        vocab_size=97,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+}
+
+
+@probe("families/gemma", family="gemma")
+@probe("families/gpt2", family="gpt2")
+def of_family(family: str):
+    """Another architecture, tiny and random: from guide to likelihoods."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data.mul_(10)  # so that the logits depend on the text
+    text = torch.randint(3, 97, (4, 24))
+    dense = copy.deepcopy(model)
+    found = helpers.guide(model, text[:2], sparsity=0.5)
+    report = helpers.prune_model(
+        model,
+        text,
+        method="admm-grad",
+        sparsity=found.sparsity,
+        importance=found.importance,
+        passes=1,
+        progress=False,
+    )
+    repaired = helpers.distil(model, dense, text, held_out=1)
+    trees = [token_trees.Tree(), token_trees.Tree()]
+    ends = [trees[n % 2].add(row)[-1] for n, row in enumerate(text[:, :20].tolist())]
+    kept = torch.tensor([*ends[::2], *(len(trees[0].nodes) + n for n in ends[1::2])])
+    with torch.no_grad():
+        logits = token_trees.run_trees(model, trees, kept)
+    return {
+        "layers": [[layer.error, layer.mask] for layer in report.layers],
+        "weights": weights_of(model),
+        "repair": repaired.losses,
+        "owl": helpers.owl(dense, text, sparsity=0.5),
+        "perplexity": helpers.perplexity(model, text.flatten(), length=16),
+        "trees": [token_trees.runs_trees(model), digest(logits)],
+    }
+
+
 # --- beyond the layers -----------------------------------------------------------------------
 
 
@@ -477,6 +636,18 @@ def scored(task: str):
 
 for name in tasks.TASKS:
     probe(f"zero-shot/{name}", task=name)(scored)
+
+
+@probe("zero-shot/metrics")
+def metrics_of_tasks():
+    """Accuracies, their errors and differences, from answers that are written here."""
+    items = list(range(8))
+    right = [[1, 1, 0, 1, 0, 0, 1, 1], [1, 0, 0, 1, 0, 1, 0, 1]]
+    scores = {
+        "piqa": zero_shot.TaskScore("piqa", 1.0, 1838, items, *right, items),
+        "rte": zero_shot.TaskScore("rte", 1.0, 277, items, right[1], None, items),
+    }
+    return zero_shot.zero_shot_metrics(scores)
 
 
 @probe("zero-shot/identity")

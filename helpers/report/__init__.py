@@ -18,7 +18,6 @@ __getattr__, __dir__, __all__ = lazy_names(
             "solve_figure",
             "two_inputs_figure",
         ),
-        "paired": ("paired_difference",),
         "plots": (
             "all_figures",
             "convergence_figure",
