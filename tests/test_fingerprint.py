@@ -50,10 +50,10 @@ def test_a_run_is_stale_when_what_decides_its_numbers_changes(project, monkeypat
     project.notebook(parameters, name=ZERO_SHOT_NOTEBOOK)
     scored = fingerprint(replace(run, notebook=ZERO_SHOT_NOTEBOOK))
     assert {*scored} - {*seen[-1]} == {"scoring"}
-    assert [[*one] for one in seen[2:]] == [
-        ["core", "notebook", "files"],
-        ["core", "notebook", "own", "files"],
-        ["core", "notebook", "large", "own", "files"],
+    assert [one.keys() for one in seen[2:]] == [
+        {"core", "notebook", "files"},
+        {"core", "notebook", "own", "files"},
+        {"core", "notebook", "large", "own", "files"},
     ]
     assert all(one != other for one, other in itertools.combinations(seen, 2))
 

@@ -6,12 +6,9 @@ writes such pairs of hashes to results/reference/same.json.
 
     {"core": …, "notebook": …, "files": …}
 
-- core: every module directly in helpers/ but for scoring.py and in its folders `CORE_FOLDERS`,
-  with the pins of what is downloaded. Another folder (a wing) decides no number;
-- scoring: helpers/scoring.py, for the zero-shot notebook;
+- core, and for some runs scoring and large: the code that `PARTS` names;
 - notebook: the cells of the run's notebook that compute something, not those that only draw, and
   of `MEASURES` what they import;
-- large: the wing helpers/large, for a run with `streamed` (it writes that run's weights);
 - own: the file of its method, if a user added one (helpers/own);
 - files: the text files and the folder of a model that its parameters name and, for the tables
   notebook, all other records.
@@ -28,14 +25,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.code_hashes import (
-    SCORING,
-    code_hash,
-    core_code,
-    hash_of,
-    module_hashes,
-    wing_code,
-)
+from helpers.code_hashes import CORE, LARGE, SCORING, code_hash, file_hashes, hash_of
 from helpers.data.assets import MODELS
 from helpers.errors import FileError
 from helpers.paths import (
@@ -51,10 +41,20 @@ from helpers.report import read_record
 from helpers.runner.parameters import code_cells
 from helpers.runner.plan import Run
 
+# part of a fingerprint: its code, and the runs whose numbers that decides
+PARTS = {
+    "core": (CORE, lambda run: True),
+    "scoring": (SCORING, lambda run: run.notebook == ZERO_SHOT_NOTEBOOK),
+    # it writes the weights of such a run
+    "large": (LARGE, lambda run: run.effective.get("streamed", False)),
+}
+# what some notebooks measure with: a package, and its code that decides their numbers
+MEASURES = {
+    "helpers.share": ("helpers/share/sizes.py",),
+    "helpers.studies": ("helpers/studies/**/*.py",),
+}
 # of cells that prepare Colab, let a user explore, or only draw
 UNCOUNTED_TAGS = {"colab-setup", "explorer", "figure"}
-# what some notebooks measure with, and the files of helpers/ that then decide their numbers
-MEASURES = {"helpers.share": "share/sizes.py", "helpers.studies": "studies/**/*.py"}
 TEXTS = (".txt", ".jsonl")
 # of a model's folder
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -92,11 +92,12 @@ def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
 
     folder: of the records that the tables notebook reads, by default of those made here.
     """
-    parts = {"core": hash_of(core_code()), "notebook": notebook_hash(run.source_path)}
-    if run.notebook == ZERO_SHOT_NOTEBOOK:
-        parts["scoring"] = hash_of(module_hashes([SCORING]))
-    if run.effective.get("streamed"):
-        parts["large"] = hash_of(wing_code("large"))
+    parts = {
+        name: hash_of(file_hashes(code))
+        for name, (code, decides) in PARTS.items()
+        if decides(run)
+    }
+    parts["notebook"] = notebook_hash(run.source_path)
     method = own_method_file(run.effective.get("method", ""))
     if method.is_file():
         parts["own"] = code_hash(method.read_text(encoding="utf-8"))
@@ -133,11 +134,9 @@ def hash_of_file(path: Path, size: int, modified: int) -> str:
 
 
 def tree_hashes(project: Path) -> dict[str, str]:
-    """The hashes of a checkout: of core, scoring, helpers/large, and each notebook by its name."""
+    """The hashes of a checkout: of each of `PARTS`, and of each notebook by its name."""
     hashes = {
-        "core": hash_of(core_code(project)),
-        "scoring": hash_of(module_hashes([SCORING], project)),
-        "large": hash_of(wing_code("large", project)),
+        name: hash_of(file_hashes(code, project)) for name, (code, _) in PARTS.items()
     }
     for path in sorted((project / "notebooks").glob("*.ipynb")):
         hashes[path.stem] = notebook_hash(path)
@@ -149,9 +148,9 @@ def notebook_hash(path: Path) -> str:
     cells = [source for source, tags in code_cells(path) if not UNCOUNTED_TAGS & tags]
     hashes: list[Any] = [code_hash(source) for source in cells]
     names = imported_names(cells)
-    for package, pattern in MEASURES.items():
+    for package, code in MEASURES.items():
         if any(f"{name}.".startswith(f"{package}.") for name in names):
-            hashes.append(module_hashes([pattern], path.parent.parent))
+            hashes.append(file_hashes(code, path.parent.parent))
     return hash_of(hashes)
 
 
