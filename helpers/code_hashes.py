@@ -26,6 +26,7 @@ CORE = (
 )
 SCORING = ("helpers/scoring.py",)
 LARGE = ("helpers/large/**/*.py",)
+STUDIES = ("helpers/studies/**/*.py",)
 
 
 def core_code(project: Path | None = None) -> dict[str, str]:

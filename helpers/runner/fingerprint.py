@@ -8,7 +8,7 @@ writes such pairs of hashes to results/reference/same.json.
 
 - core, and for some runs scoring and large: the code that `PARTS` names;
 - notebook: the cells of the run's notebook that compute something, not those that only draw, and
-  of `MEASURES` what they import;
+  helpers/studies where they import it;
 - own: the file of its method, if a user added one (helpers/own);
 - files: the text files and the folder of a model that its parameters name and, for the tables
   notebook, all other records.
@@ -18,14 +18,21 @@ names them.
 """
 
 import ast
-import contextlib
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.code_hashes import CORE, LARGE, SCORING, code_hash, file_hashes, hash_of
+from helpers.code_hashes import (
+    CORE,
+    LARGE,
+    SCORING,
+    STUDIES,
+    code_hash,
+    file_hashes,
+    hash_of,
+)
 from helpers.data.assets import MODELS
 from helpers.errors import FileError
 from helpers.paths import (
@@ -47,11 +54,6 @@ PARTS = {
     "scoring": (SCORING, lambda run: run.notebook == ZERO_SHOT_NOTEBOOK),
     # it writes the weights of such a run
     "large": (LARGE, lambda run: run.effective.get("streamed", False)),
-}
-# what some notebooks measure with: a package, and its code that decides their numbers
-MEASURES = {
-    "helpers.share": ("helpers/share/sizes.py",),
-    "helpers.studies": ("helpers/studies/**/*.py",),
 }
 # of cells that prepare Colab, let a user explore, or only draw
 UNCOUNTED_TAGS = {"colab-setup", "explorer", "figure"}
@@ -144,31 +146,30 @@ def tree_hashes(project: Path) -> dict[str, str]:
 
 
 def notebook_hash(path: Path) -> str:
-    """The hash of a notebook's computing cells, and of what they import of `MEASURES`."""
+    """The hash of a notebook's computing cells, and of helpers/studies where they import it."""
     cells = [source for source, tags in code_cells(path) if not UNCOUNTED_TAGS & tags]
     hashes: list[Any] = [code_hash(source) for source in cells]
-    names = imported_names(cells)
-    for package, code in MEASURES.items():
-        if any(f"{name}.".startswith(f"{package}.") for name in names):
-            hashes.append(file_hashes(code, path.parent.parent))
+    if any(map(imports_studies, cells)):
+        hashes.append(file_hashes(STUDIES, path.parent.parent))
     return hash_of(hashes)
 
 
-def imported_names(cells: Iterable[str]) -> set[str]:
-    """The modules that cells import, dotted, and the names that they import of them."""
-    names = set()
-    for source in cells:
-        # a line of %magic would hide the imports of its cell from the parser
-        plain = "\n".join(
-            x for x in source.splitlines() if not x.startswith(("%", "!"))
-        )
-        with contextlib.suppress(SyntaxError):  # a cell in another language
-            for node in ast.walk(ast.parse(plain)):
-                if isinstance(node, ast.Import):
-                    names |= {alias.name for alias in node.names}
-                elif isinstance(node, ast.ImportFrom):
-                    names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+@functools.lru_cache(maxsize=512)
+def imports_studies(cell: str) -> bool:
+    """Whether a cell imports helpers/studies or something of it."""
+    # a line of %magic would hide the rest of its cell from the parser
+    lines = [line for line in cell.splitlines() if not line.startswith(("%", "!"))]
+    try:
+        nodes = list(ast.walk(ast.parse("\n".join(lines))))
+    except SyntaxError:  # a cell in another language
+        return False
+    names = [
+        alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
+        for node in nodes
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    ]
+    return any(f"{name}.".startswith("helpers.studies.") for name in names)
 
 
 # --- code that is proven to compute the same --------------------------------------------------
