@@ -16,6 +16,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_UI := $(VENV)/.installed-ui
 RUN := $(PY) -m helpers
+PLANS := $(PY) -m helpers.runner.main
 NO_BARS = [ -t 2 ] || export TQDM_DISABLE=1;# of a conversion, where they would fill a file
 COLAB := .venv-colab/bin/python
 OWNER = $(if $(filter command,$(origin NAME)),$(NAME))# not of the environment: WSL sets a NAME there
@@ -76,10 +77,10 @@ assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CAC
 	@$(if $(filter second,$(PLAN)),$(NO_BARS) $(RUN) assets embedded-gemma)
 
 reproduce: assets ## run a plan, write its tables and figures, compare with the committed results
-	@$(RUN) reproduce $(CHOSEN) --jobs $(JOBS) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)')
+	@$(PLANS) reproduce $(CHOSEN) --jobs $(JOBS) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)')
 
 tables: $(INSTALLED) ## write tables and figures again from the records of a plan
-	@$(RUN) tables --plan $(PLAN)
+	@$(PLANS) tables --plan $(PLAN)
 
 book: $(INSTALLED) ## write results/book/index.html, the project and what was reproduced as a site
 	@$(PY) -m book
@@ -91,11 +92,11 @@ drawings: $(INSTALLED) ## write docs/drawings again from book/drawings.py
 
 # of laptop the notebooks too, with the outputs that they had
 accept: $(INSTALLED) ## make the results of a plan here the committed reference (STALE=1: keep older ones too)
-	@$(RUN) accept $(CHOSEN) $(if $(filter 1,$(STALE)),--stale)
+	@$(PLANS) accept $(CHOSEN) $(if $(filter 1,$(STALE)),--stale)
 	@$(if $(filter laptop,$(PLAN)),$(PY) -m book.executed)
 
 plan: $(INSTALLED) ## list the runs of a plan: what is done, what is to do
-	@$(RUN) list $(CHOSEN)
+	@$(PLANS) list $(CHOSEN)
 
 # records stay of today's code through a rename, a move, or a mended bug that touches no digit of them
 same: assets ## prove that today's code computes the same bits as the records' (FROM=commit)
@@ -119,7 +120,7 @@ test-colab: ## run tests and the smoke plan with the versions of Google Colab (p
 	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -c tests/colab-constraints.txt -e . hypothesis
 	@$(COLAB) -m helpers assets
 	@$(COLAB) -m pytest --ignore tests/test_cluster.py --ignore tests/test_book.py
-	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers run --plan smoke
+	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers.runner.main run --plan smoke
 
 test-gpu: assets ## run the tests of GPUs, on an NVIDIA GPU where there is one, else on a pretended one
 	@$(PY) -m pytest tests/gpu
@@ -138,7 +139,7 @@ $(INSTALLED_UI): $(INSTALLED)
 # runs before, and without, a set-up: that is when one needs it
 doctor: ## look for what is missing or broken, say what to do
 	@if $(PY) -c '' 2>/dev/null; then python=$(PY); else python=$(PYTHON); fi; \
-	  $$python -m helpers doctor
+	  $$python -m helpers.runner.main doctor
 
 # the address of the repository stands in the notebooks' first cells and in links
 owner: ## put your GitHub name into the notebooks and pages, for Colab: make owner NAME=...

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from helpers.code_hashes import code_hash, hash_of, module_hashes
+from helpers.code_hashes import code_hash, file_hashes, hash_of
 from helpers.device import describe_device
 from helpers.paths import root
 from helpers.report.records import git_state, processor
@@ -77,7 +77,8 @@ def timed_code(name: str, project: Path | None = None) -> str:
     measuring = [
         code_hash(path.read_text(encoding="utf-8")) for path in own if path.is_file()
     ]
-    return hash_of([module_hashes(TIMED[name], project), measuring])
+    timed = file_hashes([f"helpers/{each}" for each in TIMED[name]], project)
+    return hash_of([timed, measuring])
 
 
 def busy_warning(load: float | None, cores: int) -> str | None:

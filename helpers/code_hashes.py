@@ -1,8 +1,8 @@
 """Hashes of Python code: what a record and a checkpoint say of the code that made them.
 
 Comments, docstrings, layout and the text of errors do not count, and every Python gives the same
-hash. The core is what decides numbers: the modules directly in helpers/ but for `SCORING`, its
-folders `CORE_FOLDERS` and the pins of what is downloaded. The other folders are wings.
+hash. `CORE` is what decides the numbers of every run, and the next lists what decides those of
+some (`helpers.runner.fingerprint` says of which).
 """
 
 import ast
@@ -15,43 +15,41 @@ from typing import Any
 
 from helpers.paths import root, visible_files
 
-# folders of helpers/ that decide numbers, like the modules directly in helpers/
+# folders of helpers/ that decide numbers
 CORE_FOLDERS = ("data", "model", "fast", "beyond")
-# decides the numbers of zero-shot runs alone
-SCORING = "model/token_trees.py"
+# Patterns of files from the project's root; "!" takes files out again
+CORE = (
+    "helpers/[!_]*.py",  # __init__ and __main__ decide no number
+    *(f"helpers/{folder}/**/*.py" for folder in CORE_FOLDERS),
+    "helpers/data/pins.yaml",  # which texts and models are used
+    "!helpers/model/token_trees.py",
+)
+SCORING = ("helpers/model/token_trees.py",)
+LARGE = ("helpers/large/**/*.py",)
+STUDIES = ("helpers/studies/**/*.py",)
 
 
 def core_code(project: Path | None = None) -> dict[str, str]:
-    """The `code_hash` of each file that decides numbers, by its path in helpers/.
+    """The `file_hashes` of what decides the numbers of every run: see `CORE`."""
+    return file_hashes(CORE, project)
 
-    That is the core: the modules directly in helpers/ but for `SCORING`, those in `CORE_FOLDERS`,
-    and pins.yaml.
+
+def file_hashes(patterns: Iterable[str], project: Path | None = None) -> dict[str, str]:
+    """The `code_hash` of each file that patterns fit, by its path in its package.
+
     project: the root of another checkout.
     """
-    folders = [f"{folder}/**/*.py" for folder in CORE_FOLDERS]
-    # __init__ and __main__ decide no number; pins.yaml says which texts and models are used
-    hashes = module_hashes(["[!_]*.py", "data/pins.yaml", *folders], project)
-    del hashes[SCORING]
-    return hashes
-
-
-def wing_code(folder: str, project: Path | None = None) -> dict[str, str]:
-    """The `code_hash` of each module in a folder of helpers/, by its path there."""
-    return module_hashes([f"{folder}/**/*.py"], project)
-
-
-def module_hashes(
-    patterns: Iterable[str], project: Path | None = None
-) -> dict[str, str]:
-    """The `code_hash` of each file that a pattern fits, by its path in helpers/."""
-    package = (project or root()) / "helpers"
+    project = project or root()
+    paths: set[Path] = set()
     # the folders are listed at each call, so that a moved or renamed module cannot drop out
-    paths = sorted({path for each in patterns for path in visible_files(package, each)})
+    for pattern in patterns:
+        found = visible_files(project, pattern.removeprefix("!"))
+        paths = paths.difference(found) if pattern[0] == "!" else paths.union(found)
     return {
-        path.relative_to(package).as_posix(): code_hash(
-            path.read_text(encoding="utf-8")
+        "/".join(path.relative_to(project).parts[1:]): code_hash(
+            path.read_text("utf-8")
         )
-        for path in paths
+        for path in sorted(paths)
     }
 
 

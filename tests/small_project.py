@@ -10,10 +10,10 @@ import nbformat
 import psutil
 import pytest
 
-from helpers.cli import main
 from helpers.paths import root
 from helpers.runner import commands
 from helpers.runner import plan as plans
+from helpers.runner.main import main
 
 PARAMETERS = """\
 rho = 1.0  # a float
@@ -114,7 +114,7 @@ def runner_process(project: Project, *arguments: str) -> subprocess.Popen:
     """A runner in a process of its own, on a plan of one run that sleeps."""
     project.run_file("slow.yaml", "pattern: sleep")
     start = (
-        "import pathlib, signal, sys; from helpers.cli import main;"
+        "import pathlib, signal, sys; from helpers.runner.main import main;"
         "from helpers.runner import plan;"
         # a shell starts background jobs with Ctrl-C ignored, and these tests may run in one
         "signal.signal(signal.SIGINT, signal.default_int_handler);"

@@ -26,6 +26,7 @@ from helpers import (
     prune_model,
     register,
 )
+from helpers.code_hashes import LARGE
 from helpers.errors import BadParameter, FileError
 from helpers.large import file_to_file
 from helpers.large.shards import Checkpoint
@@ -200,12 +201,12 @@ def test_another_request_is_refused(llama, to, tmp_path, monkeypatch, one_line_e
         patch.setattr(importlib.metadata, "version", lambda _: "0.1")
         refused()
     core = file_to_file.core_code()
-    wing = file_to_file.wing_code("large")
+    wing = file_to_file.file_hashes(LARGE)
     assert "fast/fused.py" in core
     assert "large/file_to_file.py" in wing
     for name, code in (
         ("core_code", core | {"masks.py": "0"}),
-        ("wing_code", wing | {"large/shards.py": "0"}),
+        ("file_hashes", wing | {"large/shards.py": "0"}),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(file_to_file, name, Mock(return_value=code))

@@ -28,7 +28,7 @@ def smoke(tmp_path_factory):
     environment = os.environ | {"PRUNING_RESULTS": str(folder)}
     command = [
         sys.executable,
-        *["-m", "helpers", "run", "--plan", "smoke", "--only"],
+        *["-m", "helpers.runner.main", "run", "--plan", "smoke", "--only"],
         ONLY,
     ]
     done = subprocess.run(

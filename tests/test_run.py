@@ -20,6 +20,7 @@ from helpers.runner import commands, schedule
 from helpers.runner import plan as plans
 from helpers.runner.execute import Pool
 from helpers.runner.fingerprint import fingerprint
+from helpers.runner.main import VERBS, main
 
 project = small_project.project
 
@@ -309,3 +310,24 @@ def test_accept_takes_what_is_there_and_keeps_the_rest(project, made):
         values[path.stem] = read_record(path)["metrics"]["perplexity"]["value"]
     assert values == {"01_work--a": 10.0, "01_work--b": 4.0}
     assert made == [[10.0, 4.0]]
+
+
+# --- the command line ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_fits_a_terminal(verb, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        main([*verb.split(), "--help"])
+    out, error = capsys.readouterr()
+    assert (end.value.code, error) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("line", ["", "lst", "list --jobs 2", "run --jbos 2"])
+def test_wrong_arguments_are_one_line(line, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(line.split())
+    out, error = capsys.readouterr()
+    assert (end.value.code, out, error.count("\n")) == (2, "", 1)

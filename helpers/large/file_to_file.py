@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from helpers.block_loop import LayerReport, Loop, PruneReport, Store, Team
-from helpers.code_hashes import code_hash, core_code, hash_of, wing_code
+from helpers.code_hashes import LARGE, code_hash, core_code, file_hashes, hash_of
 from helpers.errors import BadParameter, FileError
 from helpers.large.shards import (
     COMPANIONS,
@@ -188,7 +188,7 @@ def request_hash(reader: WeightReader, loop: Loop) -> str:
         "dtype": str(reader.dtype),
         "device": reader.device.type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "code": core_code() | wing_code("large"),
+        "code": core_code() | file_hashes(LARGE),
     }
     return hash_of(parts)
 

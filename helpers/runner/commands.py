@@ -212,7 +212,7 @@ def note_earlier_code(plan: str) -> str:
 def write_tables_and_figures(records: dict[str, Any], folder: Path) -> None:
     """Write the tables and figures of records. No model is loaded."""
     # in the order of their files, as `read_records` has them: a sum's last digit depends on it
-    ordered = [records[key] for key in sorted(records, key="{}.json".format)]
+    ordered = [records[key] for key in sorted(records, key=lambda name: f"{name}.json")]
     report.write_tables(ordered, folder / "tables")
     report.write_claims(ordered, folder / "tables")
     report.write_figures(ordered, folder / "figures")

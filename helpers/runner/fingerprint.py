@@ -6,13 +6,9 @@ writes such pairs of hashes to results/reference/same.json.
 
     {"core": …, "notebook": …, "files": …}
 
-- core: every module directly in helpers/ and in its folders `CORE_FOLDERS` but for
-  model/token_trees.py, with the pins of what is downloaded. Another folder (a wing) decides no
-  number;
-- scoring: helpers/model/token_trees.py, for the zero-shot notebook;
+- core, and for some runs scoring and large: the code that `PARTS` names;
 - notebook: the cells of the run's notebook that compute something, not those that only draw, and
-  of `MEASURES` what they import;
-- large: the wing helpers/large, for a run with `streamed` (it writes that run's weights);
+  helpers/studies where they import it;
 - own: the file of its method, if a user added one (helpers/own);
 - files: the text files and the folder of a model that its parameters name and, for the tables
   notebook, all other records.
@@ -22,20 +18,20 @@ names them.
 """
 
 import ast
-import contextlib
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from helpers.code_hashes import (
+    CORE,
+    LARGE,
     SCORING,
+    STUDIES,
     code_hash,
-    core_code,
+    file_hashes,
     hash_of,
-    module_hashes,
-    wing_code,
 )
 from helpers.data.assets import MODELS
 from helpers.errors import FileError
@@ -52,10 +48,15 @@ from helpers.report import read_record
 from helpers.runner.parameters import code_cells
 from helpers.runner.plan import Run
 
+# part of a fingerprint: its code, and the runs whose numbers that decides
+PARTS = {
+    "core": (CORE, lambda run: True),
+    "scoring": (SCORING, lambda run: run.notebook == ZERO_SHOT_NOTEBOOK),
+    # it writes the weights of such a run
+    "large": (LARGE, lambda run: run.effective.get("streamed", False)),
+}
 # of cells that prepare Colab, let a user explore, or only draw
 UNCOUNTED_TAGS = {"colab-setup", "explorer", "figure"}
-# what some notebooks measure with, and the files of helpers/ that then decide their numbers
-MEASURES = {"helpers.share": "share/sizes.py", "helpers.studies": "studies/**/*.py"}
 TEXTS = (".txt", ".jsonl")
 # of a model's folder
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -93,11 +94,12 @@ def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
 
     folder: of the records that the tables notebook reads, by default of those made here.
     """
-    parts = {"core": hash_of(core_code()), "notebook": notebook_hash(run.source_path)}
-    if run.notebook == ZERO_SHOT_NOTEBOOK:
-        parts["scoring"] = hash_of(module_hashes([SCORING]))
-    if run.effective.get("streamed"):
-        parts["large"] = hash_of(wing_code("large"))
+    parts = {
+        name: hash_of(file_hashes(code))
+        for name, (code, decides) in PARTS.items()
+        if decides(run)
+    }
+    parts["notebook"] = notebook_hash(run.source_path)
     method = own_method_file(run.effective.get("method", ""))
     if method.is_file():
         parts["own"] = code_hash(method.read_text(encoding="utf-8"))
@@ -134,11 +136,9 @@ def hash_of_file(path: Path, size: int, modified: int) -> str:
 
 
 def tree_hashes(project: Path) -> dict[str, str]:
-    """The hashes of a checkout: of core, scoring, helpers/large, and each notebook by its name."""
+    """The hashes of a checkout: of each of `PARTS`, and of each notebook by its name."""
     hashes = {
-        "core": hash_of(core_code(project)),
-        "scoring": hash_of(module_hashes([SCORING], project)),
-        "large": hash_of(wing_code("large", project)),
+        name: hash_of(file_hashes(code, project)) for name, (code, _) in PARTS.items()
     }
     for path in sorted((project / "notebooks").glob("*.ipynb")):
         hashes[path.stem] = notebook_hash(path)
@@ -146,31 +146,30 @@ def tree_hashes(project: Path) -> dict[str, str]:
 
 
 def notebook_hash(path: Path) -> str:
-    """The hash of a notebook's computing cells, and of what they import of `MEASURES`."""
+    """The hash of a notebook's computing cells, and of helpers/studies where they import it."""
     cells = [source for source, tags in code_cells(path) if not UNCOUNTED_TAGS & tags]
     hashes: list[Any] = [code_hash(source) for source in cells]
-    names = imported_names(cells)
-    for package, pattern in MEASURES.items():
-        if any(f"{name}.".startswith(f"{package}.") for name in names):
-            hashes.append(module_hashes([pattern], path.parent.parent))
+    if any(map(imports_studies, cells)):
+        hashes.append(file_hashes(STUDIES, path.parent.parent))
     return hash_of(hashes)
 
 
-def imported_names(cells: Iterable[str]) -> set[str]:
-    """The modules that cells import, dotted, and the names that they import of them."""
-    names = set()
-    for source in cells:
-        # a line of %magic would hide the imports of its cell from the parser
-        plain = "\n".join(
-            x for x in source.splitlines() if not x.startswith(("%", "!"))
-        )
-        with contextlib.suppress(SyntaxError):  # a cell in another language
-            for node in ast.walk(ast.parse(plain)):
-                if isinstance(node, ast.Import):
-                    names |= {alias.name for alias in node.names}
-                elif isinstance(node, ast.ImportFrom):
-                    names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+@functools.lru_cache(maxsize=512)
+def imports_studies(cell: str) -> bool:
+    """Whether a cell imports helpers/studies or something of it."""
+    # a line of %magic would hide the rest of its cell from the parser
+    lines = [line for line in cell.splitlines() if not line.startswith(("%", "!"))]
+    try:
+        nodes = list(ast.walk(ast.parse("\n".join(lines))))
+    except SyntaxError:  # a cell in another language
+        return False
+    names = [
+        alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
+        for node in nodes
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    ]
+    return any(f"{name}.".startswith("helpers.studies.") for name in names)
 
 
 # --- code that is proven to compute the same --------------------------------------------------

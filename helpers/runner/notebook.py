@@ -13,7 +13,7 @@ import copy
 import difflib
 import re
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from helpers.options import check_choice
 from helpers.paths import notebooks_dir
 from helpers.report import check_type, make_record, write_record
 from helpers.runner.parameters import (
-    Parameters,
     code_cells,
     effective_parameters,
     read_parameters_cell,
@@ -47,7 +46,7 @@ class NotebookRun:
         self,
         notebook: str,
         namespace: Mapping[str, Any],
-        parameters: Parameters,
+        parameters: dict[str, Any],
         needs: pd.DataFrame | None,
     ) -> None:
         self._started = time.perf_counter()
@@ -137,23 +136,12 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     prepare_kernel()
     path = notebooks_dir() / f"{notebook}.ipynb"
     defaults, types = read_parameters_cell(path)
-    # papermill only warns of a name that the parameters cell does not have. What it sets is in a
-    # cell that begins with a comment of its own (the last of them, after a second try)
-    injected = []
-    for text in namespace.get("In", []):
-        if text.startswith("# Parameters\n"):
-            # PAPERMILL_… is of --inject-paths
-            injected = re.findall(r"(?m)^(?!PAPERMILL_)(\w+) = ", text)
-    for name in injected:
+    injected = injected_names(namespace)
+    for (
+        name
+    ) in injected:  # papermill only warns of one that the parameters cell has not
         check_choice("parameter", name, types)
-    # a live kernel still has the old value of the parameter that was meant
-    code = " ".join(re.sub("#.*", "", source) for source, _ in code_cells(path))
-    for name in namespace.keys() - {*re.findall(r"\w+", code)}:
-        for near in difflib.get_close_matches(name, types, n=1, cutoff=0.8):
-            raise BadParameter(
-                f"{name} is not a parameter: did you mean {near!r}? Correct it and run "
-                f"`del {name}` (a variable of your own needs a name less like a parameter's)"
-            )
+    check_no_near_miss(namespace, types, path)
     written = {}  # by papermill, or by hand in the parameters cell
     for name, default in defaults.items():
         if name not in namespace:
@@ -175,3 +163,33 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     if "model" in parameters:
         needs = pd.DataFrame({"this machine": check_memory(notebook, parameters)})
     return NotebookRun(notebook, namespace, parameters, needs)
+
+
+def injected_names(namespace: Mapping[str, Any]) -> list[str]:
+    """The names that papermill has set.
+
+    They are in a cell that begins with a comment of its own; after a second try in the same kernel,
+    in the last of those.
+    """
+    names: list[str] = []
+    for text in namespace.get("In", []):
+        if text.startswith("# Parameters\n"):
+            # PAPERMILL_… is of --inject-paths
+            names = re.findall(r"(?m)^(?!PAPERMILL_)(\w+) = ", text)
+    return names
+
+
+def check_no_near_miss(
+    namespace: Mapping[str, Any], parameters: Collection[str], path: Path
+) -> None:
+    """Raise BadParameter for a variable that the notebook does not have, named like a parameter.
+
+    Where a name is misspelt in a live kernel, the parameter that was meant has its old value there.
+    """
+    code = " ".join(re.sub("#.*", "", source) for source, _ in code_cells(path))
+    for name in namespace.keys() - {*re.findall(r"\w+", code)}:
+        for near in difflib.get_close_matches(name, parameters, n=1, cutoff=0.8):
+            raise BadParameter(
+                f"{name} is not a parameter: did you mean {near!r}? Correct it and run "
+                f"`del {name}` (a variable of your own needs a name less like a parameter's)"
+            )

@@ -14,8 +14,6 @@ from typing import Any
 
 from helpers.errors import RunError
 
-Parameters = dict[str, Any]  # of a notebook, by their names
-
 # by the words of an annotation
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, dict, list)}
 TYPES["None"] = NoneType
@@ -24,7 +22,9 @@ TYPES["None"] = NoneType
 NOT_RECORDED = ("record_path", "preset")
 
 
-def effective_parameters(defaults: Parameters, written: Parameters) -> Parameters:
+def effective_parameters(
+    defaults: dict[str, Any], written: dict[str, Any]
+) -> dict[str, Any]:
     """The parameters of a record: the values that were written, and the defaults of the others.
 
     An N:M pattern implies its sparsity. So a pattern that is written replaces a default sparsity,
@@ -52,7 +52,7 @@ def code_cells(path: Path) -> list[tuple[str, set[str]]]:
     ]
 
 
-def read_parameters_cell(path: Path) -> tuple[Parameters, dict[str, set[type]]]:
+def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type]]]:
     """Defaults of a notebook's parameters, and the types that each accepts.
 
     Raises RunError unless there is exactly one `parameters` cell, of literals. A derived value

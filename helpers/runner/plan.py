@@ -27,6 +27,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -43,7 +44,6 @@ from helpers.paths import (
 from helpers.report import check_type
 from helpers.runner.parameters import (
     NOT_RECORDED,
-    Parameters,
     effective_parameters,
     read_parameters_cell,
 )
@@ -58,8 +58,8 @@ class Run:
     plan: str
     notebook: str
     name: str
-    parameters: Parameters  # from the run file, without record_path
-    defaults: Parameters  # of the notebook's parameters cell
+    parameters: dict[str, Any]  # from the run file, without record_path
+    defaults: dict[str, Any]  # of the notebook's parameters cell
     timed: bool = False  # alone among the runs of its plan, so that seconds compare
 
     @property
@@ -68,24 +68,39 @@ class Run:
         return f"{self.notebook}--{self.name}"
 
     @property
-    def effective(self) -> Parameters:
+    def effective(self) -> dict[str, Any]:
         """The parameters of its record: all that the notebook will see, but for NOT_RECORDED."""
         return effective_parameters(self.defaults, self.parameters)
 
-    def _result(self, folder: str, ending: str) -> Path:
-        return results_dir(self.plan) / folder / f"{self.id}{ending}"
+    @property
+    def source_path(self) -> Path:
+        """The notebook."""
+        return notebooks_dir() / f"{self.notebook}.ipynb"
 
-    source_path = property(lambda run: notebooks_dir() / f"{run.notebook}.ipynb")
-    record_path = property(lambda run: run._result("records", ".json"))
-    # the committed record
-    reference_path = property(
-        lambda run: reference_dir(run.plan) / "records" / f"{run.id}.json"
-    )
-    # the notebook after a success; while it runs and after a failure
-    executed_path = property(lambda run: run._result("runs", ".ipynb"))
-    failed_path = property(lambda run: run._result("runs", ".failed.ipynb"))
-    # what its process prints while it runs, and had printed when it failed
-    log_path = property(lambda run: run._result("runs", ".log"))
+    @property
+    def record_path(self) -> Path:
+        """The record on this machine."""
+        return results_dir(self.plan) / "records" / f"{self.id}.json"
+
+    @property
+    def reference_path(self) -> Path:
+        """The committed record."""
+        return reference_dir(self.plan) / "records" / f"{self.id}.json"
+
+    @property
+    def executed_path(self) -> Path:
+        """The notebook with its outputs, after a success."""
+        return results_dir(self.plan) / "runs" / f"{self.id}.ipynb"
+
+    @property
+    def failed_path(self) -> Path:
+        """The notebook with its outputs, while it runs and after a failure."""
+        return results_dir(self.plan) / "runs" / f"{self.id}.failed.ipynb"
+
+    @property
+    def log_path(self) -> Path:
+        """What its process prints while it runs, and had printed when it failed."""
+        return results_dir(self.plan) / "runs" / f"{self.id}.log"
 
 
 def plan_names() -> list[str]:
@@ -175,7 +190,9 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return node
 
 
-def expand_grid(values: Parameters, where: str) -> Iterator[tuple[str, Parameters]]:
+def expand_grid(
+    values: dict[str, Any], where: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and parameters of each run of a grid. Raises RunError."""
     grid = values.pop("grid")
     template = values.pop("name", "")
