@@ -14,6 +14,7 @@ from helpers import (
     calibration_tokens,
     evaluation_tokens,
     load_model,
+    memory,
     perplexity,
     pruning,
 )
@@ -21,7 +22,6 @@ from helpers.block_loop import PruneReport
 from helpers.cli import main, prune
 from helpers.cli.parser import PLAN_VERBS
 from helpers.evaluate import TaskScore
-from helpers.machine import memory
 
 SHORT = "--windows 2 --window 16 --evaluation text.txt"
 HALF = f"--sparsity 0.5 --save out {SHORT}"

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from helpers.errors import first_line
-from helpers.machine.memory import ram
 from helpers.machine.nvidia import has_nvidia_driver
+from helpers.memory import ram
 from helpers.paths import cache_dir, results_dir, root
 
 OLDEST_PYTHON = (3, 11)
