@@ -56,6 +56,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "registry": ("register",),
         "block_grams": ("layer_problems",),
         "report.records": ("read_records",),
-        "share.folder": ("save_pruned",),
+        "share": ("save_pruned",),
     },
 )
