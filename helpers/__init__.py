@@ -52,7 +52,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "methods": ("METHODS",),
         "models": ("load_model", "masks_of", "model_identity"),
         "prune": ("prune_model",),
-        "pruning": ("prune_loaded", "prune_on_disk"),
+        "pruning": ("prune_loaded",),
         "registry": ("register",),
         "block_grams": ("layer_problems",),
         "report.records": ("read_records",),
