@@ -14,13 +14,13 @@ from helpers import (
     calibration_tokens,
     evaluation_tokens,
     load_model,
+    memory,
     perplexity,
     pruning,
 )
 from helpers.block_loop import PruneReport
 from helpers.cli import main, prune
 from helpers.cli.parser import PLAN_VERBS
-from helpers.machine import memory
 from helpers.model.zero_shot import TaskScore
 
 SHORT = "--windows 2 --window 16 --evaluation text.txt"

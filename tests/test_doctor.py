@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 
@@ -19,10 +20,10 @@ from helpers.paths import root
         ("packages", 0, "No broken requirements found.", "", "ok", ""),
         ("packages", 1, "a needs tokenizers<1.", "", "note", "tokenizers<1."),
         ("packages", 1, "", "No module named pip", "note", "No module named pip"),
-        ("device", 0, "torch\nTesla T4\n", "", "ok", "Tesla T4"),
-        ("device", 0, "torch\n\n", "", "note", "an NVIDIA driver is"),
-        ("device", 1, "numpy\ntorch\n", "x\nOSError: no libc", "fix", "torch"),
-        ("device", -6, "numpy\ntorch\n", "", "fix", "-6"),
+        ("torch", 0, "Tesla T4\n", "", "ok", "Tesla T4"),
+        ("torch", 0, "False\n", "", "note", "driver"),
+        ("torch", 1, "", "x\nOSError: no libc", "fix", "no libc"),
+        ("torch", -6, "", "", "fix", "-6"),
     ],
 )
 def test_what_programs_answer(monkeypatch, *, check, code, said, error, state, words):
@@ -39,12 +40,28 @@ def test_what_programs_answer(monkeypatch, *, check, code, said, error, state, w
 def test_the_probe_runs_here(monkeypatch):
     """In a process of its own, with torch; one that hangs has failed."""
     monkeypatch.setattr(doctor, "has_nvidia_driver", lambda: False)
+    assert doctor.check_torch().state == "ok"
+    assert "timed out" in doctor.run("-c", "while 1: pass", seconds=0.2)[1]
+
+
+def test_what_a_machine_lacks(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("PRUNING_CACHE", str(cache))
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
+    assert doctor.check_python().state == doctor.check_memory().state == "ok"
+    assert doctor.check_downloads().state == "note"
+    monkeypatch.setattr(doctor, "OLDEST_PYTHON", (9, 0))
+    monkeypatch.setattr(doctor, "ram", lambda: (10**9, 10**10))
+    assert doctor.check_python().state == doctor.check_memory().state == "fix"
+    usage = shutil.disk_usage(tmp_path)._replace(free=8 * 10**8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    # downloads take 1 GB, results less, and the packages are there
+    assert [finding.state for finding in doctor.check_disk()] == ["fix", "ok", "ok"]
     monkeypatch.setattr(doctor, "PACKAGES", ("json", "no_such_package"))
-    assert "no_such_package" in doctor.check_device().text
-    monkeypatch.setattr(doctor, "PACKAGES", ("json",))
-    assert doctor.check_device().state == "ok"
-    endless = (sys.executable, "-c", "while 1: pass")
-    assert "timed out" in doctor.run(*endless, seconds=0.2)[1]
+    assert "no_such_package" in doctor.check_packages().text
+    assert [finding.state for finding in doctor.check_disk()] == ["fix", "ok", "fix"]
+    cache.touch()  # a file, in which nothing can be put
+    assert next(iter(doctor.check_disk())).state == "fix"
 
 
 def test_it_runs_without_any_package(tmp_path):

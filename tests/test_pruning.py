@@ -4,7 +4,7 @@ import families as fam
 import pytest
 import saved
 
-from helpers import load_model, load_streamed, prune_loaded, prune_model, prune_on_disk
+from helpers import load_model, load_streamed, prune_loaded, prune_model
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.models import model_identity
 
@@ -40,14 +40,3 @@ def test_dense_is_left_alone(dense):
     before = fam.snapshot(model)
     assert prune_loaded(model, method="dense") == (None, model)
     assert not fam.changed(model, before)
-
-
-def test_on_disk_is_in_the_cache_until_it_is_discarded(dense, tmp_path, monkeypatch):
-    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path))
-    report, network = prune_on_disk(dense, "mine", fam.random_tokens(), **HALF)
-    folder = tmp_path / "pruned/mine"
-    assert report.sparsity == pytest.approx(0.5, abs=1e-3)
-    assert model_identity(network)["name"] == dense.name
-    load_model(folder)
-    report.discard()
-    assert not folder.exists()

@@ -15,12 +15,12 @@ import yaml
 from huggingface_hub import ModelCard
 
 from benchmarks import use
-from helpers import load_model, prune_model, read_records
+from helpers import load_model, prune_model, read_records, share
 from helpers.errors import BadParameter, FileError, UnsupportedModel
 from helpers.models import model_layers
 from helpers.paths import reference_dir
-from helpers.share import folder as module
-from helpers.share import rounded_to_int8, save_pruned, storage_report
+from helpers.share import save_pruned
+from helpers.studies import rounded_to_int8, storage_report
 
 
 def pruned(folder, family="llama"):
@@ -33,7 +33,7 @@ def pruned(folder, family="llama"):
 def as_if(monkeypatch, name, revision=None):
     """Let models look as if they were loaded by this name."""
     identity = {"name": name, "revision": revision}
-    monkeypatch.setattr(module, "model_identity", lambda _model: identity)
+    monkeypatch.setattr(share, "model_identity", lambda _model: identity)
 
 
 @pytest.mark.parametrize("family, shards", [("llama-tied", "20KB"), ("gpt2", "1GB")])
@@ -107,11 +107,13 @@ def test_what_is_refused_leaves_nothing(tmp_path, monkeypatch, one_line_error):
         save_pruned(model, tokenizer, used)
     with one_line_error(BadParameter, "zero"):
         save_pruned(fam.build(), tokenizer, to)
+    with one_line_error(BadParameter, "metrics, notebook"):
+        save_pruned(model, tokenizer, to, record={"parameters": {}, "data": None})
 
     other = copy.deepcopy(model)
     other.lm_head.weight.data[0, 0] += 1
     load = Mock(return_value=other)
-    monkeypatch.setattr(module.AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(share.AutoModelForCausalLM, "from_pretrained", load)
     with one_line_error(UnsupportedModel, "lm_head.weight"):
         save_pruned(model, tokenizer, to)
     monkeypatch.setattr(tokenizer, "save_pretrained", Mock(side_effect=OSError))

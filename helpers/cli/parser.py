@@ -99,6 +99,7 @@ def add_pruning(verb: argparse.ArgumentParser) -> None:
     )
     option(
         "--effort",
+        default="",
         help="fast: allocate sparsity from gradients; balanced and long: also distil the dense "
         "model into the kept weights",
     )

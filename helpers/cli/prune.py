@@ -6,12 +6,13 @@ import sys
 from typing import Any
 
 import helpers
-from helpers import large, machine, share
+from helpers import large, share
 from helpers.beyond.recipe import text_needed
 from helpers.block_grams import explain_out_of_memory
 from helpers.device import pick_device, pick_dtype
 from helpers.errors import BadParameter
 from helpers.masks import target_sparsity
+from helpers.memory import check_memory
 from helpers.methods import get_method
 
 # arguments of prune_loaded and of what it calls that are no option of a line
@@ -25,8 +26,17 @@ def prune(options: argparse.Namespace) -> None:
     check_pruning(options)
     windows = text_needed(options.method, options.effort, options.sequences)
     kind = str(pick_dtype(options.dtype, pick_device(options.device)))
-    parameters = vars(options) | {"dtype": kind.removeprefix("torch.")}
-    memory = machine.check_memory("04_prune_model", parameters)
+    memory = check_memory(
+        options.model,
+        device=options.device,
+        dtype=kind.removeprefix("torch."),
+        streamed=options.streamed,
+        effort=options.effort,
+        sequences=windows,
+        length=options.length,
+        window=options.window,
+        windows=options.windows,
+    )
     write_line(f"memory: {memory['needs']}")
     arguments = dict(
         method=options.method,

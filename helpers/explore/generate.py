@@ -16,7 +16,7 @@ from transformers import TextStreamer
 
 from helpers.errors import BadParameter, NonFinite, OutOfMemory
 from helpers.explore.controls import Worker, choice, row, slider
-from helpers.machine import ram
+from helpers.memory import ram
 from helpers.methods import METHODS
 from helpers.models import check_length, device_of
 from helpers.progress import Progress

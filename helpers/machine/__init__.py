@@ -1,4 +1,4 @@
-"""What a machine has and what a run needs: memory, presets, Colab, the doctor."""
+"""What a machine has and what a notebook needs: presets, threads, Colab, the doctor."""
 
 from helpers import lazy_names
 
@@ -7,7 +7,6 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "colab": ("prepare_kernel",),
         "doctor": ("examine",),
-        "memory": ("ram",),
         "nvidia": ("has_nvidia_driver",),
         "presets": ("check_memory", "choose"),
         "threads": ("THREAD_VARIABLES", "cpus"),

@@ -1,7 +1,7 @@
 """`make doctor`: look for what can stop a run, and say what to do.
 
-It works before anything is installed: only the standard library is imported at the top, and the
-packages are loaded in another process.
+It works before anything is installed: only the standard library is imported at the top, and torch
+is loaded in another process.
 """
 
 from __future__ import annotations
@@ -16,36 +16,18 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from helpers.errors import first_line
-from helpers.machine.memory import ram
 from helpers.machine.nvidia import has_nvidia_driver
+from helpers.memory import ram
 from helpers.paths import cache_dir, results_dir, root
 
 OLDEST_PYTHON = (3, 11)
-PACKAGES = (
-    "numpy",
-    "pandas",
-    "psutil",
-    "safetensors",
-    "torch",
-    "transformers",
-    "matplotlib",
-    "ipywidgets",
-    "papermill",
+PACKAGES = ("numpy", "pandas", "psutil", "torch", "transformers", "papermill")
+# measured in GB: downloads and the model made from them; .venv with torch for CPUs, with CUDA
+# (local_setup.py tells which); a run's results; RAM of a run with the embedded model
+CACHE_GB, CPU_GB, CUDA_GB, RESULTS_GB, RUN_GB = 1.0, 2.5, 7.5, 0.3, 2.0
+PROBE = (
+    "import torch; print(torch.cuda.is_available() and torch.cuda.get_device_name())"
 )
-# measured: downloads and the model made from them 0.8 GB, .venv with torch for CPUs 2.2 GB, with
-# CUDA 6.9 GB (local_setup.py tells which)
-CACHE_BYTES = 1e9
-RESULTS_BYTES = 0.3e9
-CPU_BYTES, CUDA_BYTES = 2.5e9, 7.5e9
-RUN_BYTES = 2e9  # of RAM, of one run with the embedded model, whose records say 1.9
-PROBE = """
-import importlib, sys
-for name in sys.argv[1:]:
-    print(name, flush=True)
-    importlib.import_module(name)
-import torch
-print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
-"""
 
 
 class Finding(NamedTuple):
@@ -60,8 +42,8 @@ class Finding(NamedTuple):
 def examine() -> int:
     """Print the findings; the exit code is 1 if something must be fixed."""
     findings = [check_python(), check_packages(), *check_disk()]
-    if not missing_packages():  # the others need the packages
-        findings += [check_device(), check_memory(), check_downloads()]
+    if not missing_packages():  # the others need them
+        findings += [check_torch(), check_memory(), check_downloads()]
     lines = []
     for finding in findings:
         lines.append(f"{finding.state:<4}  {finding.subject:<9} {finding.text}")
@@ -74,101 +56,96 @@ def examine() -> int:
     return min(wrong, 1)
 
 
-def missing_packages() -> list[str]:
-    """The packages that this Python does not find; they are not loaded."""
-    return [name for name in PACKAGES if not importlib.util.find_spec(name)]
-
-
 def check_python() -> Finding:
     """Whether the version is new enough."""
     text = platform.python_version()
     if sys.version_info[:2] >= OLDEST_PYTHON:
         return Finding("python", text)
     text += ", and 3.11 or newer is needed"
-    return Finding(
-        "python", text, "fix", "install one and name it: make setup PYTHON=python3.12"
-    )
+    advice = "install one and name it: make setup PYTHON=python3.12"
+    return Finding("python", text, "fix", advice)
+
+
+def missing_packages() -> list[str]:
+    """The packages that this Python does not find; they are not loaded."""
+    return [name for name in PACKAGES if not importlib.util.find_spec(name)]
 
 
 def check_packages() -> Finding:
     """Whether the packages are there, and what `pip check` says of them."""
     if missing := missing_packages():
-        return Finding(
-            "packages", f"without {', '.join(missing)}", "fix", "run: make setup"
-        )
-    lines, failure = run(sys.executable, "-m", "pip", "check")
+        text = f"without {', '.join(missing)}"
+        return Finding("packages", text, "fix", "run: make setup")
+    lines, failure = run("-m", "pip", "check")
     if not failure:
         return Finding("packages", "pip finds no conflict")
-    # only a note: it may be about packages that the project does not use, and `check_device` finds
-    # out whether ours load
+    # only a note: it may be about packages that the project does not use
     text = "; ".join(lines[:3]) or f"pip does not work: {failure}"
-    return Finding(
-        "packages", text, "note", "remove .venv/.installed and run: make setup"
-    )
+    advice = "remove .venv/.installed and run: make setup"
+    return Finding("packages", text, "note", advice)
 
 
-def check_device() -> Finding:
-    """Whether the packages load, and whether torch can use a GPU that is there."""
-    lines, failure = run(sys.executable, "-c", PROBE, *PACKAGES, seconds=60)
+def check_disk() -> Iterator[Finding]:
+    """Space and rights where downloads, results and, before the set-up, the packages go."""
+    cached = (cache_dir() / "models").exists()  # the last that is put there
+    packages = CUDA_GB if has_nvidia_driver() else CPU_GB
+    for folder, need, move in (
+        (cache_dir(), 0 if cached else CACHE_GB, "set PRUNING_CACHE to"),
+        (results_dir(""), RESULTS_GB, "set PRUNING_RESULTS to"),
+        (root(), packages if missing_packages() else 0, "move the project to"),
+    ):
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        free = shutil.disk_usage(there).free / 1e9
+        text = f"{free:.1f} GB free in {folder}"
+        elsewhere = f"or {move} a folder on another disk"
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            text = f"{folder} cannot be written"
+            yield Finding("disk", text, "fix", f"make it writable, {elsewhere}")
+        elif free < need:
+            text += f", {need} GB are needed"
+            yield Finding("disk", text, "fix", f"make space, {elsewhere}")
+        else:
+            yield Finding("disk", text)
+
+
+def check_torch() -> Finding:
+    """Whether torch loads, and whether it can use a GPU that is there."""
+    lines, failure = run("-c", PROBE, seconds=60)
     if failure:
-        name = lines[-1] if lines else "Python"  # the last one that was begun
-        text = f"{name} does not load: {failure}"
         advice = (
             "remove the folder .venv and run: make setup (under load, first try again)"
         )
-        return Finding("device", text, "fix", advice)
-    if gpu := lines[-1]:
-        return Finding("device", gpu)
+        return Finding("torch", f"it does not load: {failure}", "fix", advice)
+    if lines[-1] != "False":
+        return Finding("torch", lines[-1])
     if not has_nvidia_driver():
-        return Finding("device", "no GPU: fine, everything runs on the CPU")
+        return Finding("torch", "no GPU: fine, everything runs on the CPU")
     text = "an NVIDIA driver is here, and torch can use no GPU"
     advice = "install a torch for it, or update it; the CPU is used meanwhile"
-    return Finding("device", text, "note", advice)
+    return Finding("torch", text, "note", advice)
 
 
 def check_memory() -> Finding:
     """RAM that is free, of the machine or its container."""
     free, total = ram()
     text = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
-    if free >= RUN_BYTES:
+    if free >= 1e9 * RUN_GB:
         return Finding("memory", text)
     advice = "close other programs, or try PLAN=smoke, which takes less"
     return Finding("memory", f"{text}: a run takes about 2 GB", "fix", advice)
-
-
-def check_disk() -> Iterator[Finding]:
-    """Space and rights where downloads, results and, before the set-up, the packages go."""
-    cached = (cache_dir() / "models").exists()  # the last that is put there
-    packages = CUDA_BYTES if has_nvidia_driver() else CPU_BYTES
-    for folder, need, move in (
-        (cache_dir(), 0 if cached else CACHE_BYTES, "set PRUNING_CACHE to"),
-        (results_dir(""), RESULTS_BYTES, "set PRUNING_RESULTS to"),
-        (root(), packages if missing_packages() else 0, "move the project to"),
-    ):
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        free = shutil.disk_usage(there).free
-        text = f"{free / 1e9:.1f} GB free in {folder}"
-        elsewhere = f"or {move} a folder on another disk"
-        if not (there.is_dir() and os.access(there, os.W_OK)):
-            text = f"{folder} cannot be written"
-            yield Finding("disk", text, "fix", f"make it writable, {elsewhere}")
-        elif free < need:
-            text += f", {need / 1e9:.1f} GB are needed"
-            yield Finding("disk", text, "fix", f"make space, {elsewhere}")
-        else:
-            yield Finding("disk", text)
 
 
 def check_downloads() -> Finding:
     """Whether the pinned downloads are there; `make assets` compares their hashes too."""
     from helpers.data.assets import ASSETS  # here, because it needs packages
 
-    folder = cache_dir() / "assets"
     missing = [
         path
         for asset in ASSETS.values()
         for path, _ in asset.members.values()
-        if not (folder / f"{asset.package}-{asset.version}" / path).is_file()
+        if not (
+            cache_dir() / f"assets/{asset.package}-{asset.version}/{path}"
+        ).is_file()
     ]
     if not missing:
         return Finding("downloads", "all files there (make assets compares hashes)")
@@ -177,8 +154,9 @@ def check_downloads() -> Finding:
     return Finding("downloads", text, "note", advice)
 
 
-def run(*command: str, seconds: float = 30) -> tuple[list[str], str]:
-    """The lines that a program prints, and why it failed or did not end in time ("" if not)."""
+def run(*arguments: str, seconds: float = 30) -> tuple[list[str], str]:
+    """What Python prints, in lines, and why it failed or did not end in time ("" if not)."""
+    command = [sys.executable, *arguments]
     try:
         done = subprocess.run(
             command, timeout=seconds, capture_output=True, text=True, errors="replace"

@@ -22,7 +22,8 @@ import filelock
 
 from helpers import report  # its names are loaded on use: pandas takes seconds
 from helpers.errors import RunError
-from helpers.machine import cpus, has_nvidia_driver, ram
+from helpers.machine import cpus, has_nvidia_driver
+from helpers.memory import ram
 from helpers.paths import TABLES_NOTEBOOK, results_dir
 from helpers.runner.cluster import dask_pool
 from helpers.runner.execute import Pool, execute, run_variables

@@ -1,4 +1,4 @@
-"""The studies that notebooks 01, 02, 03, 07 and 08 run; no other record depends on them."""
+"""The studies that notebooks 01, 02, 03, 07, 08 and 09 run; no other record depends on them."""
 
 from helpers import lazy_names
 
@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "mask_rules": ("mask_study",),
         "method_checks": ("check_method",),
         "pipelines": ("draw_windows", "pipeline_metrics"),
+        "sizes": ("rounded_to_int8", "storage_report"),
         "updates": ("update_study",),
     },
 )

@@ -8,11 +8,10 @@ import pytest
 import torch
 import transformers as hf
 
-from helpers import METHODS, distil, guide, load_model, prune_model
+from helpers import METHODS, distil, guide, load_model, memory, prune_model
 from helpers.errors import OutOfMemory
 from helpers.gram import Gram
 from helpers.large import torchrun
-from helpers.machine import estimates, memory
 from helpers.model.token_trees import TreeLM
 from helpers.paths import notebooks_dir
 from helpers.runner import open_run, read_parameters_cell
@@ -28,12 +27,13 @@ WAITS = {
     "alps": (50, 50),
 }
 WAITS |= {"admm1": (19, 20), "admm-grad": (19, 20)}
-# width, ff, heads of k and v, vocabulary, blocks, length
+# (width, ff, heads of k and v, vocabulary, blocks, length), and by how many thousand bytes memory
+# grew, as counted: in the guide, in pruning with one pass and with two, in the repair, in scoring
 SHAPES = {
-    "long text": (64, 192, 4, 97, 3, 256),
-    "many words": (32, 96, 4, 8000, 2, 256),
-    "wide": (128, 512, 4, 97, 2, 16),
-    "deep": (64, 128, 1, 500, 4, 64),
+    "long text": ((64, 192, 4, 97, 3, 256), (4654, 3882, 1608, 7202, 2769)),
+    "many words": ((32, 96, 4, 8000, 2, 256), (34047, 16470, 16470, 27455, 14822)),
+    "wide": ((128, 512, 4, 97, 2, 16), (2266, 5446, 5053, 8983, 5285)),
+    "deep": ((64, 128, 1, 500, 4, 64), (1627, 1000, 476, 3397, 2382)),
 }
 
 
@@ -95,8 +95,8 @@ def test_a_block_waits_for_its_layers_and_a_step_for_its_loss(card):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_peak_memory_is_what_is_estimated(shape, tmp_path, grown, monkeypatch):
-    width, ff, kv, vocab, blocks, length = SHAPES[shape]
+def test_peak_memory_does_not_grow(shape, grown):
+    (width, ff, kv, vocab, blocks, length), peaks = SHAPES[shape]
     config = hf.LlamaConfig(
         hidden_size=width,
         intermediate_size=ff,
@@ -105,34 +105,25 @@ def test_peak_memory_is_what_is_estimated(shape, tmp_path, grown, monkeypatch):
         vocab_size=vocab,
         num_hidden_layers=blocks,
     )
-    config.save_pretrained(tmp_path)
-    known = estimates.Shape(tmp_path)
     dense = hf.LlamaForCausalLM(config).eval().to("cuda")
     text = torch.randint(3, vocab, (8, length))
-
-    def check(phase, found, **parameters):
-        parameters |= {"sequences": 8, "length": length}
-        estimated = estimates.phases(known, 4, parameters)[phase][1]
-        assert found == pytest.approx(estimated, rel=0.15), phase
-
-    check("guide", grown(guide, dense, text[:2], sparsity=0.6), allocation="guide")
+    found = [grown(guide, dense, text[:2], sparsity=0.6)]
     request = dict(
         method="admm-grad", sparsity=0.6, batch=1, iterations=1, mask_steps=1
     )
     for passes in (1, 2):
         model = copy.deepcopy(dense)
-        found = grown(prune_model, model, text, passes=passes, **request)
-        check("prune", found, passes=passes)
-    check("repair", grown(distil, model, dense, text[:6]), repair="all")
+        found.append(grown(prune_model, model, text, passes=passes, **request))
+    found.append(grown(distil, model, dense, text[:6]))
     # four contexts of 30 tokens, each with four choices of 25: two fill a pass
     _, tokenizer = load_model("tiny")
     words = torch.randint(3, vocab, (8, 30)).tolist()
     asked = [(("", ""), words[i], words[j][:25]) for i in range(4) for j in range(4, 8)]
     options = dict(tokenizer=tokenizer, batch_size=4, softmax_dtype=torch.float32)
     harness = TreeLM(pretrained=dense, **options)
-    monkeypatch.setattr(estimates, "LONGEST", {"made up": 55})
-    found = grown(harness._loglikelihood_tokens, asked)
-    check("score", found, tasks=["made up"], batch=4)
+    found.append(grown(harness._loglikelihood_tokens, asked))
+    for size, peak in zip(found, peaks, strict=True):
+        assert 0 < size < 1.1 * 1000 * peak
 
 
 def test_a_run_that_will_not_fit_is_refused_before_it_starts(card, monkeypatch):

@@ -3,9 +3,10 @@
     save_pruned(model, tokenizer, "my-model", record=record)
     AutoModelForCausalLM.from_pretrained("my-model")  # needs nothing of this package
 
-The folder also has the record of the run that pruned the model and README.md, a model card as the
-Hugging Face Hub shows it. There is no file of masks: a weight that is zero was pruned.
-There always is an index of the tensors' files, which some programs take for a list of what to read.
+The folder also has README.md, a model card as the Hugging Face Hub shows it, and record.json, the
+record of the run that pruned the model. There is no file of masks: a weight that is zero was
+pruned. There always is an index of the tensors' files, which some programs take for a list of what
+to read.
 """
 
 import json
@@ -21,7 +22,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from helpers.data.assets import MODELS
-from helpers.errors import BadParameter, UnsupportedModel
+from helpers.errors import BadParameter, UnsupportedModel, join_names
 from helpers.large import write_index, writing
 from helpers.model_state import state_of
 from helpers.models import (
@@ -32,7 +33,62 @@ from helpers.models import (
     no_progress_bars,
 )
 from helpers.paths import replace_file
-from helpers.report import check_record, write_record
+
+RECORD_FIELDS = {"notebook", "parameters", "metrics", "data", "versions"}
+# as Jinja2 reads it
+CARD = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+{% if model.startswith("embedded") -%}
+The 4-bit file of {{ base_model }} (GGUF, {{ "Q4_1" if model == "embedded" else "Q4_K_M" }}),
+converted back to float32 and then pruned
+{%- else -%}
+{{ base_model or "A language model" }}, pruned
+{%- endif %}: {{ facts.sparsity }} of the weights in its blocks are
+zero. It is stored dense: it loads like any other model, and is neither smaller in memory nor
+faster.
+{%- if model == "embedded-gemma" %}
+
+Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms.
+This is a modified version of it.
+{%- endif %}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{{ name }}")  # this folder, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained("{{ name }}")
+```
+
+| | |
+|---|--:|
+{% for row in ["method", "pattern", "sparsity"] if row in facts -%}
+| {{ row }} | {{ facts[row] }} |
+{% endfor -%}
+{% for metric in
+  ["perplexity_dense", "perplexity", "perplexity_web", "mean_layer_error", "mean_acc"]
+  if record and metric in record.metrics -%}
+| {{ metric.replace("_", " ") }} | {{ "%.4g" % record.metrics[metric].value }} |
+{% endfor -%}
+{% if record %}
+Texts:
+
+{% for use, text in (record.data or {}).items() -%}
+- {{ use }}: {{ text.name }}{% if text.package %}, {{ text.package }}{% endif %}
+{% endfor %}
+To make it again:
+
+    {{ command }}
+
+Made with {% for package, version in record.versions.items() -%}
+{{ package }} {{ version }}
+{{- ", " if not loop.last }}{% endfor %}. All of it is in `record.json`.
+{% endif %}
+"""
 
 
 def save_pruned(
@@ -51,8 +107,8 @@ def save_pruned(
         pattern: "N:M" of a model that was pruned so elsewhere. Without a record the card says
             otherwise what `prune_model` has done to this model.
 
-    Raises BadParameter (nothing is pruned, the folder is in use), FileError (it cannot be written,
-    the record is not one), and UnsupportedModel if transformers loads other weights than were
+    Raises BadParameter (nothing is pruned, the folder is in use, the record is not one), FileError
+    (it cannot be written), and UnsupportedModel if transformers loads other weights than were
     saved.
     """
     check_model(model)
@@ -62,14 +118,18 @@ def save_pruned(
     if report is not None:
         facts |= vars(report)
     if record is not None:
-        facts |= check_record(dict(record))["parameters"]
+        if lacking := RECORD_FIELDS - record.keys():
+            raise BadParameter(
+                f"record lacks {join_names(lacking)}: give one that a run has written"
+            )
+        facts |= record["parameters"]
     weights = [layer.weight for layer in model_layers(model).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     if zeros == 0:
         raise BadParameter("no weight of this model is zero: prune it first")
     facts["sparsity"] = f"{100 * zeros / sum(map(torch.numel, weights)):.1f} %"
     folder = check_new_folder(folder)
-    card = _card(folder.name, model_identity(model), record, facts)
+    card = model_card(folder.name, model_identity(model), facts, record)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # in the same parent, because a rename works within one file system only
@@ -83,7 +143,8 @@ def save_pruned(
             tokenizer.save_pretrained(unfinished)
             replace_file(unfinished / "README.md", card)
             if record is not None:
-                write_record(unfinished / "record.json", record)
+                text = json.dumps(record, indent=1, ensure_ascii=False)
+                replace_file(unfinished / "record.json", text)
             check_same(model, unfinished)
             unfinished.replace(folder)
     return folder
@@ -112,11 +173,11 @@ def check_same(model: nn.Module, folder: Path) -> None:
             )
 
 
-def _card(
+def model_card(
     name: str,
     identity: Mapping[str, Any],
+    facts: Mapping[str, Any],
     record: Mapping[str, Any] | None,
-    facts: Mapping[str, str],
 ) -> str:
     """The card of a pruned model: what the hub reads in front, what people read below.
 
@@ -134,18 +195,16 @@ def _card(
         pipeline_tag="text-generation",
         license=licence,
         base_model=base,
-        tags=["pruned"],
+        tags=["pruned", *([facts["method"]] if "method" in facts else [])],
     )
-    if "method" in facts:
-        data.tags.append(facts["method"])
     command = []
     if record is not None:
         notebook = f"notebooks/{record['notebook']}.ipynb"
-        command = ["papermill", notebook, "again.ipynb", "-y"]
-        command.append(json.dumps(record["parameters"]))
+        given = json.dumps(record["parameters"])
+        command = ["papermill", notebook, "again.ipynb", "-y", given]
     card = ModelCard.from_template(
         data,
-        template_path=Path(__file__).with_name("card.md"),
+        template_str=CARD,
         name=name,
         model=dense,
         record=record,
