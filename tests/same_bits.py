@@ -38,7 +38,7 @@ from helpers.paths import (
     root,
 )
 from helpers.report import read_records
-from helpers.report.record_comparison import COMPUTING, NOT_JUDGED
+from helpers.report.compare import COMPUTING, NOT_JUDGED
 from helpers.report.records import SOURCES, processor
 from helpers.runner.fingerprint import (
     equal_hashes,

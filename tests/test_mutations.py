@@ -290,8 +290,10 @@ def test_what_is_not_broken_is_reproduced(model, texts, reference, monkeypatch):
     # another order of summation, and the loop that the paper writes, differ in rounding alone
     sums(lambda f, s, rows: f(s, rows.flip(0)))(monkeypatch)
     solver_loop("")(monkeypatch)
-    # (ALPS stops when its mask rests, which in layers as small as these moves an error by 0.3 %)
-    moved = [cell for cell in CELLS if cell not in ("zero-shot", "alps")]
+    # (ALPS stops when its mask rests, which in layers as small as these moves an error by 0.3 %;
+    # in one pass the first blocks are those of ADMM-Grad, and would count twice)
+    unmoved = ("zero-shot", "alps", "one-pass")
+    moved = [cell for cell in CELLS if cell not in unmoved]
     rounded = {cell: measure(model, texts, cell) for cell in moved}
     for cell in ("admm-grad", "recipe"):
         assert rounded[cell]["layers"] != reference[cell]["layers"]

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 import signal
 import sys
 from concurrent.futures import Future
@@ -124,7 +123,8 @@ def test_a_run_that_ends_is_a_line_with_its_number(project, monkeypatch, capsys)
 
 def test_every_notebook_has_a_main_number():
     for record in read_records(reference_dir("laptop") / "records"):
-        assert re.fullmatch(r".+ [\d,.]+", report.main_number(record))
+        name, value = report.main_number(record)
+        assert name and value > 0
 
 
 @pytest.mark.parametrize("plan", plans.plan_names())

@@ -45,7 +45,13 @@ __getattr__, __dir__, __all__ = lazy_names(
             "to_png",
         ),
         "tables": ("all_tables", "write_tables"),
-        "record_comparison": ("judge", "same_run"),
-        "comparison_text": ("comparison_lines", "main_number", "verdict_line"),
+        "compare": (
+            "comparison_lines",
+            "judge",
+            "main_number",
+            "same_run",
+            "verdict_page",
+            "verdict_summary",
+        ),
     },
 )

@@ -1,6 +1,6 @@
 """The verbs of plans: reproduce, tables, accept and list; `helpers.runner.schedule` has `run`.
 
-`reproduce` ends with the numbers, a verdict on them in one line and what to do next. Every
+`reproduce` ends with the numbers, a verdict on them in a few lines and what to do next. Every
 comparison is in results/<plan>/verdict.txt.
 """
 
@@ -64,7 +64,7 @@ def write_verdict(plan: str, only: str = "*") -> Any:
     """Compare the current records on this machine with the committed ones of the same runs.
 
     Prints the verdict and what differs, writes every comparison to results/<plan>/verdict.txt, and
-    returns the `helpers.report.record_comparison.Verdict`.
+    returns the `helpers.report.compare.Verdict`.
     """
     runs = without_tables(read_plan(plan, only))
     verdict = report.judge(
@@ -77,12 +77,11 @@ def write_verdict(plan: str, only: str = "*") -> Any:
         for item in verdict.comparisons
         if not item.within and item.what != "record"
     ]
-    for line in report.comparison_lines(differing[:12]):
-        write_line(line)
-    summary = report.verdict_line(verdict)
-    lines = "\n".join(report.comparison_lines(verdict.comparisons))
-    path = replace_file(results_dir(plan) / "verdict.txt", f"{summary}\n\n{lines}\n")
-    write_line(f"{summary}\nevery comparison: {path}")
+    if differing:
+        write_line("\n".join(report.comparison_lines(differing[:12])))
+    page = report.verdict_page(verdict)
+    path = replace_file(results_dir(plan) / "verdict.txt", page)
+    write_line(f"{report.verdict_summary(verdict)}\nevery comparison: {path}")
     return verdict
 
 

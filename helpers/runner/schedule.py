@@ -260,10 +260,15 @@ def outcome(run: Run) -> str:
     """The main number of a run that is done, the committed one beside it; "done" without one."""
     if not run.record_path.is_file():  # a cluster's shared folder may show it later
         return "done"
-    text = report.main_number(report.read_record(run.record_path))
-    if text and (committed := committed_record(run)):
-        text += f" (ours {report.main_number(committed).rpartition(' ')[2]})"
-    return text or "done"
+    main = report.main_number(report.read_record(run.record_path))
+    if not main:
+        return "done"
+    name, value = main
+    text = f"{name} {report.format_number(value)}"
+    committed = committed_record(run)
+    if ours := committed and report.main_number(committed):
+        text += f" (ours {report.format_number(ours[1])})"
+    return text
 
 
 def committed_record(run: Run) -> dict[str, Any] | None:
