@@ -319,7 +319,8 @@ def exact_least_squares(
         if not len(support):
             continue
         # the rows and columns of the support, (k, k), and its k right-hand sides
-        system, right = damped[support[:, None], support], target[row, support]
+        system = damped[support[:, None], support]
+        right = target[row, support]
         lower, info = torch.linalg.cholesky_ex(system)
         if info.item() == 0:
             exact[row, support] = torch.cholesky_solve(right[:, None], lower).squeeze(1)

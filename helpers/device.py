@@ -129,7 +129,8 @@ def _rounded_factors(device: torch.device, *, tf32: bool) -> Iterator[None]:
     matmul = getattr(backend, "matmul", None)
     # newer versions of torch refuse the older switch once a caller has used the new one
     if hasattr(matmul, "fp32_precision"):
-        before, value = matmul.fp32_precision, "tf32" if tf32 else "ieee"
+        before = matmul.fp32_precision
+        value = "tf32" if tf32 else "ieee"
         switch = functools.partial(setattr, matmul, "fp32_precision")
     else:
         before = torch.get_float32_matmul_precision()
