@@ -164,8 +164,9 @@ def admm_grad(
     `mask_steps=0` the mask is chosen once from the dense weights (that is `admm1`).
     trace(iteration, weight, keep) is called after each iteration.
 
-    Layer and options are trusted: `refit` and the registry of methods check them. The result is
-    checked here. Layers that share a Gram share its factorisation.
+    weight and keep are (d_out, d_in), gram is (d_in, d_in). Layer and options are trusted: `refit`
+    and `METHODS` check them. The result is checked here. Layers that share a Gram share its
+    factorisation.
     """
     if keep is None and mask_steps > iterations:
         raise BadParameter(

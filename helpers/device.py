@@ -114,13 +114,13 @@ def products(precision: str, device: torch.device | str) -> Iterator[None]:
     if precision in PRECISIONS:
         switch = contextlib.nullcontext()
     else:
-        switch = _rounded_factors(device, tf32=precision == "tf32")
+        switch = _matmul_switch(device, tf32=precision == "tf32")
     with autocast, switch:
         yield
 
 
 @contextlib.contextmanager
-def _rounded_factors(device: torch.device, *, tf32: bool) -> Iterator[None]:
+def _matmul_switch(device: torch.device, *, tf32: bool) -> Iterator[None]:
     """Set torch's switch: factors of products in float32, or on a GPU in TF32 if that is wanted."""
     on_gpu = device.type == "cuda"
     # TF32 has float32's range and 10 bits of mantissa instead of 23: about three digits
