@@ -164,8 +164,9 @@ def admm_grad(
     `mask_steps=0` the mask is chosen once from the dense weights (that is `admm1`).
     trace(iteration, weight, keep) is called after each iteration.
 
-    Layer and options are trusted: `refit` and the registry of methods check them. The result is
-    checked here. Layers that share a Gram share its factorisation.
+    weight and keep are (d_out, d_in), gram is (d_in, d_in). Layer and options are trusted: `refit`
+    and `METHODS` check them. The result is checked here. Layers that share a Gram share its
+    factorisation.
     """
     if keep is None and mask_steps > iterations:
         raise BadParameter(
@@ -319,7 +320,8 @@ def exact_least_squares(
         if not len(support):
             continue
         # the rows and columns of the support, (k, k), and its k right-hand sides
-        system, right = damped[support[:, None], support], target[row, support]
+        system = damped[support[:, None], support]
+        right = target[row, support]
         lower, info = torch.linalg.cholesky_ex(system)
         if info.item() == 0:
             exact[row, support] = torch.cholesky_solve(right[:, None], lower).squeeze(1)

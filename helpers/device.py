@@ -114,13 +114,13 @@ def products(precision: str, device: torch.device | str) -> Iterator[None]:
     if precision in PRECISIONS:
         switch = contextlib.nullcontext()
     else:
-        switch = _rounded_factors(device, tf32=precision == "tf32")
+        switch = _matmul_switch(device, tf32=precision == "tf32")
     with autocast, switch:
         yield
 
 
 @contextlib.contextmanager
-def _rounded_factors(device: torch.device, *, tf32: bool) -> Iterator[None]:
+def _matmul_switch(device: torch.device, *, tf32: bool) -> Iterator[None]:
     """Set torch's switch: factors of products in float32, or on a GPU in TF32 if that is wanted."""
     on_gpu = device.type == "cuda"
     # TF32 has float32's range and 10 bits of mantissa instead of 23: about three digits
@@ -129,7 +129,8 @@ def _rounded_factors(device: torch.device, *, tf32: bool) -> Iterator[None]:
     matmul = getattr(backend, "matmul", None)
     # newer versions of torch refuse the older switch once a caller has used the new one
     if hasattr(matmul, "fp32_precision"):
-        before, value = matmul.fp32_precision, "tf32" if tf32 else "ieee"
+        before = matmul.fp32_precision
+        value = "tf32" if tf32 else "ieee"
         switch = functools.partial(setattr, matmul, "fp32_precision")
     else:
         before = torch.get_float32_matmul_precision()

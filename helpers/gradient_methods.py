@@ -18,7 +18,9 @@ from helpers.errors import NonFinite
 from helpers.layer import Layer, LayerResult
 from helpers.options import Count, NotNegative, Positive, Switch, one_of, validated
 
-ADAM_DECAY, ADAM_EPSILON = (0.9, 0.999), 1e-8  # torch's defaults
+# torch's defaults: decay of the mean and of the mean square, and what keeps the quotient finite
+ADAM_DECAY = (0.9, 0.999)
+ADAM_EPSILON = 1e-8
 MOMENTUM = 0.9  # of "sgd", heavy ball, by default
 POWER_STEPS = 100
 
@@ -198,7 +200,8 @@ def conjugate_gradients(
     # p A qᵀ = 0, so the minimum along one is not lost again by a step along a later one.
     with products("exact", current.device):
         residual = problem.gradient(current, out=torch.empty_like(current)).mul_(-0.5)
-        search, image = residual.clone(), torch.empty_like(current)
+        search = residual.clone()
+        image = torch.empty_like(current)
         size = _dot(residual, residual)
         for iteration in range(1, iterations + 1):
             # (d_out, d_in), row i: p A of output i, once its pruned columns are 0
@@ -209,7 +212,8 @@ def conjugate_gradients(
             current.addcmul_(search, length)
             # b − A (x + α p) = residual − α A p: no second product with D
             residual.addcmul_(image, length, value=-1)
-            before, size = size, _dot(residual, residual)
+            before = size
+            size = _dot(residual, residual)
             # the new residual, plus as much of the old direction as makes the two conjugate
             search.mul_(_ratio(size, before)).add_(residual)
             if trace:

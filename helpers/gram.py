@@ -162,7 +162,8 @@ def check_gram(gram: Tensor, d_in: int) -> None:
             "gram holds NaN or infinity: check the activations it was summed from"
         )
     # a strip of rows against a strip of columns: gram − gramᵀ in one go takes another d_in² numbers
-    sizes, gaps = [], []
+    sizes = []
+    gaps = []
     for start in range(0, d_in, CHECKED_ROWS):
         part = slice(start, start + CHECKED_ROWS)
         sizes.append(gram[part].abs().max())

@@ -12,7 +12,7 @@ from helpers.admm import exact_least_squares, refit
 from helpers.device import products
 from helpers.errors import BadParameter
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
-from helpers.gram import Gram, gram_of, relative_error
+from helpers.gram import gram_of, relative_error
 from helpers.masks import top_k
 
 SETTINGS = dict(method="wanda", sparsity=0.5, batch=2)
@@ -20,6 +20,17 @@ SETTINGS = dict(method="wanda", sparsity=0.5, batch=2)
 
 def autocast():
     return torch.autocast("cpu", torch.bfloat16)
+
+
+@contextlib.contextmanager
+def rounding_switch():
+    """With this a processor that can rounds the factors of products to bfloat16."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("passes", [1, 2])
@@ -44,7 +55,7 @@ def test_layers_are_fitted_to_what_bfloat16_gives(family, passes):
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_grams_and_methods_are_in_float32(passes, registry):
+def test_methods_are_in_float32(passes, registry):
     seen = []
 
     @register("test-only")
@@ -59,11 +70,6 @@ def test_grams_and_methods_are_in_float32(passes, registry):
     assert len(seen) > 14
     assert not any(seen)
     assert not torch.is_autocast_enabled("cpu")
-    rows = torch.randn(50, 20)
-    gram = Gram(20)
-    with autocast():
-        gram.add(rows)
-    torch.testing.assert_close(gram.matrix, rows.T @ rows)
 
 
 def test_a_model_in_half_precision_has_its_own(one_line_error):
@@ -72,62 +78,51 @@ def test_a_model_in_half_precision_has_its_own(one_line_error):
         prune_model(model, fam.random_tokens(), precision="bfloat16", **SETTINGS)
 
 
-@contextlib.contextmanager
-def lowered(allowed):
-    """What a caller may have allowed for a model: the switch of the process, or autocast."""
-    if allowed == "autocast":
-        with autocast():
-            yield
-        return
-    torch.set_float32_matmul_precision(allowed)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
+def by_method(name):
+    return lambda weight, gram, _: METHODS[name](weight, gram, sparsity=0.5)
 
 
-@pytest.mark.parametrize("method", ["sparsegpt", "admm-grad", "alps", "wanda"])
-@pytest.mark.parametrize("allowed", ["medium", "autocast"])
-def test_a_callers_precision_does_not_reach_grams_and_solvers(allowed, method):
-    """With "medium" a processor that can rounds the factors of products to bfloat16."""
-    inputs = torch.randn(600, 256)
-    weight = torch.randn(192, 256)
-    expected = METHODS[method](weight, gram_of(inputs), sparsity=0.5)
-    with lowered(allowed):
-        found = METHODS[method](weight, gram_of(inputs), sparsity=0.5)
-    assert torch.equal(found.weight, expected.weight)
-    assert found.error == expected.error
+def by_gradient(optimiser, rate):
+    return lambda *layer: gradient_refit(
+        *layer, optimiser=optimiser, learning_rate=rate, iterations=5
+    )
 
 
-FIXED = {
-    "error": lambda weight, gram, keep: relative_error(weight, weight * keep, gram),
-    "refit": lambda *given: refit(*given).weight,
-    "exact": exact_least_squares,
-    "cg": lambda *given: conjugate_gradients(*given, iterations=5).weight,
-    "adam": lambda *given: (
-        gradient_refit(*given, optimiser="adam", learning_rate=0.1, iterations=5).weight
-    ),
-    "sgd": lambda *given: (
-        gradient_refit(*given, optimiser="sgd", learning_rate=1.0, iterations=5).weight
-    ),
+SOLVERS = {
+    **{name: by_method(name) for name in ("sparsegpt", "admm-grad", "alps", "wanda")},
+    "refit": refit,
+    "cg": lambda *layer: conjugate_gradients(*layer, iterations=5),
+    "adam": by_gradient("adam", 0.1),
+    "sgd": by_gradient("sgd", 1.0),
 }
 
 
-@pytest.mark.parametrize("allowed", ["medium", "autocast"])
-@pytest.mark.parametrize("what", FIXED)
-def test_nor_errors_and_solvers_on_one_mask(what, allowed):
-    """As they are called by a notebook, or by the block loop where outputs are weighted."""
-    weight = torch.randn(96, 128)
-    given = weight, gram_of(torch.randn(300, 128)), top_k(weight.abs(), 0.5)
-    expected = torch.as_tensor(FIXED[what](*given))
-    with lowered(allowed):
-        assert torch.equal(torch.as_tensor(FIXED[what](*given)), expected)
+@pytest.mark.parametrize("lowered", [rounding_switch, autocast])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_callers_precision_does_not_reach_grams_solvers_and_errors(solver, lowered):
+    inputs = torch.randn(600, 256)
+    weight = torch.randn(192, 256)
+    keep = top_k(weight.abs(), 0.5)
+
+    def solve():
+        gram = gram_of(inputs)
+        result = SOLVERS[solver](weight, gram, keep)
+        again = relative_error(weight, result.weight, gram)
+        exact = exact_least_squares(weight[:4], gram, keep[:4])
+        return gram, result.weight, exact, torch.tensor([again, result.error or 0.0])
+
+    expected = solve()
+    with lowered():
+        found = solve()
+    assert all(map(torch.equal, found, expected))
 
 
 def test_tf32_is_for_a_gpu_that_is_asked_for_it():
     switches = torch.backends.cuda.matmul
     before = switches.fp32_precision
-    for precision, value in (("tf32", "tf32"), ("exact", "ieee"), ("float32", before)):
+    # a model's passes keep what the caller has set
+    wanted = {"tf32": "tf32", "exact": "ieee", "float32": before}
+    for precision, value in wanted.items():
         with products(precision, "cuda"):
             assert switches.fp32_precision == value
         assert switches.fp32_precision == before

@@ -59,10 +59,12 @@ def admm(
     scratch = torch.empty_like(T)
     kept = torch.ones_like(T)  # the mask as 1 and 0
     rounded = max(0, iterations - EXACT_ITERATIONS)
-    first, last = range(1, rounded + 1), range(rounded + 1, iterations + 1)
-    for precision, numbers in (("tf32", first), ("exact", last)):
+    first = range(1, rounded + 1)
+    last = range(rounded + 1, iterations + 1)
+    # one loop over all iterations, in two precisions
+    for precision, part in (("tf32", first), ("exact", last)):
         with products(precision, T.device):
-            for iteration in numbers:
+            for iteration in part:
                 choose(iteration, T, scratch, kept)
                 # three passes over memory (mul, sub, add) and the product; W, Z and U need twice
                 # as many
