@@ -1,13 +1,12 @@
 """Norms of the hidden states (the stream) between the blocks of a model, for notebook 01."""
 
 import contextlib
-import threading
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from helpers.blocks import Captured, eval_mode, forward, split_stream
+from helpers.blocks import Captured, eval_mode, forward, own_thread, split_stream
 from helpers.models import check_tokens, find_blocks
 from helpers.progress import Progress, as_progress
 
@@ -27,7 +26,6 @@ def stream_norms(
     check_tokens(model, tokens)
     progress = as_progress(progress)
     blocks = find_blocks(model)
-    thread = threading.get_ident()
     norms = []
 
     def see(stream: Tensor):
@@ -35,15 +33,14 @@ def stream_norms(
         # (1, length, width) → (length,). float32, as a sum of squares in float16 can overflow
         norms.append(stream[0].float().norm(dim=-1).cpu())
 
-    # another thread may run the same model meanwhile: its streams are not ours
+    @own_thread
     def entering(block: nn.Module, args: tuple, kwargs: dict):
-        if threading.get_ident() == thread:
-            see(split_stream(block, args, kwargs)[0])
+        see(split_stream(block, args, kwargs)[0])
 
+    @own_thread
     def leaving(_block: nn.Module, _args: Any, output: Any):
-        if threading.get_ident() == thread:
-            see(output[0] if isinstance(output, tuple) else output)
-            raise Captured
+        see(output[0] if isinstance(output, tuple) else output)
+        raise Captured
 
     with eval_mode(model), contextlib.ExitStack() as stack:
         for block in blocks:
