@@ -37,7 +37,8 @@ parameters = dict(rho=rho, steps=steps, options=options, limit=limit, fast=fast)
 if pattern != "forget":
     parameters["pattern"] = pattern
 metrics = {"value": {"value": rho * 10, "unit": "1"}}
-seen = {"cwd": os.getcwd(), "python": sys.executable, "threads": os.environ["OMP_NUM_THREADS"]}
+seen = {"cwd": os.getcwd(), "python": sys.executable, "threads": os.environ["OMP_NUM_THREADS"],
+    "inputs": In}
 record = make_record(notebook="x", name="y", parameters=parameters, metrics=metrics, model=None,
     data=seen, seeds={}, seconds=0.1, device="cpu", peak_memory_bytes=1)
 """

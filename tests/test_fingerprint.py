@@ -34,7 +34,7 @@ def test_a_run_is_stale_when_what_decides_its_numbers_changes(project, monkeypat
     project.run_file("a.yaml", f"method: mine\npattern: {text}")
     (run,) = plans.read_plan("p")
     seen = [fingerprint(run)]
-    assert fingerprint(replace(run, name="other")) in seen
+    assert fingerprint(replace(run, name="other", timed=True)) in seen
     project.notebook(parameters, body="# a comment\n" + BODY)
     (own / "yours.py").write_text("x = 1")
     assert fingerprint(run) in seen

@@ -1,12 +1,10 @@
 """What opens a notebook's run and writes its record, on notebooks of a few parameters."""
 
-import papermill
 import pytest
-from papermill.exceptions import PapermillExecutionError
 from small_project import write_notebook
 
 from helpers.errors import BadParameter
-from helpers.paths import results_dir, root
+from helpers.paths import results_dir
 from helpers.report.records import read_record
 from helpers.runner import notebook, open_run
 
@@ -108,27 +106,6 @@ def test_what_open_run_refuses(one_line_error):
     del values["sequences"]
     with one_line_error(BadParameter, "sequences", "misspelt"):
         open_run("book", values)
-
-
-def test_a_misspelt_name_given_to_papermill_stops_the_notebook(tmp_path):
-    patched = f"""
-from pathlib import Path
-from helpers.runner import notebook, open_run
-notebook.notebooks_dir = lambda: Path({str(tmp_path)!r})
-run = open_run("book", globals())
-"""
-    cells = [CELL.replace('"tiny"', '""'), patched]
-    write_notebook(tmp_path, "book", cells, [["parameters"], []])
-    with pytest.raises(PapermillExecutionError, match="'sparsty' is unknown"):
-        papermill.execute_notebook(
-            tmp_path / "book.ipynb",
-            None,
-            {"sparsty": 0.7},
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            cwd=root(),
-        )
 
 
 def test_a_parameter_that_changes_meanwhile_stops_the_record(one_line_error):

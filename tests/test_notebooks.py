@@ -16,8 +16,8 @@ from helpers.paths import TABLES_NOTEBOOK, cache_dir, notebooks_dir, root
 from helpers.report.records import read_record
 from helpers.runner.plan import read_plan
 
-# the others are run cell by cell in test_exercises, and all in a browser
-ONLY = "0[46]*--[adt]*"  # ADMM-Grad, dense, tables
+# the others are run cell by cell, here and in test_exercises, and all in a browser
+ONLY = "0[46]*--[at]*"  # ADMM-Grad, tables
 RUNS = read_plan("smoke", ONLY)
 
 
@@ -63,18 +63,14 @@ def test_the_plan_runs_every_notebook():
 def test_executed_notebook(smoke, run):
     shown = outputs(smoke, run)
     pictures = {cell for cell, output in shown if "image/png" in output.get("data", {})}
-    errors = run.effective.get("method") not in ("dense", "magnitude")
-    wanted = "depth" if errors else ""
-    if run.notebook == TABLES_NOTEBOOK:
-        wanted = "perplexity"
-    assert pictures == set(wanted.split())
+    assert pictures == {"perplexity" if run.notebook == TABLES_NOTEBOOK else "depth"}
     assert not re.search(
         r"(Future|Deprecation)Warning: [^\"]*helpers", json.dumps(shown)
     )
 
 
 def test_dense_and_pruned_rows(smoke, tmp_path):
-    dense = read_record(smoke / "records/04_prune_model--dense.json")
+    dense = record_here(tmp_path, method="dense", sparsity=0.0)
     admm = read_record(smoke / "records/04_prune_model--admm-grad-50.json")
     magnitude = record_here(tmp_path, method="magnitude")
     recipe = record_here(tmp_path, effort="fast", sequences=4)

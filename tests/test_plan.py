@@ -6,8 +6,7 @@ from small_project import PARAMETERS, write_notebook
 
 from helpers.errors import RunError
 from helpers.paths import reference_dir
-from helpers.report.records import read_record, read_records
-from helpers.runner.fingerprint import fingerprint, is_done
+from helpers.report.records import read_records
 from helpers.runner.plan import plan_names, read_plan
 
 project = small_project.project
@@ -82,22 +81,6 @@ def test_a_grid_stands_for_the_product_of_its_axes(project):
     assert runs["a-50-low"] == {"pattern": "a", "steps": 5, "rho": 1.0, "limit": 7}
     numbers = {"*slow-low": 2, "01_work/plain": 1, "*--plain": 1, "01*": 9}
     assert {only: len(read_plan("p", only)) for only in numbers} == numbers
-
-
-def test_the_record_of_a_timed_run_says_so(project):
-    project.run_file("a.yaml")
-    assert project.call("run")[0] == 0
-    (before,) = read_plan("p")
-    assert is_done(before)
-    assert "timed" not in read_record(before.record_path)
-    project.run_file("a.yaml", "timed: true")
-    (timed,) = read_plan("p")
-    assert fingerprint(timed) == fingerprint(before)
-    assert not is_done(timed)
-    assert project.call("run")[0] == 0
-    assert is_done(timed)
-    assert is_done(before)
-    assert read_record(timed.record_path)["timed"] is True
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,11 @@ WAIT_SECONDS = 30  # for a scheduler, and for its first worker
 def dask_pool(scheduler: str, plan: str) -> Iterator[Pool]:
     """Run a plan on the workers of a cluster; scheduler, and what is raised: see `connect`.
 
-    As long as the runner is there, so is a file of its own in the plan's results folder. It tells
-    workers that they share that folder, and to go on.
+    As long as the runner is there, so is a file of its own in the plan's results folder, which the
+    runner has locked. It tells workers that they share that folder, and to go on.
     """
+    for left in results_dir(plan).glob(".runner-*"):  # by one that was killed
+        left.unlink(missing_ok=True)
     # one thread, as Dask gives its workers, unless the environment here says otherwise
     variables = run_variables(1)
     with (
