@@ -7,6 +7,7 @@ import sysconfig
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+PACKAGES = ("helpers",)
 
 
 def main() -> str:
@@ -16,14 +17,13 @@ def main() -> str:
         sys.exit(
             "set-up failed: pip's reason is above; check the network, then run this cell again"
         )
-    # pip puts the project on the path of new processes; the kernel has started already
-    link = Path(sysconfig.get_path("purelib"), "helpers")
-    link.unlink(missing_ok=True)
-    link.symlink_to(FOLDER / "helpers")
-    importlib.invalidate_caches()
-    importlib.import_module(
-        "helpers"
-    )  # what is wrong with it is said here, not in a later cell
+    for name in PACKAGES:
+        # pip puts the project on the path of new processes; the kernel has started already
+        link = Path(sysconfig.get_path("purelib"), name)
+        link.unlink(missing_ok=True)
+        link.symlink_to(FOLDER / name)
+        importlib.invalidate_caches()
+        importlib.import_module(name)  # what is wrong with it is said here
     return (
         'Ready. In a parameters cell, preset = "auto" takes the largest model that fits this '
         f"machine.\nResults in {FOLDER / 'results'} go when this machine goes: docs/colab.md has "

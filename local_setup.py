@@ -46,10 +46,11 @@ def main(index: str, options: list[str]) -> str:
 
 def choose_torch(index: str, options: list[str]) -> tuple[list[list[str]], str]:
     """What pip is to install for torch before everything else, and the line that says so."""
-    configured = subprocess.run(
-        [*PIP, "config", "list"], capture_output=True, text=True, check=False
-    ).stdout
-    if re.search(SOURCES, configured) or re.search(SOURCES, " ".join(options)):
+    if re.search(SOURCES, " ".join(options)):
+        return [], ""
+    command = [*PIP, "config", "list"]
+    configured = subprocess.run(command, capture_output=True, text=True, check=False)
+    if re.search(SOURCES, configured.stdout):
         return [], ""
     if platform.system() != "Linux":  # whose builds have no CUDA in them
         return [], ""

@@ -57,31 +57,31 @@ def test_help_fits_a_terminal(verb, command, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "line, code, words",
+    "line, code, word",
     [
-        ("", 2, "required: VERB: see python -m helpers --help"),
-        ("prune x --sparsity 0.5", 2, "--save: see python -m helpers prune --help"),
-        (f"prune tiny {HALF} --options 3", 2, "--options: invalid json_object"),
-        (f"prune tiny {HALF} --sparsity 60", 1, "for 60.0 % write 0.6"),
-        (f"prune tiny {HALF} --method wnada", 1, "did you mean 'wanda'?"),
-        (f"prune tiny {HALF} --effort fast --streamed", 1, "leave out --streamed"),
-        (f"prune tiny {HALF} --effort fast --allow-pruned", 1, "a dense model"),
-        (f"prune tiny {HALF} --save dense", 1, "dense is in use already"),
-        (f'prune tiny {HALF} --options {{"seed":1}}', 1, "give it as --seed"),
+        ("", 2, "VERB"),
+        ("prune x --sparsity 0.5", 2, "--save"),
+        (f"prune tiny {HALF} --options 3", 2, "--options"),
+        (f"prune tiny {HALF} --sparsity 60", 1, "0.6"),
+        (f"prune tiny {HALF} --effort fast --streamed", 1, "--streamed"),
+        (f"prune tiny {HALF} --effort fast --allow-pruned", 1, "dense"),
+        (f"prune tiny {HALF} --effort lnog", 1, "long"),
+        (f"prune tiny {HALF} --save dense", 1, "in use"),
+        (f'prune tiny {HALF} --options {{"seed":1}}', 1, "--seed"),
         (f'prune tiny {HALF} --options {{"tokens":1}}', 1, "tokens"),
         (f'prune tiny {HALF} --options {{"progress":false}}', 1, "progress"),
         (f'prune tiny {HALF} --options {{"team":1}} --streamed', 1, "team"),
-        (f"prune owner/name {HALF} --streamed", 1, "needs revision="),
-        (f"prune dense {HALF} --window 129", 1, "more than the 128 tokens"),
-        (f"evaluate tiny --tasks rtee {SHORT}", 1, "did you mean 'rte'?"),
-        (f"evaluate tiny --limit 5 {SHORT}", 1, "give a list of tasks"),
-        ("list --plan lapotp", 1, "did you mean 'laptop'?"),
-        ("assets modle", 1, "did you mean 'model'?"),
+        (f"prune owner/name {HALF} --streamed", 1, "revision="),
+        (f"prune dense {HALF} --window 129", 1, "128"),
+        (f"evaluate tiny --tasks rtee {SHORT}", 1, "'rte'"),
+        (f"evaluate tiny --limit 5 {SHORT}", 1, "tasks"),
+        ("list --plan lapotp", 1, "'laptop'"),
+        ("assets modle", 1, "'model'"),
     ],
 )
-def test_a_mistake_is_one_line(line, code, words, command):
+def test_a_mistake_is_one_line(line, code, word, command):
     answered, _, error = command(line)
-    assert answered == code and words in error and error.count("\n") == 1, error
+    assert answered == code and word in error and error.count("\n") == 1, error
     assert not Path("out").exists()
 
 
@@ -99,10 +99,10 @@ def test_a_method_that_prunes_nothing_is_refused_before_loading(
 @pytest.mark.parametrize(
     "raised, code, words",
     [
-        (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
+        (KeyboardInterrupt(), 130, "interrupted"),
         (ModuleNotFoundError("No module named 'x'"), 1, "No module named 'x'"),
-        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left"),
-        (torch.OutOfMemoryError("CUDA full.\nMore"), 1, "evaluate: out of memory"),
+        (OSError(28, "No space left on device"), 1, "[Errno 28]"),
+        (torch.OutOfMemoryError("CUDA full.\nMore"), 1, "evaluate"),
     ],
 )
 def test_what_is_raised_is_one_line(raised, code, words, command, monkeypatch):

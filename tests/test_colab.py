@@ -40,7 +40,7 @@ def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path):
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run_cell(COLAB_RELEASE_TAG="r1")
     (said,) = caught.value.output.splitlines()  # python was not started
-    assert said.startswith("Put your GitHub name")
+    assert "GitHub name" in said
 
 
 def test_the_script_makes_the_package_visible_to_the_kernel(
@@ -56,10 +56,11 @@ def test_the_script_makes_the_package_visible_to_the_kernel(
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     for _ in range(2):  # in a second notebook too
-        runpy.run_path(str(root() / "colab_setup.py"), run_name="__main__")
+        found = runpy.run_path(str(root() / "colab_setup.py"), run_name="__main__")
     assert commands[0][1:] == ["-m", "pip", "install", "-q", "-e", str(root())]
-    assert (tmp_path / "helpers").resolve() == root() / "helpers"
-    assert "Ready." in capsys.readouterr().out
+    linked = {path.name: path.resolve() for path in tmp_path.iterdir()}
+    assert linked == {name: root() / name for name in found["PACKAGES"]}
+    assert "helpers" in linked and "Ready" in capsys.readouterr().out
     done.returncode = 1
-    with pytest.raises(SystemExit, match="pip's reason is above"):
+    with pytest.raises(SystemExit, match="pip"):
         runpy.run_path(str(root() / "colab_setup.py"), run_name="__main__")

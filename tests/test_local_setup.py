@@ -68,7 +68,7 @@ def test_without_a_gpu_torch_comes_from_its_own_index(index, tmp_path):
 def test_an_index_that_does_not_answer_or_lacks_the_version(index, monkeypatch):
     steps, line = local_setup.choose_torch("http://127.0.0.1:9", [])
     assert not steps
-    assert "did not answer" in line and "GB" in line
+    assert "CUDA" in line
     monkeypatch.setattr(local_setup, "TORCH", "2.99.0")
     assert not local_setup.choose_torch(index, [])[0]
 
@@ -96,9 +96,9 @@ def test_pips_own_reason(index, tmp_path, capfd):
     """A conflict is told as a conflict."""
     asked = ("--dry-run", "--no-deps", "--index-url", index)
     reason = local_setup.pip_install(*asked, "torch==9")
-    assert reason == "No matching distribution found for torch==9"
+    assert "torch==9" in reason
     reason = local_setup.pip_install(*asked, f"torch=={local_setup.TORCH}", "torch==9")
-    assert "conflicting dependencies" in reason
+    assert "conflict" in reason
     assert reason in capfd.readouterr().err
     closed = ("--retries", "1", "--index-url", "http://127.0.0.1:9")
-    assert "check the network" in local_setup.pip_install(*closed, "not-installed")
+    assert "network" in local_setup.pip_install(*closed, "not-installed")

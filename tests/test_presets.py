@@ -96,7 +96,7 @@ def test_memory_is_checked_before_loading(here, one_line_error):
     assert "GPU memory" in needs()
     assert check_memory(PRUNE, parameters)["free on a GPU"] == "32 GB of 32 GB"
     here(dataclasses.replace(V100, gpu_free=2 * 10**9))
-    with one_line_error(OutOfMemory, "TinyLlama", "GPU memory", "2.0 GB", "sequences"):
+    with one_line_error(OutOfMemory, "TinyLlama", "GPU", "2.0 GB", "sequences"):
         needs()
     assert "GPU memory" not in needs(device="cpu")
     here(dataclasses.replace(V100, ram_free=10**9))

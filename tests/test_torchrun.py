@@ -180,13 +180,12 @@ def test_killed_failed_and_still_the_same_bits(text, tmp_path):
     assert codes == [1, 1] and saved.finished_blocks(to) == {0}
     zero, one = (line for line in output.splitlines() if line.startswith("process"))
     assert one.startswith("process 1: block 1 ") and "Traceback" not in output
-    assert zero.startswith("process 0: another process has ended")
-    assert "run this" in zero
+    assert zero.startswith("process 0: another process")
 
     few = request(source, tmp_path / "few", text, sequences=1, sparsity=0.6)
     codes, output = two_processes(tmp_path, few)
     assert codes == [1, 1]
-    assert output.count("1 sequences are fewer than 2 processes") == 2
+    assert output.count("fewer than 2 processes") == 2
 
     codes, output = two_processes(tmp_path, command)
     assert codes == [0, 0] and "[7/21]" not in output and "[21/21]" in output, output
