@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 from handmade import metric, pruned, repaired, scored, update_row, with_series
 
@@ -256,6 +257,15 @@ def test_paired_differences_are_of_the_same_items():
     for task in runs[1]["series"]["zero_shot"].values():
         task["items"] = [number + 100 for number in task["items"]]
     assert tables.paired_table(runs).empty
+
+
+def test_half_a_printed_digit_is_printed_alike(monkeypatch):
+    """The last bit of a mean differs by the version of pandas."""
+    columns = ["pair", "seed", "task", "difference", "error"]
+    for value in (0.0275, math.nextafter(0.0275, 0)):
+        rows = pd.DataFrame([["b − a", 0, "RTE", value, 0.001]], columns=columns)
+        monkeypatch.setattr(tables, "paired_differences", lambda _, rows=rows: rows)
+        assert tables.paired_table([]).loc["b − a", "RTE"] == "**+0.028 ± 0.001**"
 
 
 def test_weight_update_takes_the_best_rate_of_each_problem():

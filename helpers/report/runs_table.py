@@ -148,10 +148,10 @@ def model_sentence(records: Iterable[Record]) -> str:
 def setting_sentences(records: Sequence[Record]) -> str:
     """The model, the texts and their sizes that most of these pruning runs share."""
     common = common_parameters(records)
-    texts = [(record["data"] or {}).get("evaluation", {}) for record in records]
-    start = (
-        ", after a start token" if any("start_token" in text for text in texts) else ""
-    )
+    start = ""
+    for record in records:
+        if "start_token" in (record["data"] or {}).get("evaluation", {}):
+            start = ", after a start token"
     return (
         f"{model_sentence(records)} Perplexity on "
         f"{full_name('evaluation', common['evaluation'])}, {common['windows'] or 'all'} windows "
@@ -174,7 +174,6 @@ def runs_frame(
     """
     runs = of_notebook(records, notebook)
     common = common_parameters(runs)
-    metrics = {name: None for run in runs for name in run["metrics"]}
     rows = []
     for run in runs:
         parameters = run["parameters"]
@@ -209,15 +208,13 @@ def runs_frame(
             "timed": run.get("timed", False),
         }
         rows.append(row)
-    frame = pd.DataFrame(
-        rows, columns=list(dict.fromkeys([*FACTS, *NUMBERS, *metrics]))
-    )
+    frame = pd.DataFrame(rows)
+    frame = frame.reindex(columns=frame.columns.union([*FACTS, *NUMBERS], sort=False))
     frame["order"] = frame["label"].map(sorted(set(frame["label"]), key=row_key).index)
     plain = frame["options"] == "{}"
     frame["variant"] = ~plain & frame["method"].isin(frame.loc[plain, "method"])
-    return frame.astype(
-        dict.fromkeys(["usual", "timed"], bool) | dict.fromkeys(NUMBERS, float)
-    )
+    flags = dict.fromkeys(["usual", "timed"], bool)
+    return frame.astype(flags | dict.fromkeys(NUMBERS, float))
 
 
 runs_table = runs_frame  # its name until 0.10; claims still use it
@@ -262,15 +259,14 @@ def over_seeds(
     Several records of one seed count once, with their mean. Rows are in their "order", targets in
     that of `column_key`; a target without a number has no column.
     """
-    seeds = runs.groupby([row, "target", "seed"], as_index=False, sort=False)[
-        number
-    ].mean()
+    draws = runs.groupby([row, "target", "seed"], as_index=False, sort=False)
+    seeds = draws[number].mean()
     rows = runs.drop_duplicates(row).sort_values("order")[row]
     columns = sorted(seeds.dropna()["target"].unique(), key=column_key)
     means, halves = (
-        seeds.pivot_table(number, row, "target", how).reindex(
-            index=rows, columns=columns
-        )
+        seeds.pivot_table(number, row, "target", how)
+        .reindex(index=rows, columns=columns)
+        .rename_axis(columns=None)
         for how in ("mean", half_interval)
     )
-    return means.rename_axis(columns=None), halves.rename_axis(columns=None)
+    return means, halves

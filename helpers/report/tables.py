@@ -198,7 +198,9 @@ def _by_task(
     )
     errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / values.count(axis=1)
     values["mean"] = values.mean(axis=1)
-    return values, errors
+    # shares of so many questions are often half a printed digit: without its last bits, which
+    # differ by the version of pandas, a mean is printed alike everywhere
+    return values.round(12), errors
 
 
 def accuracy_table(
@@ -211,9 +213,8 @@ def accuracy_table(
     """
     answers = answers_frame(records).dropna(subset=metric)
     groups = answers.groupby(["model", "seed", "task"], sort=False)[metric]
-    cells = groups.agg(
-        accuracy="mean", error="sem"
-    ).reset_index()  # errors as lm-eval has them
+    # sem is the sample deviation over √n, as in lm-eval
+    cells = groups.agg(accuracy="mean", error="sem").reset_index()
     values, errors = _by_task(cells, "model", "accuracy", "error")
     # a mean over fewer tasks than the other rows have could not be compared with theirs
     incomplete = values.isna().any(axis=1)
@@ -313,13 +314,12 @@ def update_table(records: Iterable[Record]) -> pd.DataFrame:
     rows[settings] = rows[settings].astype(float)
     rows["rank"] = rows["solver"].map(list(SOLVERS).index)
     rows = rows.sort_values(["rank", *settings])
-    own = [rows[name] for name in ("solver", "precondition", "damping", "rho")]
-    rows["update"] = list(map(_update_label, *own))
+    named = rows[["solver", "precondition", "damping", "rho"]]
+    rows["update"] = [_update_label(*row) for row in named.itertuples(index=False)]
     row = ["update", "iterations"]
-    problems = rows.groupby(
-        [*row, "record", "layer", "sparsity"], sort=False, dropna=False
-    )
-    best = rows.loc[problems["excess"].idxmin()]
+    problem = ["record", "layer", "sparsity"]
+    groups = rows.groupby([*row, *problem], sort=False, dropna=False)
+    best = rows.loc[groups["excess"].idxmin()]
     # the excess is of the damped objective: it says nothing of solvers of another one
     damped = best.eval("solver == 'none' or damping == @DAMPING")
     best["excess"] = 100 * best["excess"].where(damped)
@@ -365,9 +365,8 @@ def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame:
     if rules.empty:
         return rules
     rules["target"] = list(map(target_name, rules["pattern"], rules["sparsity"]))
-    rules["rule"] = list(
-        map(_mask_label, rules["mask_steps"], rules["schedule"], rules["budget"])
-    )
+    named = rules[["mask_steps", "schedule", "budget"]]
+    rules["rule"] = [_mask_label(*row) for row in named.itertuples(index=False)]
     errors = rules.pivot_table(text, ["record", "block", "layer", "target"], "rule")
     logs = np.log(errors.div(errors[DEFAULT_MASK], axis=0))
     table = 100 * np.exp(logs.groupby(level="target").mean()).T
