@@ -101,9 +101,7 @@ class Comparison:
     what: str
     here: Any  # None if it is missing
     reference: Any
-    difference: (
-        float  # signed and relative; infinite for what is missing and for unequal text
-    )
+    difference: float  # signed, relative; infinite for a missing value and unequal text
     limit: float
     why: str = ""
     same: bool = False  # on the same kind of machine
@@ -409,7 +407,8 @@ def verdict_summary(verdict: Verdict) -> str:
                 f"{what} of {len({item.run for item in found})} runs: at most "
                 f"{apart.lstrip('+-')} apart, {values.format(here, ours)} in {run}, limit {limit}"
             )
-    return "\n".join([*lines, machine_line(verdict.machines)])
+    lines.append(machine_line(verdict.machines))
+    return "\n".join(f"{line}." for line in lines)
 
 
 def machine_line(machines: Mapping[str, Mapping[str, tuple]]) -> str:
