@@ -58,7 +58,7 @@ SMALL = 1e-5  # a smaller number is compared as if it were as large as this
 NOT_JUDGED = ("s", "min", "h", "bytes", "MB", "MiB", "GB", "GiB")
 # what two perplexities must have in common to be compared with one dense model
 MEASURED_ON = ("model", "revision", "evaluation", "window", "windows", "dtype")
-COUNTED = ("masks", "answers", "normalised")
+COUNTED = ("mask", "answers", "normalised")
 COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "lm-eval")  # packages
 # the main metric of each notebook, and what it is called
 MAIN = {
@@ -73,9 +73,9 @@ MAIN = {
 HEADS = ("run", "what", "here", "reference", "difference", "limit", "within")
 LEGEND = """\
 The nearest to its limit comes first. Where limits come from: docs/glossary.md, "Verdict".
-share of the damage: of ln(perplexity / dense), by method. n seeds: the range over n seeds.
-layers/B/L/error: layer L of block B is the furthest of n; differences grow from block to block.
-masks, answers, normalised (answers by length-normalised likelihood): how many are equal, of n."""
+share of the damage: of ln(perplexity / dense), by method; 5 % where no dense run is known.
+error/B/L: of a layer L in block B, that is the furthest of n; differences grow from block to block.
+mask, answers, normalised (answers by length-normalised likelihood): how many are equal, of n."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,7 @@ class Comparison:
     what: str
     here: Any  # None if it is missing
     reference: Any
-    difference: (
-        float  # signed and relative; infinite for what is missing and for unequal text
-    )
+    difference: float  # signed, relative; infinite for a missing value and unequal text
     limit: float
     why: str = ""
     same: bool = False  # on the same kind of machine
@@ -229,13 +227,13 @@ def compare(
             equal = list(apart.values()).count(0.0)
             values = equal, number, (equal - number) / number
             limit = stats.binom.isf(RARE, number, limit) / number
-        elif kind == "layers":
+        elif kind == "error":
             errors += apart.values()
         yield Comparison(record_id(reference), what, *values, limit, rule.why, same)
     if errors and not same:
         median = np.median(errors)
         values = 1 + median, 1.0, median, MEDIAN
-        yield Comparison(record_id(reference), "layers, median", *values)
+        yield Comparison(record_id(reference), "error, median", *values)
 
 
 def flatten(record: Record) -> dict[str, Any]:
@@ -251,8 +249,8 @@ def flatten(record: Record) -> dict[str, Any]:
         if isinstance(identity, Mapping):
             flat[f"tokens/{text}"] = identity.get("tokens")
     for layer in record.get("layers") or ():
-        flat[f"layers/{layer['block']}/{layer['name']}/error"] = layer["error"]
-        flat[f"masks/{layer['block']}/{layer['name']}"] = layer.get("mask")
+        for kind in ("error", "mask"):
+            flat[f"{kind}/{layer['block']}/{layer['name']}"] = layer.get(kind)
     for name in ("update", "ablation"):  # tables are made of these rows
         for place, row in enumerate(series.get(name) or ()):
             flat |= {f"rows/{name}/{place}/{key}": row[key] for key in row}
@@ -353,15 +351,15 @@ RULES = (
     Rule("metrics/perplexity*", "", damage_limit, "share of the damage"),
     Rule("metrics/*", "", seeds_limit, "or the range over seeds"),
     Rule("tokens/*", "", EQUAL),
-    Rule("layers/*/error", "same", SAME),
+    Rule("error/*", "same", SAME),
     # gradients and OWL, which round too, have chosen the sparsities
-    Rule("layers/0/*/error", "guided", 5e-3),
-    Rule("layers/0/*/error", "", 1.5e-3),
-    Rule("layers/1/*/error", "", 2e-2),
-    Rule("layers/[2-7]/*/error", "", 0.15),
-    Rule("layers/*/error", "", 0.5),
-    Rule("masks/*", "same", 0.0),
-    Rule("masks/*", "no-text", 0.0),
+    Rule("error/0/*", "guided", 5e-3),
+    Rule("error/0/*", "", 1.5e-3),
+    Rule("error/1/*", "", 2e-2),
+    Rule("error/[2-7]/*", "", 0.15),
+    Rule("error/*", "", 0.5),
+    Rule("mask/*", "same", 0.0),
+    Rule("mask/*", "no-text", 0.0),
     Rule("rows/*/seconds", "", None),
     Rule("rows/*", "same", SAME),
     Rule("answers/*", "same", 0.0),
@@ -400,16 +398,17 @@ def verdict_summary(verdict: Verdict) -> str:
     else:
         first += ": all numbers are as close as rounding allows"
     lines = [first]
-    for what in ("perplexity", "answers"):
+    for what, values in (("perplexity", "{} (ours {})"), ("answers", "{} of {} equal")):
         found = [item for item in verdict.comparisons if item.what.startswith(what)]
         if found:
             item = max(found, key=lambda item: abs(item.difference))
-            *_, here, ours, apart, limit, _ = cells(item)
+            run, _, here, ours, apart, limit, _ = cells(item)
             lines.append(
-                f"largest difference of {item.what}: {apart} (limit {limit}; {item.run}: "
-                f"{here}, ours {ours})"
+                f"{what} of {len({item.run for item in found})} runs: at most "
+                f"{apart.lstrip('+-')} apart, {values.format(here, ours)} in {run}, limit {limit}"
             )
-    return "\n".join([*lines, machine_line(verdict.machines)])
+    lines.append(machine_line(verdict.machines))
+    return "\n".join(f"{line}." for line in lines)
 
 
 def machine_line(machines: Mapping[str, Mapping[str, tuple]]) -> str:
