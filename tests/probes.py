@@ -35,7 +35,7 @@ from helpers.admm import admm, damped_system
 from helpers.beyond import recipe, training
 from helpers.data import corpora, tasks
 from helpers.fast import selection
-from helpers.gram import damp, normalise
+from helpers.gram import climb_damping, damp, normalise
 from helpers.models import find_blocks
 from helpers.studies import draw_windows, hidden_states, mask_rules, updates
 
@@ -295,6 +295,17 @@ def schedules():
     }
 
 
+@probe("schedules/ladder")
+def ladder():
+    """The damping that is tried, where only the last is enough."""
+    tried = {0.0: [], 0.003: [], 0.3: []}
+    for given, rungs in tried.items():
+        climb_damping(
+            given, lambda rung, rungs=rungs: rungs.append(rung) or rung >= 1.0 or None
+        )
+    return tried
+
+
 @probe("layers/gram")
 def grams():
     weight, gram, other = problem()
@@ -518,16 +529,21 @@ FAMILIES = {
 }
 
 
-@probe("families/gemma", family="gemma")
-@probe("families/gpt2", family="gpt2")
-def of_family(family: str):
-    """Another architecture, tiny and random: from guide to likelihoods."""
+def tiny(family: str) -> tuple[nn.Module, Tensor]:
+    """A random model, and text for it."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
     for parameter in model.parameters():
         if parameter.ndim == 2:
             parameter.data.mul_(10)  # so that the logits depend on the text
-    text = torch.randint(3, 97, (4, 24))
+    return model, torch.randint(3, 97, (4, 24))
+
+
+@probe("families/gemma", family="gemma")
+@probe("families/gpt2", family="gpt2")
+def of_family(family: str):
+    """Another architecture, tiny and random: from guide to likelihoods."""
+    model, text = tiny(family)
     dense = copy.deepcopy(model)
     found = helpers.guide(model, text[:2], sparsity=0.5)
     report = helpers.prune_model(
@@ -553,6 +569,38 @@ def of_family(family: str):
         "perplexity": helpers.perplexity(model, text.flatten(), length=16),
         "trees": [scoring.runs_trees(model), digest(logits)],
     }
+
+
+@probe("streamed/resumed")
+def resumed():
+    """Stopped in its second block, and called again."""
+    model, text = tiny("gemma")
+
+    def stop(done: int, total: int, name: str):
+        if name.startswith("block 1"):
+            raise KeyboardInterrupt
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, new = Path(folder, "dense"), Path(folder, "pruned")
+        model.save_pretrained(source)
+        given = dict(method="admm-grad", sparsity=0.5, ignore=["0.*.up_proj"])
+        where = dict(device="cpu", dtype="float32")
+        with contextlib.suppress(KeyboardInterrupt):
+            helpers.prune_checkpoint(source, new, text, **given, **where, progress=stop)
+        report = helpers.prune_checkpoint(
+            source, new, text, **given, **where, progress=False
+        )
+        pruned_model, _ = helpers.load_streamed(new, **where)
+        values = {}
+        for path in new.glob("*.safetensors"):
+            values |= safetensors.torch.load_file(path)
+        return {
+            "weights": {name: digest(values[name]) for name in sorted(values)},
+            "layers": [[layer.error, layer.mask] for layer in report.layers],
+            "resumed": report.resumed,
+            "identity": helpers.model_identity(pruned_model),
+            "perplexity": helpers.perplexity(pruned_model, text.flatten(), length=16),
+        }
 
 
 # --- beyond the layers -----------------------------------------------------------------------
