@@ -30,19 +30,54 @@ import transformers
 from torch import Tensor, nn
 
 import helpers
-from helpers import blocks, gradient_methods, masks
+from helpers import block_grams, blocks, device, gradient_methods, masks
 from helpers.admm import admm, damped_system
 from helpers.beyond import recipe, training
+from helpers.beyond.distil import DistilReport
+from helpers.block_loop import LayerReport, PruneReport
 from helpers.data import corpora, tasks
 from helpers.fast import selection
-from helpers.gram import damp, normalise
+from helpers.gram import climb_damping, damp, normalise
 from helpers.model import perplexity, token_trees, zero_shot
 from helpers.models import find_blocks
-from helpers.studies import draw_windows, hidden_states, mask_rules, updates
+from helpers.studies import (
+    draw_windows,
+    hidden_states,
+    mask_rules,
+    method_checks,
+    pipelines,
+    updates,
+)
 
 BLOCKS = 2
 SEQUENCES, LENGTH = 8, 128  # of calibration text
 DRAW = dict(sequences=8, length=128, seed=0)
+WORDS = dict(vocab_size=97, bos_token_id=1, eos_token_id=2)
+# attention that sees less than the text in its first block
+GEMMA = transformers.Gemma3TextConfig(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    sliding_window=8,
+    layer_types=["sliding_attention", "full_attention"],
+)
+# weights that are stored transposed
+GPT2 = transformers.GPT2Config(**WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=128)
+# positions that are computed, and windows of attention, which trees of texts cannot have
+BLOOM = transformers.BloomConfig(**WORDS, hidden_size=32, n_layer=1, n_head=4)
+GPT_NEO = transformers.GPTNeoConfig(
+    **WORDS,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    window_size=8,
+    attention_types=[[["global", "local"], 1]],
+    max_position_embeddings=128,
+)
 PROBES: dict[str, Callable[[], Any]] = {}
 
 
@@ -100,6 +135,16 @@ def problem() -> tuple[Tensor, Tensor, Tensor]:
         for text in tokens().chunk(2)
     ]
     return *found[0], found[1][1]
+
+
+def tiny(config: Any) -> tuple[nn.Module, Tensor]:
+    """A random model, and text for it."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data.mul_(10)  # so that the logits depend on the text
+    return model, torch.randint(3, 97, (4, 24))
 
 
 class WithStart:
@@ -294,6 +339,51 @@ def schedules():
         "curve": updates.trace_points(200),
         "windows": {effort: helpers.windows_of(effort) for effort in recipe.EFFORTS},
     }
+
+
+@probe("studies/checks")
+def checks_of_a_method():
+    """What a method is given to be checked with."""
+    given = []
+
+    def solve(weight, gram, *, sparsity, pattern, keep=None):
+        given.append([sparsity, str(pattern), digest(weight, gram)])
+        given[-1].append(None if keep is None else digest(keep))
+        return helpers.METHODS["wanda"].__wrapped__(
+            weight, gram, sparsity=sparsity, pattern=pattern, keep=keep
+        )
+
+    with mock.patch.dict(helpers.METHODS):
+        helpers.register("probe", budget="output")(solve)
+        return [method_checks.check_method("probe"), given]
+
+
+@probe("studies/metrics")
+def metrics_of_a_pipeline():
+    """A pruning and a repair of written numbers."""
+    shape, mask = (4, 8), "0" * 16
+    layers = [
+        LayerReport(0, name, shape, sparsity, error, 0.1, 0, 1.0, mask)
+        for name, sparsity, error in (("k", 0.5, 0.25), ("v", 0.75, 0.5))
+    ]
+    report = PruneReport("admm-grad", "unstructured", layers)
+    repaired = DistilReport([3.0, 2.5], [(0, 3.5), (1, 2.75), (2, 2.875)], 1, "", 9.0)
+    seconds = dict(allocate=1.0, prune=2.0, repair=4.0, evaluate=8.0)
+    return [
+        pipelines.pipeline_metrics({"perplexity": 20.0}, seconds, report, after, 99)
+        for after in (None, repaired)
+    ]
+
+
+@probe("schedules/ladder")
+def ladder():
+    """The damping that is tried, where only the last is enough."""
+    tried = {0.0: [], 0.003: [], 0.3: []}
+    for given, rungs in tried.items():
+        climb_damping(
+            given, lambda rung, rungs=rungs: rungs.append(rung) or rung >= 1.0 or None
+        )
+    return tried
 
 
 @probe("layers/gram")
@@ -494,41 +584,11 @@ def replayed():
     }
 
 
-# with attention that sees less than the text in its first block, and weights stored transposed
-FAMILIES = {
-    "gemma": transformers.Gemma3TextConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"],
-    ),
-    "gpt2": transformers.GPT2Config(
-        vocab_size=97,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=128,
-        bos_token_id=1,
-        eos_token_id=2,
-    ),
-}
-
-
-@probe("families/gemma", family="gemma")
-@probe("families/gpt2", family="gpt2")
-def of_family(family: str):
+@probe("families/gemma", config=GEMMA)
+@probe("families/gpt2", config=GPT2)
+def of_family(config: Any):
     """Another architecture, tiny and random: from guide to likelihoods."""
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.data.mul_(10)  # so that the logits depend on the text
-    text = torch.randint(3, 97, (4, 24))
+    model, text = tiny(config)
     dense = copy.deepcopy(model)
     found = helpers.guide(model, text[:2], sparsity=0.5)
     report = helpers.prune_model(
@@ -556,6 +616,65 @@ def of_family(family: str):
     }
 
 
+@probe("families/tiny")
+def random_model():
+    """The model of the plan smoke."""
+    model, _ = helpers.load_model("tiny", device="cpu", dtype="float32")
+    before = [digest(*model.parameters()), helpers.model_identity(model)]
+    helpers.prune_model(model, method="magnitude", sparsity=0.3, progress=False)
+    return [before, {name: digest(m) for name, m in helpers.masks_of(model).items()}]
+
+
+@probe("passes/halved")
+def out_of_memory():
+    """Four sequences at a time are too many, and so are three."""
+    model, text = tiny(GEMMA)
+    whole = block_grams.run_block
+
+    def small(block: nn.Module, rows: Tensor, call: Any) -> Tensor:
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError
+        return whole(block, rows, call)
+
+    with mock.patch.object(block_grams, "run_block", small):
+        report = helpers.prune_model(
+            model, text, method="wanda", sparsity=0.5, batch=4, progress=False
+        )
+    return [report.details, [[layer.error, layer.mask] for layer in report.layers]]
+
+
+@probe("streamed/resumed")
+def resumed():
+    """Stopped in its second block, and called again."""
+    model, text = tiny(GEMMA)
+
+    def stop(done: int, total: int, name: str):
+        if name.startswith("block 1"):
+            raise KeyboardInterrupt
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, new = Path(folder, "dense"), Path(folder, "pruned")
+        model.save_pretrained(source)
+        given = dict(method="admm-grad", sparsity=0.5, ignore=["0.*.up_proj"])
+        where = dict(device="cpu", dtype="float32")
+        with contextlib.suppress(KeyboardInterrupt):
+            helpers.prune_checkpoint(source, new, text, **given, **where, progress=stop)
+        report = helpers.prune_checkpoint(
+            source, new, text, **given, **where, progress=False
+        )
+        pruned_model, _ = helpers.load_streamed(new, **where)
+        values = {}
+        for path in new.glob("*.safetensors"):
+            values |= safetensors.torch.load_file(path)
+        return {
+            "weights": {name: digest(values[name]) for name in sorted(values)},
+            "layers": [[layer.error, layer.mask] for layer in report.layers],
+            "resumed": report.resumed,
+            "identity": helpers.model_identity(pruned_model),
+            "perplexity": helpers.perplexity(pruned_model, text.flatten(), length=16),
+        }
+
+
 # --- beyond the layers -----------------------------------------------------------------------
 
 
@@ -566,12 +685,13 @@ def guided():
     return {"sparsity": found.sparsity, "importance": importance}
 
 
-@probe("allocation/owl of three blocks")
-def by_outliers():
-    """Of two, each lies at its end of the range, with any threshold."""
+@probe("allocation/owl")
+@probe("allocation/owl of three blocks", more=1)
+def by_outliers(more: int = 0):
+    """Of two blocks, each lies at its end of the range, with any threshold."""
     model = fresh()
     layers = find_blocks(model)
-    layers.append(copy.deepcopy(layers[0]))
+    layers.extend(copy.deepcopy(layers[0]) for _ in range(more))
     model.config.num_hidden_layers = len(layers)
     return helpers.owl(model, tokens(), sparsity=0.6)
 
@@ -592,6 +712,14 @@ def distilled(blocks: int = 1, **settings):
         for name in ("losses", "held_out", "kept", "warning")
     }
     return found | {"weights": weights_of(model)}
+
+
+@probe("recipe/text")
+def text_of_recipes():
+    """How much is read, and in which type a model is loaded where none is given."""
+    wanted = [("dense", ""), ("magnitude", ""), ("wanda", ""), ("wanda", "long")]
+    kinds = [str(device.pick_dtype(None, name)) for name in ("cpu", "cuda")]
+    return [kinds, [recipe.text_needed(*pair, 32) for pair in wanted]]
 
 
 @probe("recipe/balanced", effort="balanced", sparsity=0.6, ignore=["*.mlp.*"])
@@ -617,6 +745,12 @@ def perplexities():
     }
 
 
+@probe("evaluate/windows")
+def windows_that_are_cut():
+    rows = pages()[:256].view(4, 64)
+    return helpers.perplexity(embedded()[0], rows, limit=2)
+
+
 def scored(task: str):
     """A task's scores, and what lm-eval has found for each item, its log-likelihoods among that."""
     whole, likelihoods = lm_eval.evaluate, []
@@ -636,6 +770,12 @@ def scored(task: str):
 
 for name in tasks.TASKS:
     probe(f"zero-shot/{name}", task=name)(scored)
+
+
+@probe("zero-shot/without trees")
+def without_trees():
+    configs = {"bloom": BLOOM, "gpt-neo": GPT_NEO}
+    return {name: token_trees.runs_trees(tiny(c)[0]) for name, c in configs.items()}
 
 
 @probe("zero-shot/metrics")
