@@ -22,7 +22,7 @@ from book.conf import public_names
 from book.executed import annotate, as_it_ran, copy_path, nearness
 from helpers.errors import HelpersError
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
-from helpers.report import figure_alt
+from helpers.report import count_sentence, figure_alt, judge_claims, read_records
 from helpers.runner import plan_names, read_plan
 
 COPIED = (
@@ -185,18 +185,11 @@ class Sources:
 
 
 def claims_line() -> str:
-    """Count the verdicts on the claims that the page of claims of the plan full has."""
-    page = (reference_dir("full") / "tables" / "claims.md").read_text(encoding="utf-8")
-    claims = re.findall(r"(?m)^\| \d+ \| (.*?) \| \*\*(.*?)\*\* ", page)
-    verdicts = [verdict for _, verdict in claims]
-    own = sum("not in the paper" in claim for claim, _ in claims)
-    hold, fail, unknown = map(
-        verdicts.count, ("holds", "does not hold", "not decided here")
-    )
+    """Count the verdicts on the claims by the committed records of the plan full."""
+    verdicts, _ = judge_claims(read_records(reference_dir("full") / "records"))
     return (
-        f"Code tests [{len(claims)} claims](#full-claims) ({len(claims) - own} of the paper, "
-        f"{own} ours) on the records of the plan `full`: **{hold} hold, {fail} do not, "
-        f"{unknown} are open** (too little data to decide them).\n"
+        "Code tests [claims](#full-claims) on the records of the plan `full`. "
+        f"{count_sentence(verdicts)}\n"
     )
 
 

@@ -1,7 +1,5 @@
 """Records written by hand, so that every number of a table or a claim can be checked by eye."""
 
-from helpers.report.claims import CLAIMS, claim_verdicts
-
 SETTING = {
     "model": "embedded",
     "calibration": "embedded",
@@ -131,12 +129,3 @@ def update_row(solver: str, iterations: int | None = 20, **changes):
     row.setdefault("excess", row["error"])
     row.setdefault("heldout", row["error"])
     return row
-
-
-def check_claim(sentence, records, expected, *words):
-    """The records must give this verdict on the claim that begins so, with these words in it."""
-    (claim,) = [claim for claim in CLAIMS if claim.sentence.startswith(sentence)]
-    (found,) = claim_verdicts(records, [claim])
-    assert found.verdict == expected, found
-    for text in words:
-        assert text in found.numbers, found

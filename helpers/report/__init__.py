@@ -5,7 +5,7 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "claims": ("claims_markdown", "write_claims"),
+        "claims": ("claims_markdown", "count_sentence", "judge_claims", "write_claims"),
         "labels": ("pipeline_title", "run_title"),
         "markdown": ("format_number", "to_markdown", "with_half"),
         "names": ("short_layer",),

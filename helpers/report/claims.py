@@ -19,7 +19,7 @@ from scipy import stats
 from helpers.paths import reference_dir, replace_file
 from helpers.report.beyond import BASE, GUIDED
 from helpers.report.claim_draws import QUANTITIES, RECIPE, Draws, Quantity
-from helpers.report.labels import display_name, with_options
+from helpers.report.labels import display_name
 from helpers.report.records import Record, Records, read_records
 from helpers.report.runs_table import (
     by_model,
@@ -33,7 +33,6 @@ FAILS = "does not hold"
 OPEN = "undecided"
 UNTESTED = "not tested"
 VERDICTS = (HOLDS, FAILS, OPEN, UNTESTED)
-PLURAL = {HOLDS: "hold", FAILS: "do not hold"}
 OURS = "not in the paper"
 DECIDING = ("full", "beyond")  # the plans whose committed records decide claims
 
@@ -53,6 +52,7 @@ SPARSITIES = ("50 %", "60 %", "70 %", "80 %")
 PATTERNS = ("2:4", "4:8")
 # the columns on which a claim rests, and those that count where they were run
 EVERYWHERE = {"needed": SPARSITIES, "also": PATTERNS}
+AND_2_4 = {"needed": (*SPARSITIES, "2:4"), "also": ("4:8",)}
 AT_50 = {"needed": ("50 %",), "also": (*SPARSITIES[1:], *PATTERNS)}
 AT_60 = {"needed": ("60 %",), "also": ("50 %", "70 %", "80 %", *PATTERNS)}
 REPAIRED = f"{GUIDED} + distil (64)"  # as the recipe does with the effort "balanced"
@@ -76,7 +76,6 @@ class Condition(NamedTuple):
     needed: tuple[str, ...] = ("",)
     also: tuple[str, ...] = ()
     decides: bool = True  # or is shown only
-    note: str = ""  # printed after the number
 
 
 class Claim(NamedTuple):
@@ -90,45 +89,21 @@ class Claim(NamedTuple):
     conditions: tuple[Condition, ...]
 
 
-def _compared(
-    quantity: str, side: int, of: str, *rivals: str, **more: Any
-) -> tuple[Condition, ...]:
-    """A condition for each rival: what the quantity of a method is beside the rival's."""
-    return tuple(
-        Condition(
-            quantity,
-            side,
-            of=of,
-            against=rival,
-            note=f"against {display_name(rival)}",
-            **more,
-        )
-        for rival in rivals
-    )
-
-
-def _changed(options: dict, *limits: tuple[int, float]) -> tuple[Condition, ...]:
-    """Tests of an option of ADMM-Grad at 60 %: its change of perplexity beside each limit."""
-    pair = {
-        "of": with_options(BASE, options),
-        "against": BASE,
-        "needed": ("60 %",),
-        "note": "with " + with_options("", options).strip(" ()"),
-    }
-    tests = [Condition("perplexity", side, limit, **pair) for side, limit in limits]
+def _option(label: str, *limits: tuple[int, float]) -> tuple[Condition, ...]:
+    """An option of ADMM-Grad against its default at 60 %: perplexity and sides of its limits."""
+    pair = {"of": label, "against": BASE, "needed": ("60 %",)}
+    tests = (Condition("perplexity", side, limit, **pair) for side, limit in limits)
     return (*tests, Condition("layers", 1, decides=False, **pair))
 
 
 def _closes(
-    pipeline: str, closed: float, times: float, *needed: str
+    closed: float, times: float, of: str, *needed: str
 ) -> tuple[Condition, ...]:
     """A pipeline closes a share of the gap, in at most so many times ADMM-Grad's seconds."""
-    pair = {"of": pipeline, "against": BASE, "also": ("70 %",)}
+    pair = {"of": of, "against": BASE, "also": ("70 %",)}
     return (
-        Condition(
-            "closed", 1, closed, needed=needed, note="of ADMM-Grad's gap", **pair
-        ),
-        Condition("times", -1, times, needed=("60 %",), note="ADMM-Grad's", **pair),
+        Condition("closed", 1, closed, needed=needed, **pair),
+        Condition("times", -1, times, needed=("60 %",), **pair),
     )
 
 
@@ -189,7 +164,7 @@ CLAIMS = (
         METHOD,
         f"50 iterations lower perplexity at 60 % by no more than {100 * NEGLIGIBLE:.0f} %.",
         "variants",
-        _changed({"iterations": 50}, (1, -NEGLIGIBLE)),
+        _option("admm-grad (iterations=50)", (1, -NEGLIGIBLE)),
     ),
     Claim(
         7,
@@ -208,7 +183,7 @@ CLAIMS = (
         f"Without it, at ρ = 1, perplexity at 60 % rises by more than {100 * NEGLIGIBLE:.0f} %. "
         "The mask is the gradual one, so that scores and errors change as well.",
         "variants",
-        _changed({"precondition": False}, (1, NEGLIGIBLE)),
+        _option("admm-grad (precondition=False)", (1, NEGLIGIBLE)),
     ),
     Claim(
         9,
@@ -227,7 +202,7 @@ CLAIMS = (
         "Lower perplexity of ADMM-Grad than of ADMM1 at 50, 60, 70 and 80 %; 2:4 and 4:8 count "
         "where they were run.",
         "perplexity",
-        _compared("perplexity", -1, BASE, "admm1", **EVERYWHERE),
+        (Condition("perplexity", -1, against="admm1", **EVERYWHERE),),
     ),
     Claim(
         11,
@@ -236,14 +211,9 @@ CLAIMS = (
         "Lower perplexity at 50, 60, 70, 80 % and at 2:4. On the paper's own models this needs the "
         "plan `paper` and a large GPU.",
         "perplexity",
-        _compared(
-            "perplexity",
-            -1,
-            BASE,
-            "sparsegpt",
-            "wanda",
-            needed=(*SPARSITIES, "2:4"),
-            also=("4:8",),
+        (
+            Condition("perplexity", -1, against="sparsegpt", **AND_2_4),
+            Condition("perplexity", -1, against="wanda", **AND_2_4),
         ),
     ),
     Claim(
@@ -255,8 +225,8 @@ CLAIMS = (
         "text brings the whole nearer to 0.",
         "cost",
         (
-            *_compared("seconds", -1, BASE, "sparsegpt", limit=OVERHEAD, **AT_60),
-            *_compared("solving", -1, BASE, "sparsegpt", decides=False, **AT_60),
+            Condition("seconds", -1, OVERHEAD, against="sparsegpt", **AT_60),
+            Condition("solving", -1, against="sparsegpt", decides=False, **AT_60),
         ),
     ),
     Claim(
@@ -266,7 +236,10 @@ CLAIMS = (
         "The share of questions answered rightly, its mean over tasks, is higher, at every "
         "sparsity that was run.",
         "zero_shot",
-        _compared("answers", 1, BASE, "sparsegpt", "wanda", **AT_50),
+        (
+            Condition("answers", 1, against="sparsegpt", **AT_50),
+            Condition("answers", 1, against="wanda", **AT_50),
+        ),
     ),
     Claim(
         14,
@@ -274,7 +247,7 @@ CLAIMS = (
         "table of zero-shot tasks",
         "The same.",
         "zero_shot",
-        _compared("answers", 1, "sparsegpt", "wanda", **AT_50),
+        (Condition("answers", 1, of="sparsegpt", against="wanda", **AT_50),),
     ),
     Claim(
         15,
@@ -282,7 +255,7 @@ CLAIMS = (
         "released code",
         f"Perplexity at 60 % changes by no more than {100 * NEGLIGIBLE:.0f} %.",
         "variants",
-        _changed({"schedule": "released"}, (1, -NEGLIGIBLE), (-1, NEGLIGIBLE)),
+        _option("admm-grad (schedule=released)", (1, -NEGLIGIBLE), (-1, NEGLIGIBLE)),
     ),
     Claim(
         17,
@@ -290,7 +263,7 @@ CLAIMS = (
         OURS,
         "Lower perplexity at 50, 60, 70 and 80 %; 2:4 and 4:8 count where they were run.",
         "perplexity",
-        _compared("perplexity", -1, BASE, "alps", **EVERYWHERE),
+        (Condition("perplexity", -1, against="alps", **EVERYWHERE),),
     ),
     Claim(
         18,
@@ -302,7 +275,7 @@ CLAIMS = (
         "guide, pruning and repair take at most 4 times the seconds of ADMM-Grad with two passes, "
         "at 60 %, and at 70 % where they were timed.",
         "beyond",
-        _closes(REPAIRED, 0.5, 4.0, "60 %", "70 %"),
+        _closes(0.5, 4.0, REPAIRED, "60 %", "70 %"),
     ),
     Claim(
         19,
@@ -314,7 +287,7 @@ CLAIMS = (
         "times the seconds of ADMM-Grad with two passes. Both limits were set after a first "
         "measurement: this could hardly fail.",
         "beyond",
-        _closes(f"{BASE}, guide (2), one pass", 0.1, 1.3, "60 %"),
+        _closes(0.1, 1.3, f"{BASE}, guide (2), one pass", "60 %"),
     ),
     Claim(
         20,
@@ -329,7 +302,6 @@ CLAIMS = (
                 of=REPAIRED,
                 against=REPAIRED.replace(BASE, "sparsegpt"),
                 needed=("60 %",),
-                note="against SparseGPT",
             ),
         ),
     ),
@@ -340,7 +312,7 @@ CLAIMS = (
         "Lower perplexity at 50, 60, 70 and 80 %; 2:4 and 4:8 count where they were run. The mask "
         "of ADMM1 is Wanda's.",
         "perplexity",
-        _compared("perplexity", -1, "admm1", "sparsegpt", **EVERYWHERE),
+        (Condition("perplexity", -1, of="admm1", against="sparsegpt", **EVERYWHERE),),
     ),
     Claim(
         22,
@@ -349,7 +321,7 @@ CLAIMS = (
         "As claim 13, against the answers of ADMM-Grad in the plan `full`. The recipe reads more "
         "text, so draws of one number are other draws.",
         "zero_shot",
-        _compared("answers", 1, RECIPE, BASE, **AT_50),
+        (Condition("answers", 1, of=RECIPE, against=BASE, **AT_50),),
     ),
     Claim(
         23,
@@ -357,7 +329,7 @@ CLAIMS = (
         OURS,
         "As claim 22, on that task alone.",
         "zero_shot",
-        _compared("lambada", 1, RECIPE, BASE, **AT_50),
+        (Condition("lambada", 1, of=RECIPE, against=BASE, **AT_50),),
     ),
     Claim(
         24,
@@ -367,7 +339,7 @@ CLAIMS = (
         "Claim 18 at 60 %, and at 70 % where it was run, with bfloat16 matmuls of the text in "
         "pruning and repair (not in the guide, nor in what it is compared with).",
         "beyond",
-        _closes(f"{GUIDED}, bfloat16 + distil (64)", 0.5, 4.0, "60 %"),
+        _closes(0.5, 4.0, f"{GUIDED}, bfloat16 + distil (64)", "60 %"),
     ),
 )
 RULES = (
@@ -400,6 +372,12 @@ RULES = (
 # ------------------------------------------------------------------ from draws to verdicts
 
 
+EVIDENCE = [
+    *("number", "at", *Condition._fields, "mean", "half", "n", "p", "lead", "lacks"),
+    *("scale", "median", "worst", "right", "unknown"),
+]
+
+
 def evidence(records: Records, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
     """What the records of one model say of each condition, a row for each of its columns.
 
@@ -425,7 +403,7 @@ def evidence(records: Records, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame
                 for at in (*condition.needed, *condition.also)
                 if at in condition.needed or at in set(draws["at"])
             ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=EVIDENCE)
 
 
 def _column(
@@ -449,24 +427,21 @@ def _mean(
     values = draws.groupby("draw")["value"].mean()
     n, mean = len(values), values.mean()
     enough = n >= FEWEST
-    spread = values.sem() if enough else 0.0
+    quantile = stats.t.ppf(1 - LEVEL / 2, n - 1)
     # draws that answer the same questions share their luck; that of others is in their spread
-    same = draws["questions"].nunique() < n or not enough
-    luck = draws["error"].mean() if same else 0.0
-    half = math.hypot(stats.t.ppf(1 - LEVEL / 2, max(1, n - 1)) * spread, 2 * luck)
-    # Welch and Satterthwaite: questions are many, so that only the part of draws counts
-    part = spread**2 / max(spread**2 + luck**2, TINY)
-    freedom = (n - 1) / part**2 if part > 0 else math.inf
-    limit = condition.limit
-    far = mean - (math.log1p(limit) if quantity.logarithm else limit)
-    quantiles = far / max(half, TINY) * stats.t.ppf(1 - LEVEL / 2, freedom)
+    shared = draws["questions"].nunique() < n or not enough
+    luck = 2 * shared * draws["error"].mean()
+    half = math.hypot(quantile * values.sem(), luck) if enough else luck
+    limit = math.log1p(condition.limit) if quantity.logarithm else condition.limit
+    far = mean - limit
+    p = 2 * stats.t.sf(abs(far) / max(half, TINY) * quantile, n - 1)
     if quantity.logarithm:
         mean, half = math.expm1(mean), half * math.exp(mean)
     return {
         "n": n,
         "mean": mean,
         "half": half if enough or luck else math.nan,
-        "p": 2 * stats.t.sf(abs(quantiles), freedom) if enough else math.nan,
+        "p": p if enough else math.nan,
         "lead": condition.side * far,
         "lacks": "" if enough else f"{FEWEST} draws",
     }
@@ -640,18 +615,12 @@ def claims_markdown(
 def count_sentence(verdicts: pd.DataFrame) -> str:
     """How many of the claims that the records say something of hold, and so on."""
     verdicts = verdicts[verdicts["n"] > 0]
-    ours = verdicts["source"] == OURS
+    whose = np.where(verdicts["source"] == OURS, "Our own", "The paper's")
     texts = []
-    for own, whose in (verdicts[~ours], "The paper's"), (verdicts[ours], "Our own"):
-        counts = own["verdict"].value_counts()
-        kinds = (
-            f"{counts[kind]} {kind if counts[kind] == 1 else PLURAL.get(kind, kind)}"
-            for kind in VERDICTS
-            if kind in counts
-        )
-        if len(own):
-            claims = "claims" if len(own) > 1 else "claim"
-            texts.append(f"{whose} {len(own)} {claims}: {', '.join(kinds)}.")
+    for owner, own in verdicts["verdict"].groupby(whose, sort=False):
+        counts = own.value_counts().reindex(VERDICTS).dropna()
+        kinds = (f"{kind} {count:.0f}" for kind, count in counts.items())
+        texts.append(f"{owner} {len(own)} claims: {', '.join(kinds)}.")
     return " ".join(texts)
 
 
@@ -668,9 +637,9 @@ def _verdict(row: Any, rows: pd.DataFrame) -> str:
             if lacks
         )
         text += f": needs {'; '.join(texts)}"
-    elif row.alone != row.verdict:
+    if row.alone != row.verdict:
         text += (
-            f": {row.alone} alone (p = {row.p:.2g}), not after correction for {row.family} "
+            f"; {row.alone} alone (p = {row.p:.2g}), not after correction for {row.family} "
             "claims"
         )
     return text
@@ -682,7 +651,7 @@ def main_number(row: Any, rows: pd.DataFrame) -> str:
     if not row.at:
         own = own[own["quantity"] == row.quantity]
     texts = [
-        f"{QUANTITIES[each.quantity].words} {_number(each)} {each.note}".strip()
+        f"{QUANTITIES[each.quantity].words} {_number(each)} {_beside(each)}".strip()
         for each in own.itertuples()
     ]
     text = ", ".join(dict.fromkeys(texts))
@@ -699,13 +668,22 @@ def _details(row: Any, rows: pd.DataFrame) -> str:
         for each in own.itertuples():
             number = f"{each.at} {_number(each) if each.n else '–'}".strip()
             columns.append(f"{number} ({each.n})" if each.at else number)
-        words = f"{QUANTITIES[each.quantity].words} {each.note}".strip()
+        words = f"{QUANTITIES[each.quantity].words} {_beside(each)}".strip()
         texts.append(f"{words}: {', '.join(dict.fromkeys(columns))}")
     if row.family and row.verdict != UNTESTED:
         texts.append(
             f"p = {row.p:.2g}, {row.corrected:.2g} corrected for {row.family} claims"
         )
     return f"*{'; '.join(texts)}.* Scale: {row.scale}."
+
+
+def _beside(row: Any) -> str:
+    """What the number of a row of `evidence` is compared with, if its unit does not say so."""
+    if not row.against or row.quantity in ("closed", "times"):
+        return ""
+    if row.of.startswith(f"{BASE} ("):
+        return f"with {row.of.removeprefix(BASE).strip(' ()')}"
+    return f"against {display_name(row.against).partition(',')[0]}"
 
 
 def _number(row: Any) -> str:
