@@ -15,14 +15,14 @@ import pandas as pd
 from scipy import stats
 
 from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir
-from helpers.report.beyond import BASE, PIPELINE, pipeline_table
+from helpers.report.beyond import BASE, pipeline_table
 from helpers.report.beyond import NOTEBOOK as PIPELINES
 from helpers.report.records import Record, Records, read_records
 from helpers.report.runs_table import (
     CELL,
     PRUNE_NOTEBOOK,
     processor_of,
-    runs_table,
+    runs_frame,
     with_series,
 )
 from helpers.report.tables import DAMPING
@@ -191,16 +191,15 @@ def _runs(records: list[Record]) -> pd.DataFrame:
     Columns: RUN; label is that of the method with its options, or the pipeline.
     """
     pipelines = pipeline_table(records)
-    pipelines = pipelines.assign(
-        label=pipelines["pipeline"], seed=pipelines.get("draw")
-    )
+    pipelines = pipelines.assign(label=pipelines["pipeline"])
     tables = [
-        runs_table(records, name) for name in (PRUNE_NOTEBOOK, ZERO_SHOT_NOTEBOOK)
+        runs_frame(records, name) for name in (PRUNE_NOTEBOOK, ZERO_SHOT_NOTEBOOK)
     ]
+    # the recipe reads more text than what it is compared with: its draws are named by their seed
+    tables = [runs.assign(draw=runs["seed"].map(str)) for runs in tables]
     runs = pd.concat([*tables, pipelines]).query("usual")
     return runs.assign(
         at=runs["target"],
-        draw=runs["seed"].map(str),
         notebook=runs["record"].map(lambda run: run["notebook"]),
         setting=runs["record"].map(_setting),
         questions=runs["record"].map(_questions),
@@ -211,7 +210,7 @@ def _runs(records: list[Record]) -> pd.DataFrame:
 def _setting(record: Record) -> str:
     """The parameters that the runs of a pair share."""
     parameters = record["parameters"]
-    shared = {key: parameters[key] for key in parameters.keys() - CELL - PIPELINE}
+    shared = {key: parameters[key] for key in parameters.keys() - CELL}
     return json.dumps(shared, sort_keys=True)
 
 

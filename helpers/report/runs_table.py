@@ -217,9 +217,6 @@ def runs_frame(
     return frame.astype(flags | dict.fromkeys(NUMBERS, float))
 
 
-runs_table = runs_frame  # its name until 0.10; claims still use it
-
-
 def processor_of(record: Record) -> str | None:
     """The processor on which a record was made; None where it does not say."""
     return (record.get("platform") or {}).get("processor")
