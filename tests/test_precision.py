@@ -11,6 +11,7 @@ from helpers import METHODS, prune_model, register
 from helpers.admm import exact_least_squares, refit
 from helpers.device import products
 from helpers.errors import BadParameter
+from helpers.fast import fused
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
 from helpers.gram import gram_of, relative_error
 from helpers.masks import top_k
@@ -115,6 +116,26 @@ def test_a_callers_precision_does_not_reach_grams_solvers_and_errors(solver, low
     with lowered():
         found = solve()
     assert all(map(torch.equal, found, expected))
+
+
+def test_the_first_iterations_of_admm_alone_may_round(monkeypatch):
+    precisions = []
+    seen = []
+
+    @contextlib.contextmanager
+    def noted(precision, _device):
+        precisions.append(precision)
+        yield
+        precisions.pop()
+
+    def note(*_):
+        seen.append(precisions[-1])
+
+    monkeypatch.setattr(fused, "products", noted)
+    start, matrix = torch.randn(3, 4), torch.eye(4)
+    fused.admm(start, matrix, iterations=7, choose=note, trace=note)
+    # of an iteration, and of what its trace computes
+    assert seen == 2 * ["tf32", "exact"] + 5 * ["exact", "exact"]
 
 
 def test_tf32_is_for_a_gpu_that_is_asked_for_it():

@@ -75,7 +75,9 @@ def admm(
                 # ½ (T + twice the constant) − (−V) M: the module's formula in one call
                 T.addmm_(scratch, M, beta=0.5, alpha=-1)
                 if trace:
-                    # T is the next iteration's W + U: T ⊙ keep is the result if the loop ends here
-                    trace(iteration, T * kept, kept.bool())
+                    # T is the next iteration's W + U: T ⊙ keep is the result if the loop ends here.
+                    # What the trace multiplies, such as for an error, is not to be rounded
+                    with products("exact", T.device):
+                        trace(iteration, T * kept, kept.bool())
     keep = kept.bool()
     return T.mul_(keep), keep
