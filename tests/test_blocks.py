@@ -113,8 +113,8 @@ def test_the_stream_may_be_passed_by_name(monkeypatch):
 # ---------------------------------------------------------------- grams
 
 
-def run_elsewhere(model, tokens):
-    """Let another thread run the whole model in the midst of each pass of this one.
+def run_elsewhere(model, tokens, *modules):
+    """Let another thread run the whole model each time that this one comes to one of the modules.
 
     As an explorer does that a reader has left running. Returns what that thread has got.
     """
@@ -129,8 +129,8 @@ def run_elsewhere(model, tokens):
             other.start()
             other.join()
 
-    for block in find_blocks(model):
-        find_layers(block)["mlp.up_proj"].register_forward_pre_hook(meanwhile)
+    for module in modules:
+        module.register_forward_pre_hook(meanwhile)
     return logits
 
 
@@ -160,12 +160,25 @@ def test_what_another_thread_runs_is_not_counted(measure):
     model = fam.build()
     others = fam.random_tokens(1, 7, seed=5)
     expected = cap.forward(model, others)
-    seen = run_elsewhere(model, others)
+    inside = [block.mlp.up_proj for block in find_blocks(model)]
+    seen = run_elsewhere(model, others, *inside)
     found = measure(model, tokens)
     assert len(seen) > 2
     assert all(map(torch.equal, found, alone))
     # nor is the other thread's pass disturbed: its first ones met the dense model
     assert torch.equal(seen[0], expected)
+
+
+def test_another_thread_gets_the_models_own_logits_during_the_parity_gate():
+    model = fam.build()
+    tokens = fam.random_tokens(BATCH)
+    expected = cap.forward(model, tokens[:1])
+    calls = cap.record_calls(model, tokens)
+    seen = run_elsewhere(model, tokens[:1], model.model.norm)
+    assert cap.check_parity(model, calls, tokens.flip(1)) < 1e-6
+    # once in the model's own pass, and once where the blocks hand on what is known
+    assert len(seen) == 2
+    assert all(torch.equal(logits, expected) for logits in seen)
 
 
 @pytest.mark.parametrize("family, layer", [("opt", "fc2"), ("gpt2", "mlp.c_proj")])

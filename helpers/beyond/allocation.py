@@ -131,9 +131,8 @@ def guide(
     importance = {}
     for key, squares in survey.slopes.items():
         # an output that nothing depends on would get 0, which leaves it no order of its weights
-        factor = squares.clamp(min=float(squares.max()) * LEAST_SLOPE or 1.0) ** (
-            POWER / 2
-        )
+        least = float(squares.max()) * LEAST_SLOPE
+        factor = squares.clamp(min=least if least > 0 else 1.0) ** (POWER / 2)
         importance[key] = factor / factor.mean()
     return Guide(shares, importance)
 

@@ -142,12 +142,12 @@ def prune_checkpoint(
     if team.rank == 0 and not (folder / INDEX).is_file():
         store.complete()
     team.gather(None)  # no process goes on to a model that is not complete
-    *blocks, outside = map(store.results.get, store.names)
+    blocks = [store.results[name] for name in store.names[:-1]]
     return CheckpointReport(
         method=method,
         pattern=str(loop.target.pattern),
-        layers=[layer_report(row) for result in blocks for row in result["layers"]],
-        **outside,
+        layers=[layer_report(row) for block in blocks for row in block["layers"]],
+        **store.results[store.names[-1]],  # facts about the whole run
         precision=precision,
         ignored=loop.ignored,
         folder=str(folder),

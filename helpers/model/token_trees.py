@@ -77,11 +77,11 @@ class TreeLM(HFLM):
         # a place whose logits several texts need is computed once
         kept, rows = torch.tensor(places).unique(return_inverse=True)
         logits = run_trees(self.model, trees, kept)
-        asked = torch.stack([rows, torch.tensor(targets)]).to(logits.device)
+        wanted = torch.stack([rows, torch.tensor(targets)]).to(logits.device)
         ends = [len(tokens) for *_, tokens in requests]
         logs, written = [], []
         # a text at a time: of all of them, log-probabilities would take as much memory as logits
-        for own, tokens in asked.split(ends, dim=-1):
+        for own, tokens in wanted.split(ends, dim=-1):
             part = logits[own]
             every = part.log_softmax(-1, dtype=self.softmax_dtype)
             logs.append(every.gather(-1, tokens[:, None]).sum())
