@@ -21,11 +21,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import papermill
-from jupyter_client import AsyncKernelManager, kernelspec
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
-
 from helpers.errors import HelpersError, RunError, first_line
 from helpers.machine import THREAD_VARIABLES
 from helpers.paths import cache_dir, results_dir, root, runs_dir
@@ -74,6 +69,11 @@ def execute(
     code: its fingerprint, which is not taken here: Python's parser is for one thread at a time.
     variables: of `run_variables`. stopped: the kernel is killed once this is True.
     """
+    # here: papermill takes seconds to import, and most commands execute nothing
+    from jupyter_client import AsyncKernelManager, kernelspec
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
     ended = threading.Event()
 
     class Kernel(AsyncKernelManager):
@@ -116,10 +116,13 @@ def execute(
     return None
 
 
-def execute_notebook(
-    run: Run, code: dict[str, str], kernel: type[AsyncKernelManager]
-) -> None:
-    """Execute a run's notebook, check its cells and its record, and mark the run as done."""
+def execute_notebook(run: Run, code: dict[str, str], kernel: type) -> None:
+    """Execute a run's notebook, check its cells and its record, and mark the run as done.
+
+    kernel: a class of jupyter_client's kernel managers.
+    """
+    import papermill
+
     started = time.monotonic()
     for path in (run.record_path, run.executed_path, run.failed_path):
         path.unlink(missing_ok=True)  # an earlier run's could pass for new
