@@ -15,6 +15,7 @@ import torch
 import workers
 
 from helpers import calibration_tokens, load_model, prune_model
+from helpers.errors import BadParameter
 from helpers.gram import Gram
 from helpers.large import torchrun
 from helpers.large.shards import Checkpoint
@@ -156,6 +157,15 @@ def test_an_expert_that_the_text_of_one_process_misses(monkeypatch):
             torch.testing.assert_close(grams[name].matrix, rows.T @ rows)
 
 
+def test_fewer_sequences_than_processes(monkeypatch, one_line_error):
+    monkeypatch.setattr(torchrun.Processes, "__init__", lambda team: None)
+    team = torchrun.Processes()
+    team.rank, team.size = 1, 2
+    assert torch.equal(team.part(workers.TOKENS), workers.TOKENS[1::2])
+    with one_line_error(BadParameter, "2 processes"):
+        team.part(workers.TOKENS[:1])
+
+
 # ---------------------------------------------------------------- however one of them ends
 
 
@@ -181,11 +191,6 @@ def test_killed_failed_and_still_the_same_bits(text, tmp_path):
     zero, one = (line for line in output.splitlines() if line.startswith("process"))
     assert one.startswith("process 1: block 1 ") and "Traceback" not in output
     assert zero.startswith("process 0: another process")
-
-    few = request(source, tmp_path / "few", text, sequences=1, sparsity=0.6)
-    codes, output = two_processes(tmp_path, few)
-    assert codes == [1, 1]
-    assert output.count("fewer than 2 processes") == 2
 
     codes, output = two_processes(tmp_path, command)
     assert codes == [0, 0] and "[7/21]" not in output and "[21/21]" in output, output
