@@ -1,11 +1,12 @@
 """What another kind of processor does to a record, as runs on several kinds have shown.
 
 processors.json holds pairs of records by one code each, in a compact form: of a pair the
-parameters, the numbers on either side, how far the error of each layer is apart, in millionths,
-block by block, and of answers how many there are and how many turned. "pairs" are the 53 that the
-verdict's limits were chosen on. Seen after that: "later", five runs of `laptop` on an Intel Xeon of
-family 6, model 167, beside AMD EPYC of family 25, model 17; 20 more have the digits of the pairs of
-`laptop`, on either side. "answers": 13 on AMD EPYC of family 25 beside an Intel Xeon of model 207.
+parameters, the numbers on either side, the perplexity of the dense model, how far the error of each
+layer is apart, in millionths, block by block, and of answers how many there are and how many
+turned. "pairs" are the 53 that the verdict's limits were chosen on. Seen after that: "later", five
+runs of `laptop` on an Intel Xeon of family 6, model 167, beside AMD EPYC of family 25, model 17 (20
+more have the digits of the pairs of `laptop`, on either side). "answers": 13 on AMD EPYC of family
+25 beside an Intel Xeon of model 207.
 """
 
 import copy
@@ -93,7 +94,7 @@ def rounded(record: Record, dense: float, draw: random.Random) -> Record:
         seen = [part for parts in blocks for part in parts if part is not None]
         layer["error"] *= 1 + draw.choice((-1, 1)) * draw.choice(seen) / 1e6
     one, other = pair["metrics"]["perplexity"]
-    share = abs(math.log(one / other)) / math.log(other / 15)
+    share = abs(math.log(one / other)) / math.log(other / pair["dense"])
     for name, entry in moved["metrics"].items():
         if name == "perplexity" and entry["value"] > dense:
             damage = math.log(entry["value"] / dense)
