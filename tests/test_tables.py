@@ -240,9 +240,8 @@ def test_zero_shot_has_the_papers_columns_and_a_mean():
     assert (
         "| chance | 0.500 | 0.250 | 0.375 |\n| Dense | 0.50 ± 0.50" in section.markdown
     )
-    assert section.note.endswith(
-        "2 to 4 items a task, the same for every model; lm-eval 0.4.13."
-    )
+    assert "2 to 4 items a task, the same for every model" in section.note
+    assert "0.4.13" in section.note
 
 
 def test_paired_differences_are_of_the_same_items():
