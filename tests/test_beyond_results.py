@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from handmade import repaired
 
-from helpers.report.beyond import gain_table, perplexity_table, pipeline_table
+from helpers.report.beyond import gain_table, pipeline_table
 
 # the dense model has 20: 80 is a gap of ln 4, and 40 closes half of it
 RUNS = [
@@ -23,30 +23,6 @@ RUNS = [
     repaired("sparsegpt", "60 %", 120.0, 50.0, seconds=(0.0, 80.0, 320.0)),
     repaired("admm-grad", "2:4", 90.0, 45.0) | {"peak_memory_bytes": 3_000_000_000},
 ]
-
-
-# of seed 0 there are two records of the layers alone, which count once
-BY_TARGET = """\
-pipeline,60 %,2:4
-dense,20.0,20.0
-sparsegpt,120.0,
-sparsegpt + distil (64),50.0,
-admm-grad,84.0,90.0
-admm-grad + distil (8),60.0,
-admm-grad + distil (64),42.0,45.0
-"admm-grad, owl",75.0,
-"admm-grad, owl + distil (64)",38.0,
-"""
-
-
-def test_rows_are_pipelines_and_columns_targets():
-    table, spread = perplexity_table(pipeline_table(RUNS), "perplexity")
-    assert table.to_csv() == BY_TARGET
-    half = 4.303 * 4 / math.sqrt(3)
-    assert spread.loc["admm-grad", "60 %"] == pytest.approx(half, rel=1e-3)
-    assert pd.isna(spread.loc["admm-grad + distil (8)", "60 %"])
-    web, _ = perplexity_table(pipeline_table(RUNS), "perplexity_web")
-    assert web.equals(2 * table)
 
 
 def test_gains_are_those_against_admm_grad_of_the_same_seed():

@@ -210,20 +210,6 @@ def test_cost_is_the_median_over_runs_without_variants(runs):
     assert frame.loc["dense", ["prune (s)", "peak memory (GB)"]].tolist() == [10.0, 2.5]
 
 
-def test_variants_are_compared_with_the_same_seeds(runs):
-    for seed, perplexity in ((1, 36.3), (2, 28.8)):
-        options = {"schedule": "released"}
-        runs.append(pruned("admm-grad", "60 %", perplexity, seed, options=options))
-    runs.append(
-        pruned("admm-grad", "90 %", 99.0, options={"rho": 3.0})
-    )  # no default at 90 %
-    (table,) = all_tables(runs)["variants"]
-    # +3.33, +10 and +6.67 %: their deviation is 3.33, and 4.303 * 3.33 / √3 is 8.3
-    row = "| ADMM-Grad (schedule=released) | 60 % | 3 | 32.03 | 30.00 | 6.7 ± 8.3 |"
-    assert table.markdown.endswith(f" --: |\n{row}\n")
-    assert "variants" not in all_tables(runs[:3])
-
-
 def test_zero_shot_has_the_papers_columns_and_a_mean():
     runs = [
         scored("wanda", arc_easy=[1, 0, 0, 0], rte=[1, 1]),
@@ -240,9 +226,8 @@ def test_zero_shot_has_the_papers_columns_and_a_mean():
     assert (
         "| chance | 0.500 | 0.250 | 0.375 |\n| Dense | 0.50 ± 0.50" in section.markdown
     )
-    assert section.note.endswith(
-        "2 to 4 items a task, the same for every model; lm-eval 0.4.13."
-    )
+    assert "2 to 4 items a task, the same for every model" in section.note
+    assert "0.4.13" in section.note
 
 
 def test_paired_differences_are_of_the_same_items():
@@ -269,28 +254,16 @@ def test_half_a_printed_digit_is_printed_alike(monkeypatch):
 
 
 def test_weight_update_takes_the_best_rate_of_each_problem():
-    rates = {"precondition": False, "damping": 0.1, "sparsity": 0.6}
-    slow = update_row("adam", 200, error=0.3, learning_rate=0.1, **rates)
-    fast = update_row("adam", 200, error=0.2, learning_rate=0.01, **rates)
-    ours = update_row("admm", error=0.1, heldout=0.2, excess=0.0, sparsity=0.6)
-    odd = update_row("admm", error=0.4, precondition=False, sparsity=0.6)
-    early = update_row(
-        "admm", 5, error=0.4, rho=3.0, sparsity=0.6
-    )  # only shown after 20
-    none = update_row("none", None, error=0.9, sparsity=0.6)
-    where = {"block": 2, "layer": "mlp.up_proj"}
-    second = [row | {"layer": "mlp.down_proj"} for row in (slow, ours | {"error": 0.3})]
-    rows = [slow, fast, ours, odd, early, none, *second]
-    frame = tables.update_table(
-        [with_series("02", where, update=rows), {"series": None}]
-    )
-    other = "ADMM (ρ = 1, not preconditioned)"
-    assert list(frame.index) == ["no update", "Adam (best rate)", other, "ADMM (ρ = 1)"]
-    assert frame.loc["Adam (best rate)", ["problems", "error"]].tolist() == [2, 0.25]
-    assert frame.loc["ADMM (ρ = 1)", ["error", "held-out"]].tolist() == pytest.approx(
-        [0.2, 0.2]
-    )
-    assert frame.loc["ADMM (ρ = 1)", "excess, worst (%)"] == 0
+    rows = [
+        update_row("adam", 200, error=0.3, learning_rate=0.1) | {"layer": "q"},
+        update_row("adam", 200, error=0.2, learning_rate=0.01) | {"layer": "q"},
+        update_row("adam", 200, error=0.4, learning_rate=0.1) | {"layer": "o"},
+        update_row("admm", 5, error=0.4, rho=3.0),  # other ρ are only shown after 20
+    ]
+    frame = tables.update_table([with_series("02", update=rows)])
+    assert list(frame.index) == ["Adam (best rate)"]
+    row = frame.loc["Adam (best rate)", ["problems", "error"]]
+    assert row.tolist() == [2, pytest.approx(0.3)]
 
 
 def test_mask_rules_are_shares_of_the_default_on_the_same_layer():

@@ -46,13 +46,14 @@ def pipeline_table(records: Iterable[Record]) -> pd.DataFrame:
     if runs.empty:
         return runs.assign(pipeline="", closed=math.nan, times=math.nan)
     parameters = runs["record"].str["parameters"]
-    steps = parameters.map(steps_name)
-    runs["layers"] = runs["label"] + steps
+    runs["layers"] = runs["label"] + parameters.map(steps_name)
     runs["repair"] = parameters.map(repair_name)
     counted = runs["timed"] | (not runs["timed"].any())
     runs["seconds"] = runs["total_seconds"].where(counted)
-    two_passes = (runs["label"] == BASE) & ~steps.str.contains("one pass|bfloat16")
-    runs["admm_seconds"] = runs["prune_seconds"].where(counted & two_passes)
+    exact = parameters.str.get("precision").fillna("float32") == "float32"
+    two_passes = (parameters.str.get("passes") != 1) & exact
+    baseline = (runs["label"] == BASE) & two_passes
+    runs["admm_seconds"] = runs["prune_seconds"].where(counted & baseline)
     repaired = runs.query("repair != ''")
     layers = runs.assign(
         repair="",

@@ -147,10 +147,8 @@ def answers_frame(records: Iterable[Record]) -> pd.DataFrame:
     acc_norm. In the order of the methods; of several answers of a model to a question the last.
     """
     rows = []
-    runs = runs_frame(records, ZERO_SHOT_NOTEBOOK).sort_values(
-        ["order", "target", "seed"]
-    )
-    for run in runs.itertuples():
+    runs = runs_frame(records, ZERO_SHOT_NOTEBOOK)
+    for run in runs.sort_values(["order", "target", "seed"]).itertuples():
         model = (run.label, 0)
         if run.target != "dense":
             model = (f"{run.label}, {run.target}", run.seed)
@@ -250,14 +248,12 @@ def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 def _items_note(records: Iterable[Record]) -> str:
     """How many items each task has, whether the same for every model, and by which harness."""
-    asked = (
-        answers_frame(records).groupby(["model", "seed", "task"])["item"].agg(frozenset)
-    )
-    sizes = asked.map(len)
+    answers = answers_frame(records).groupby(["model", "seed", "task"])
+    questions = answers["item"].agg(frozenset)
+    sizes = questions.map(len)
     amount = " to ".join(map(str, sorted({sizes.min(), sizes.max()})))
-    same = (
-        "the same" if (asked.groupby("task").nunique() == 1).all() else "not the same"
-    )
+    alike = (questions.groupby("task").nunique() == 1).all()
+    same = "the same" if alike else "not the same"
     runs = of_notebook(records, ZERO_SHOT_NOTEBOOK)
     harness = ", ".join(sorted({run["versions"]["lm-eval"] for run in runs}))
     return f"{amount} items a task, {same} for every model; lm-eval {harness}."
