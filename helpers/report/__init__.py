@@ -6,7 +6,8 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "beyond": ("pipeline_title", "run_title"),
-        "claims": ("claims_markdown", "count_sentence", "judge_claims", "write_claims"),
+        "claims": ("judge_claims",),
+        "claims_page": ("claims_markdown", "count_sentence", "write_claims"),
         "labels": ("format_number", "to_markdown", "with_half"),
         "notebook_figures": (
             "block_name",
