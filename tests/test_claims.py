@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from handmade import pruned, repaired, scored, update_row, with_series
 
-from helpers.report import claims
+from helpers.report import claims, claims_page
 from helpers.report.claims import (
     CLAIMS,
     FAILS,
@@ -15,11 +15,10 @@ from helpers.report.claims import (
     OPEN,
     OURS,
     UNTESTED,
-    claims_markdown,
-    count_sentence,
     holm,
     judge_claims,
 )
+from helpers.report.claims_page import claims_markdown, count_sentence
 
 BY_NUMBER = {claim.number: claim for claim in CLAIMS}
 COLUMNS = ("50 %", "60 %", "70 %", "80 %", "2:4", "4:8")
@@ -530,7 +529,9 @@ def test_one_record_may_study_many_layers():
 def committed(monkeypatch):
     """Committed records by plan, none unless a test gives them."""
     plans = dict.fromkeys(("full", "beyond", "second"), ())
-    monkeypatch.setattr(claims, "read_records", lambda path: plans[path.parent.name])
+    monkeypatch.setattr(
+        claims_page, "read_records", lambda path: plans[path.parent.name]
+    )
     return plans
 
 
@@ -553,7 +554,7 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     assert "(5 draws)" in rows[10][4]
     assert rows[10][-1] == "[perplexity](tables/perplexity.md)"
     assert "No runs here for claims 1, 2, 3, 4, 6" in page
-    for rule in claims.RULES:
+    for rule in claims_page.RULES:
         assert f"\n- {rule}\n" in page
     folded = claims_markdown(runs, tables, tmp_path, folded=True)
     assert folded.count("<details>") == folded.count("</details>") == 1

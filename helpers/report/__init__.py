@@ -5,7 +5,8 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "claims": ("claims_markdown", "count_sentence", "judge_claims", "write_claims"),
+        "claims": ("judge_claims",),
+        "claims_page": ("claims_markdown", "count_sentence", "write_claims"),
         "labels": ("pipeline_title", "run_title"),
         "markdown": ("format_number", "to_markdown", "with_half"),
         "names": ("short_layer",),
