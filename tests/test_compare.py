@@ -77,7 +77,7 @@ def test_what_a_person_reads():
     found = judge(here, reference, reference)
     first, perplexity, answers, machine = verdict_summary(found).splitlines()
     assert "4 of 4 runs" in first and "as close as rounding" in first
-    assert "4.00 %" in perplexity and "04--alps-0, limit 5.34 %" in perplexity
+    assert "4.00 %" in perplexity and "04--alps-0, limit: 5.34 %" in perplexity
     assert "1.00 %" in answers and "99 of 100 equal" in answers
     assert "another machine: processor another (ours: one)" in machine
     summary, legend, table = verdict_page(found).split("\n\n")

@@ -405,7 +405,7 @@ def verdict_summary(verdict: Verdict) -> str:
             run, _, here, ours, apart, limit, _ = cells(item)
             lines.append(
                 f"{what} of {len({item.run for item in found})} runs: at most "
-                f"{apart.lstrip('+-')} apart, {values.format(here, ours)} in {run}, limit {limit}"
+                f"{apart.lstrip('+-')} apart, {values.format(here, ours)} in {run}, limit: {limit}"
             )
     lines.append(machine_line(verdict.machines))
     return "\n".join(f"{line}." for line in lines)
