@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir
-from helpers.report.beyond import BASE, PIPELINE, pipeline_table
+from helpers.report.beyond import BASE, pipeline_table
 from helpers.report.beyond import NOTEBOOK as PIPELINES
 from helpers.report.records import Record, Records, read_records
 from helpers.report.runs_table import (
@@ -190,17 +190,17 @@ def _runs(records: list[Record]) -> pd.DataFrame:
 
     Columns: RUN; label is that of the method with its options, or the pipeline.
     """
+    tables = []
+    for name in (PRUNE_NOTEBOOK, ZERO_SHOT_NOTEBOOK):
+        table = runs_table(records, name)
+        tables.append(table.assign(draw=table["seed"].map(str)))
     pipelines = pipeline_table(records)
-    pipelines = pipelines.assign(
-        label=pipelines["pipeline"], seed=pipelines.get("draw")
-    )
-    tables = [
-        runs_table(records, name) for name in (PRUNE_NOTEBOOK, ZERO_SHOT_NOTEBOOK)
-    ]
-    runs = pd.concat([*tables, pipelines]).query("usual")
+    if len(pipelines):
+        draws = pipelines["draw"].map(str)
+        tables.append(pipelines.assign(label=pipelines["pipeline"], draw=draws))
+    runs = pd.concat(tables).query("usual")
     return runs.assign(
         at=runs["target"],
-        draw=runs["seed"].map(str),
         notebook=runs["record"].map(lambda run: run["notebook"]),
         setting=runs["record"].map(_setting),
         questions=runs["record"].map(_questions),
@@ -209,10 +209,10 @@ def _runs(records: list[Record]) -> pd.DataFrame:
 
 
 def _setting(record: Record) -> str:
-    """The parameters that the runs of a pair share."""
+    """The parameters that the runs of a pair share; of pipelines those in one setting are left."""
     parameters = record["parameters"]
-    shared = {key: parameters[key] for key in parameters.keys() - CELL - PIPELINE}
-    return json.dumps(shared, sort_keys=True)
+    keys = parameters.keys() - CELL if record["notebook"] != PIPELINES else ()
+    return json.dumps({key: parameters[key] for key in keys}, sort_keys=True)
 
 
 def _questions(record: Record) -> str:
