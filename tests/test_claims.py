@@ -453,6 +453,8 @@ def test_the_recipe_is_compared_with_the_answers_of_the_plan_full(monkeypatch):
     recipe = answers({"admm-grad+": 80})
     verdict, _ = judged(22, recipe)
     assert (verdict["verdict"], verdict["mean"]) == (HOLDS, pytest.approx(0.3))
+    # with pipelines beside it, whose draws are named otherwise
+    assert judged(22, recipe + CASES[18][OPEN])[0]["verdict"] == HOLDS
     # those of `full` do not become claims of the page
     assert judged(13, recipe)[0]["n"] == 0
 

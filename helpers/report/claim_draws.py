@@ -190,14 +190,15 @@ def _runs(records: list[Record]) -> pd.DataFrame:
 
     Columns: RUN; label is that of the method with its options, or the pipeline.
     """
+    tables = []
+    for name in (PRUNE_NOTEBOOK, ZERO_SHOT_NOTEBOOK):
+        table = runs_frame(records, name)
+        tables.append(table.assign(draw=table["seed"].map(str)))
     pipelines = pipeline_table(records)
-    pipelines = pipelines.assign(label=pipelines["pipeline"])
-    tables = [
-        runs_frame(records, name) for name in (PRUNE_NOTEBOOK, ZERO_SHOT_NOTEBOOK)
-    ]
-    # the recipe reads more text than what it is compared with: its draws are named by their seed
-    tables = [runs.assign(draw=runs["seed"].map(str)) for runs in tables]
-    runs = pd.concat([*tables, pipelines]).query("usual")
+    if len(pipelines):
+        draws = pipelines["draw"].map(str)
+        tables.append(pipelines.assign(label=pipelines["pipeline"], draw=draws))
+    runs = pd.concat(tables).query("usual")
     return runs.assign(
         at=runs["target"],
         notebook=runs["record"].map(lambda run: run["notebook"]),
@@ -208,10 +209,10 @@ def _runs(records: list[Record]) -> pd.DataFrame:
 
 
 def _setting(record: Record) -> str:
-    """The parameters that the runs of a pair share."""
+    """The parameters that the runs of a pair share; of pipelines those in one setting are left."""
     parameters = record["parameters"]
-    shared = {key: parameters[key] for key in parameters.keys() - CELL}
-    return json.dumps(shared, sort_keys=True)
+    keys = parameters.keys() - CELL if record["notebook"] != PIPELINES else ()
+    return json.dumps({key: parameters[key] for key in keys}, sort_keys=True)
 
 
 def _questions(record: Record) -> str:
