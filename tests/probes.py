@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import helpers
 from helpers import block_grams, blocks, device, gradient_methods, masks
 from helpers.admm import admm, damped_system
-from helpers.beyond import recipe, training
+from helpers.beyond import allocation, recipe, training
 from helpers.beyond.distil import DistilReport
 from helpers.block_loop import LayerReport, PruneReport
 from helpers.data import corpora, tasks
@@ -696,6 +696,34 @@ def by_outliers(more: int = 0):
     return helpers.owl(model, tokens(), sparsity=0.6)
 
 
+@probe("allocation/ends")
+def at_the_ends():
+    """Where a layer would lose nothing or all, and an input was always zero."""
+    model, text = tiny(GPT2)
+    norm = model.transformer.h[0].ln_1
+    norm.weight.data[3] = norm.bias.data[3] = 0
+    found = {}
+    for sparsity in (0.03, 0.96, 0.9995):
+        guided = helpers.guide(model, text, sparsity=sparsity, spread=1.0)
+        found[sparsity] = [
+            guided.sparsity,
+            digest(*guided.importance.values()),
+            helpers.owl(model, text, sparsity=sparsity, spread=0.9, outliers=2.0),
+        ]
+    one_block, _ = tiny(BLOOM)  # which cannot differ from others
+    return found | {"one block": helpers.owl(one_block, text, sparsity=0.5)}
+
+
+@probe("allocation/levels")
+def levels():
+    """Equal scores on both sides of an edge, and fewer scores than levels."""
+    score = problem()[0].abs()
+    few = torch.tensor([[3.0, 1.0, 2.0, 1.0, 1.0, 0.0]])
+    return [
+        digest(allocation.levels_of(scores)) for scores in (score, score.round(), few)
+    ] + [digest(allocation.levels_of((score * 20).round()))]
+
+
 @probe("distil/all")
 @probe("distil/two", blocks=BLOCKS)
 @probe("distil/norms", parts="norms")
@@ -720,6 +748,29 @@ def text_of_recipes():
     wanted = [("dense", ""), ("magnitude", ""), ("wanda", ""), ("wanda", "long")]
     kinds = [str(device.pick_dtype(None, name)) for name in ("cpu", "cuda")]
     return [kinds, [recipe.text_needed(*pair, 32) for pair in wanted]]
+
+
+@probe("recipe/fast of a tiny model", effort="fast")
+@probe("recipe/long of a tiny model", effort="long")
+@probe("recipe/2of4 of a tiny model", effort="balanced", pattern="2:4")
+def tiny_repaired(effort: str, pattern: str = "unstructured"):
+    model, _ = tiny(GEMMA)
+    text = torch.randint(3, 97, (recipe.windows_of(effort, 10), 8))
+    sparsity = 0.5 if pattern == "unstructured" else None
+    report = helpers.prune_and_repair(
+        model, text, sparsity=sparsity, effort=effort, pattern=pattern, progress=False
+    )
+    return [weights_of(model), report.repair, report.error]
+
+
+@probe("distil/defaults")
+def by_default():
+    model, _ = tiny(GEMMA)
+    text = torch.randint(3, 97, (20, 8))
+    dense = copy.deepcopy(model)
+    helpers.prune_model(model, text, method="wanda", sparsity=0.6, progress=False)
+    report = helpers.distil(model, dense, text)
+    return [report.losses, report.held_out, report.kept, weights_of(model)]
 
 
 @probe("recipe/balanced", effort="balanced", sparsity=0.6, ignore=["*.mlp.*"])
@@ -749,6 +800,12 @@ def perplexities():
 def windows_that_are_cut():
     rows = pages()[:256].view(4, 64)
     return helpers.perplexity(embedded()[0], rows, limit=2)
+
+
+@probe("evaluate/default")
+def windows_by_default():
+    model, _ = tiny(GEMMA)
+    return helpers.perplexity(model, torch.randint(3, 97, (4500,)))
 
 
 def scored(task: str):
@@ -787,7 +844,10 @@ def metrics_of_tasks():
         "piqa": zero_shot.TaskScore("piqa", 1.0, 1838, items, *right, items),
         "rte": zero_shot.TaskScore("rte", 1.0, 277, items, right[1], None, items),
     }
-    return zero_shot.zero_shot_metrics(scores)
+    many = [1] * 4000 + [0] * 400
+    scores["sciq"] = zero_shot.TaskScore("sciq", 1.0, 4400, many, many, None, many)
+    none = zero_shot.TaskScore("rte", 1.0, 277, items, [0] * 8, None, items)
+    return [zero_shot.zero_shot_metrics(given) for given in (scores, {"rte": none})]
 
 
 @probe("zero-shot/identity")
