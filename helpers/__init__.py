@@ -54,7 +54,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "model.zero_shot": ("zero_shot",),
         "models": ("load_model", "masks_of", "model_identity"),
         "prune": ("prune_model",),
-        "pruning": ("prune_loaded",),
+        "pruning": ("prune_loaded", "prune_on_disk"),
         "block_grams": ("layer_problems",),
         "report.records": ("read_records",),
         "share": ("save_pruned",),

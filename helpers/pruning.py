@@ -15,6 +15,7 @@ from helpers.errors import BadParameter
 from helpers.large import load_streamed, prune_checkpoint
 from helpers.model_state import set_state, state_of
 from helpers.models import model_identity
+from helpers.paths import cache_dir
 from helpers.prune import prune_model
 
 
@@ -77,3 +78,23 @@ def prune_loaded(
     # a record says which model was pruned
     set_state(pruned, identity=model_identity(model))
     return report, pruned
+
+
+def prune_on_disk(
+    source: str | Path,
+    name: str,
+    tokens: Tensor | None = None,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    **arguments: Any,
+) -> tuple[PruneReport | None, nn.Module]:
+    """`prune_loaded` of a model that is streamed, into a folder of the cache.
+
+    name: of that folder in `pruned` in the cache, which is the caller's to delete
+    (`report.discard`). source, revision, device, dtype: as for `load_streamed`.
+    """
+    model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
+    folder = cache_dir() / "pruned" / name
+    return prune_loaded(model, tokens, folder=folder, **arguments)

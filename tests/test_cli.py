@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 import helpers
 from helpers import (
     calibration_tokens,
+    cli,
     evaluation_tokens,
     load_model,
     memory,
@@ -19,8 +20,7 @@ from helpers import (
     pruning,
 )
 from helpers.block_loop import PruneReport
-from helpers.cli import main, prune
-from helpers.cli.parser import PLAN_VERBS
+from helpers.cli import MOVED, main
 from helpers.model.zero_shot import TaskScore
 
 SHORT = "--windows 2 --window 16 --evaluation text.txt"
@@ -47,7 +47,7 @@ def command(tmp_path, monkeypatch, capsys):
     return call
 
 
-@pytest.mark.parametrize("verb", ["", "prune", "evaluate", "doctor", *PLAN_VERBS])
+@pytest.mark.parametrize("verb", ["", "prune", "evaluate", "assets"])
 def test_help_fits_a_terminal(verb, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, error = command(f"{verb} --help")
@@ -75,7 +75,7 @@ def test_help_fits_a_terminal(verb, command, monkeypatch):
         (f"prune dense {HALF} --window 129", 1, "128"),
         (f"evaluate tiny --tasks rtee {SHORT}", 1, "'rte'"),
         (f"evaluate tiny --limit 5 {SHORT}", 1, "tasks"),
-        ("list --plan lapotp", 1, "'laptop'"),
+        *((f"{verb} --plan smoke", 1, f"reproduction {verb}") for verb in MOVED),
         ("assets modle", 1, "'model'"),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_mistake_is_one_line(line, code, word, command):
 def test_a_method_that_prunes_nothing_is_refused_before_loading(
     method, effort, command, monkeypatch
 ):
-    monkeypatch.setattr(prune, "load", None)
+    monkeypatch.setattr(cli, "load", None)
     code, out, error = command(f"prune dense {HALF} --method {method} {effort}")
     assert (code, out) == (1, "")
     assert f"{method!r} is unknown" in error and error.count("\n") == 1
@@ -109,7 +109,7 @@ def test_what_is_raised_is_one_line(raised, code, words, command, monkeypatch):
     def load(*_):
         raise raised
 
-    monkeypatch.setattr(prune, "load", load)
+    monkeypatch.setattr(cli, "load", load)
     answered, out, error = command("evaluate tiny")
     assert (answered, out) == (code, "")
     assert error.count("\n") == 1
@@ -121,7 +121,7 @@ def test_what_is_raised_is_one_line(raised, code, words, command, monkeypatch):
 
 def test_memory_is_checked_before_a_model_is_loaded(command, monkeypatch):
     monkeypatch.setattr(memory, "ram", lambda: (10**8, 10**8))
-    monkeypatch.setattr(prune, "load", None)
+    monkeypatch.setattr(cli, "load", None)
     code, _, error = command(f"prune dense {HALF}")
     assert code == 1 and "0.1 GB are free" in error
 

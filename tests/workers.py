@@ -22,7 +22,7 @@ from helpers.cli import main
 from helpers.errors import NonFinite
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["workers", "kills", "helpers.cli.prune"])
+PROCESSES.set_forkserver_preload(["workers", "kills", "helpers.pruning"])
 TOKENS = fam.random_tokens(4, 16)
 WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 calls = -1  # the method is tried once before the first layer

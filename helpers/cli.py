@@ -1,0 +1,399 @@
+"""The command line, `python -m helpers VERB`: prune a model, or evaluate one.
+
+Only the standard library is imported at the top, so that `--help` answers at once. What a value may
+be is checked by the function that takes it. A failure is one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import helpers  # its names are loaded on use
+from helpers.errors import BadParameter, HelpersError, first_line
+from helpers.memory import check_memory
+from helpers.options import check_choice
+
+# verbs of another package
+MOVED = ("reproduce", "run", "tables", "accept", "list", "doctor")
+# arguments of prune_loaded and of what it calls that are no option of a line
+GIVEN = ("tokens", "progress", "folder", "team", "source", "destination")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code. Wrong arguments and --help raise SystemExit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    code = 1
+    try:
+        if arguments and arguments[0] in MOVED:
+            verb = arguments[0]
+            raise BadParameter(
+                f"{verb} belongs to another command: python -m reproduction {verb}"
+            )
+        run(make_parser().parse_args(arguments))
+        return 0
+    except ModuleNotFoundError as error:
+        line = f"{first_line(error)}: run make setup"
+    except (HelpersError, OSError) as error:
+        line = first_line(error)
+    except KeyboardInterrupt:
+        code = 130
+        line = "interrupted; the same command goes on with what is missing"
+    rank = os.environ.get("RANK")  # of a process that torchrun has started
+    # in one write, so that lines of several processes do not mix
+    sys.stderr.write(f"{line}\n" if rank is None else f"process {rank}: {line}\n")
+    return code
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do what the verb of a command line says."""
+    verb = options.verb
+    del options.verb
+    if verb == "assets":
+        fetch_assets(options.names)
+        return
+    from helpers.block_grams import explain_out_of_memory  # here, since it loads torch
+
+    with explain_out_of_memory(verb, "try --streamed, or a smaller --window"):
+        {"prune": prune, "evaluate": evaluate}[verb](options)
+
+
+def fetch_assets(names: Sequence[str]) -> None:
+    """Download assets and embedded models (by default all that are not optional); print where."""
+    from helpers.data.assets import ASSETS, MODELS, embedded_model_folder, fetch_asset
+
+    known = ASSETS | MODELS
+    for name in names or (*ASSETS, "embedded"):
+        check_choice("asset", name, known)
+        path = embedded_model_folder(name) if name in MODELS else fetch_asset(name)
+        write_line(f"{name}: {path}\n  {known[name].note}")
+
+
+# --- the verbs prune and evaluate ---------------------------------------------------------------
+
+
+def prune(options: argparse.Namespace) -> None:
+    """Prune a model into a folder; print sparsity, error, and perplexity before and after."""
+    # here, since they load torch
+    from helpers.beyond.recipe import text_needed
+    from helpers.device import pick_device, pick_dtype
+    from helpers.large import torchrun_team
+
+    check_pruning(options)
+    windows = text_needed(options.method, options.effort, options.sequences)
+    kind = str(pick_dtype(options.dtype, pick_device(options.device)))
+    memory = check_memory(
+        options.model,
+        device=options.device,
+        dtype=kind.removeprefix("torch."),
+        streamed=options.streamed,
+        effort=options.effort,
+        sequences=windows,
+        length=options.length,
+        window=options.window,
+        windows=options.windows,
+    )
+    write_line(f"memory: {memory['needs']}")
+    arguments = dict(
+        method=options.method,
+        effort=options.effort,
+        sparsity=options.sparsity,
+        pattern=options.pattern,
+        ignore=options.ignore,
+        progress=write_progress,
+        **options.options,
+    )
+    if options.allow_pruned:  # which the recipe does not take
+        arguments["allow_pruned"] = True
+    with torchrun_team(options.device) as (team, device):
+        model, tokenizer = load(options, device)
+        tokens = None
+        if windows:
+            tokens = helpers.calibration_tokens(
+                options.calibration,
+                tokenizer,
+                sequences=windows,
+                length=options.length,
+                seed=options.seed,
+            )
+        before = measure(options, model, tokenizer)
+        report, model = helpers.prune_loaded(
+            model, tokens, folder=options.save, team=team, **arguments
+        )
+        if not options.streamed:
+            helpers.save_pruned(model, tokenizer, options.save, pattern=options.pattern)
+        after = measure(options, model, tokenizer)
+    error = "no layer error, since no text is read"
+    if report.error is not None:
+        error = f"mean layer error {report.error:.4g}"
+    write_line(f"sparsity {report.sparsity:.4f}, {error}")
+    write_line(
+        f"perplexity {before:.6g} before, {after:.6g} after; saved to {options.save}"
+    )
+
+
+def check_pruning(options: argparse.Namespace) -> None:
+    """Raise BadParameter for what can be refused before the model is loaded."""
+    from helpers.masks import target_sparsity
+    from helpers.methods import get_method
+    from helpers.share import check_new_folder
+
+    if options.effort and options.streamed:
+        raise BadParameter(
+            "--effort needs the model in memory: leave out --streamed, or --effort"
+        )
+    if options.effort and options.allow_pruned:
+        raise BadParameter(
+            "--effort needs a dense model: leave out --allow-pruned, or --effort"
+        )
+    if "RANK" in os.environ and not options.streamed:
+        raise BadParameter(
+            "processes of torchrun prune from file to file: add --streamed"
+        )
+    for name in options.options:
+        if name in vars(options):
+            raise BadParameter(
+                f"--options holds {name}: give it as --{name.replace('_', '-')}"
+            )
+        if name in GIVEN:
+            raise BadParameter(
+                f"--options holds {name}, which the command line itself gives: leave it out"
+            )
+    if not options.streamed:  # which goes on in a folder that an earlier call has begun
+        check_new_folder(options.save)
+    get_method(options.method)  # "dense" is none
+    target_sparsity(options.sparsity, options.pattern)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Print the perplexity of a model, and its scores on zero-shot tasks."""
+    model, tokenizer = load(options, options.device)
+    write_line(f"perplexity {measure(options, model, tokenizer):.6g}")
+    if options.tasks or options.limit is not None:
+        scores = helpers.zero_shot(
+            model, tokenizer, tasks=options.tasks, limit=options.limit
+        )
+        for name, score in scores.items():
+            write_line(
+                f"{name}: accuracy {score.accuracy:.4f}, stderr {score.stderr:.4f}"
+            )
+
+
+def load(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
+    """The model of the command line on a device, and its tokenizer."""
+    loader = helpers.load_streamed if options.streamed else helpers.load_model
+    model, tokenizer = loader(
+        options.model, revision=options.revision, device=device, dtype=options.dtype
+    )
+    if tokenizer is None:
+        raise BadParameter(
+            f"{options.model} holds no tokenizer: put its files into that folder"
+        )
+    return model, tokenizer
+
+
+def measure(options: argparse.Namespace, model: Any, tokenizer: Any) -> float:
+    """Perplexity on the evaluation windows."""
+    text = helpers.evaluation_tokens(options.evaluation, tokenizer)
+    return helpers.perplexity(
+        model,
+        text,
+        length=options.window,
+        limit=options.windows,
+        progress=False,
+    )
+
+
+def write_progress(done: int, total: int, name: str) -> None:
+    """Write a line at each twentieth of a part, so that a log stays short."""
+    if done * 20 // total > (done - 1) * 20 // total:
+        write_line(f"[{done}/{total}] {name}")
+
+
+def write_line(text: str) -> None:
+    """Write a line to standard output at once; of torchrun's processes only the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+# --- the options of the verbs -------------------------------------------------------------------
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that reports an error in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Write the error and exit with code 2, as argparse does."""
+        self.exit(2, f"{message}: see {self.prog} --help, also after the verb\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; in what it returns, `verb` is the one that was given."""
+    parser = OneLineParser(
+        "python -m helpers",
+        description="Prune a language model, or evaluate one.",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    prune = verbs.add_parser(
+        "prune",
+        help="prune a model and save it",
+        usage="%(prog)s MODEL --save FOLDER [option ...]",
+        description="Prune a model and save it to a folder that transformers can load. Prints the "
+        "sparsity, the mean layer error, and the perplexity before and after.",
+    )
+    add_pruning(prune)
+    add_calibration(prune)
+    add_model(prune)
+    evaluate = verbs.add_parser(
+        "evaluate",
+        help="measure perplexity and zero-shot accuracy",
+        usage="%(prog)s MODEL [option ...]",
+        description="Print the perplexity of a model and, with --tasks, its zero-shot accuracy.",
+    )
+    option = evaluate.add_argument_group("zero-shot tasks").add_argument
+    option("--tasks", nargs="+", default=[], metavar="TASK", help="such as piqa rte")
+    option("--limit", type=int, help="items of each task (default: all)")
+    add_model(evaluate)
+    verbs.add_parser(
+        "assets",
+        help="download the embedded model and texts",
+        description="Download models and texts, and say where they are.",
+    ).add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="what to download (default: everything but embedded-gemma)",
+    )
+    return parser
+
+
+def add_pruning(verb: argparse.ArgumentParser) -> None:
+    """Add the options that say how layers are pruned."""
+    option = verb.add_argument_group("pruning").add_argument
+    option(
+        "--save", required=True, metavar="FOLDER", help="new folder of the pruned model"
+    )
+    option(
+        "--method",
+        default="admm-grad",
+        help="layer-wise pruning method (default: %(default)s)",
+    )
+    option(
+        "--sparsity",
+        type=float,
+        help="fraction of weights set to zero, such as 0.6; an N:M pattern implies it",
+    )
+    option(
+        "--pattern",
+        default="unstructured",
+        help="N:M keeps N of every M inputs (default: %(default)s)",
+    )
+    option(
+        "--effort",
+        default="",
+        help="fast: allocate sparsity from gradients; balanced and long: also distil the dense "
+        "model into the kept weights",
+    )
+    option(
+        "--ignore",
+        nargs="+",
+        default=(),
+        metavar="PATTERN",
+        help='layers to keep dense, such as "*.down_proj"',
+    )
+    option(
+        "--allow-pruned",
+        action="store_true",
+        help="accept a model that is pruned already",
+    )
+    option(
+        "--options",
+        type=json_object,
+        default="{}",
+        metavar="JSON",
+        help="further arguments of prune_model and the method, such as '{\"iterations\": 30}'",
+    )
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Named arguments from a JSON object."""
+    return dict(json.loads(text))
+
+
+def add_calibration(verb: argparse.ArgumentParser) -> None:
+    """Add the options that choose the calibration text."""
+    option = verb.add_argument_group("calibration").add_argument
+    option(
+        "--calibration",
+        default="embedded",
+        help="embedded, c4, wikitext2 or a text file (default: %(default)s)",
+    )
+    option(
+        "--sequences",
+        type=int,
+        default=32,
+        help="calibration sequences (default: %(default)s)",
+    )
+    option(
+        "--length",
+        type=int,
+        default=512,
+        help="tokens in each sequence (default: %(default)s)",
+    )
+    option(
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed that draws the sequences (default: %(default)s)",
+    )
+
+
+def add_model(verb: argparse.ArgumentParser) -> None:
+    """Add the model, and the text on which its perplexity is measured."""
+    option = verb.add_argument_group("model").add_argument
+    option(
+        "model",
+        metavar="MODEL",
+        help="embedded, a folder, or a Hugging Face id with --revision",
+    )
+    option(
+        "--revision",
+        help="commit hash of a Hugging Face model, or main for the newest",
+    )
+    option(
+        "--streamed",
+        action="store_true",
+        help="hold one block in memory at a time, for a model larger than memory",
+    )
+    option(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or cuda:N (default: %(default)s)",
+    )
+    option(
+        "--dtype",
+        help="float32, bfloat16 or float16 (default: float16 on a GPU, else float32)",
+    )
+    option = verb.add_argument_group("perplexity").add_argument
+    option(
+        "--evaluation",
+        default="embedded",
+        help="embedded, wikitext2 or a text file (default: %(default)s)",
+    )
+    option(
+        "--windows",
+        type=int,
+        default=12,
+        help="evaluation windows (default: %(default)s)",
+    )
+    option(
+        "--window",
+        type=int,
+        default=1024,
+        help="tokens in each window (default: %(default)s)",
+    )
