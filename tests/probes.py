@@ -75,7 +75,7 @@ GEMMA = transformers.Gemma3TextConfig(
 # weights that are stored transposed
 GPT2 = transformers.GPT2Config(**WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=128)
 # positions that are computed, and windows of attention, which trees of texts cannot have
-BLOOM = transformers.BloomConfig(**WORDS, hidden_size=32, n_layer=1, n_head=4)
+BLOOM = transformers.BloomConfig(**WORDS, hidden_size=32, n_layer=2, n_head=4)
 GPT_NEO = transformers.GPTNeoConfig(
     **WORDS,
     hidden_size=32,
@@ -227,6 +227,11 @@ def calibration_text():
         identity = helpers.corpus_identity("embedded", drawn, tokenizer=tokenizer)
         found[name] = [digest(drawn), identity]
     return found
+
+
+@probe("text/default")
+def text_by_default():
+    return digest(helpers.calibration_tokens("embedded", embedded()[1]))
 
 
 @probe("text/evaluation")
@@ -623,6 +628,26 @@ def of_family(config: Any):
     }
 
 
+@probe("families/bloom")
+def of_blocks_that_return_more():
+    """A block's output is a tuple, and positions are arguments of each block."""
+    model, text = tiny(BLOOM)
+    calls = blocks.record_calls(model, text[:2])
+    found = [blocks.check_parity(model, calls, text[2:])]
+    for passes in (1, 2):
+        new = copy.deepcopy(model)
+        report = helpers.prune_model(
+            new,
+            text,
+            method="admm1",
+            pattern="2:4",
+            passes=passes,
+            progress=False,
+        )
+        found.append([weights_of(new), report.error, report.parity])
+    return found
+
+
 @probe("families/tiny")
 def random_model():
     """The model of the plan smoke."""
@@ -716,7 +741,7 @@ def at_the_ends():
             digest(*guided.importance.values()),
             helpers.owl(model, text, sparsity=sparsity, spread=0.9, outliers=2.0),
         ]
-    one_block, _ = tiny(BLOOM)  # which cannot differ from others
+    one_block = cut(tiny(BLOOM)[0], 1)  # which cannot differ from others
     return found | {"one block": helpers.owl(one_block, text, sparsity=0.5)}
 
 
@@ -833,6 +858,26 @@ def scored(task: str):
 
 for name in tasks.TASKS:
     probe(f"zero-shot/{name}", task=name)(scored)
+
+
+@probe("zero-shot/requests")
+def requests_of_all_lengths():
+    """Contexts that begin alike, and texts as long as the model takes, and longer."""
+    model, _ = tiny(GPT2)
+    text = torch.randint(3, 97, (140,)).tolist()
+    requests = [
+        (("", ""), text[:start] + text[70:end], text[-answer:])
+        for start, end in ((20, 40), (20, 30), (30, 70), (0, 71), (50, 140))
+        for answer in (1, 3, 8, 9, 10)
+    ]
+    harness = scoring.TreeLM(
+        pretrained=model,
+        tokenizer=copy.deepcopy(embedded()[1]),
+        batch_size=2,
+        backend="causal",
+    )
+    with contextlib.redirect_stderr(io.StringIO()):
+        return harness._loglikelihood_tokens(requests, disable_tqdm=True)
 
 
 @probe("zero-shot/without trees")
