@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -268,7 +269,7 @@ def files_of_text():
 @probe("text/published")
 def published_text():
     """The papers' own draws, from documents that are here."""
-    documents = corpora.c4_documents()[:30]
+    documents = corpora.c4_documents()[:32]
     rows = datasets.Dataset.from_dict({"text": documents})
     draw = DRAW | {"length": 256}
     with mock.patch.object(corpora, "_hub_rows", lambda *_: rows):
@@ -293,6 +294,28 @@ def overlapping_text():
         path.write_text("A text that is read again and again. " * 20, "utf-8")
         drawn = helpers.calibration_tokens(path, embedded()[1], **DRAW | {"length": 32})
     return digest(drawn)
+
+
+@probe("text/offsets")
+def offsets():
+    """Windows in a text that is too short, that they fill, and with room."""
+    return {n: corpora._offsets(n, 4, 16, Random(0)) for n in (40, 64, 65, 200)}
+
+
+@probe("text/one window")
+def one_window():
+    """Of wikitext2, from a text that is hardly longer or no longer than it."""
+    texts = corpora.c4_documents()[:2]
+    length = len(embedded()[1](" ".join(texts))["input_ids"])
+    with mock.patch.object(corpora, "_hub_rows", lambda *_: {"text": texts}):
+        return [
+            digest(
+                helpers.calibration_tokens(
+                    "wikitext2", embedded()[1], **DRAW | {"length": length - fewer}
+                )
+            )
+            for fewer in (0, 1, 2, 3)
+        ]
 
 
 @probe("text/split")
