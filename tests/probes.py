@@ -925,6 +925,11 @@ def metrics_of_tasks():
     return [*found, tasks.paired_difference(*right)]
 
 
+@probe("zero-shot/table")
+def table_of_tasks():
+    return {name: list(task) for name, task in tasks.TASK_TABLE.items()}
+
+
 @probe("zero-shot/identity")
 def identity_of_tasks():
     return tasks.tasks_identity()
