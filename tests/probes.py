@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -68,7 +69,7 @@ GEMMA = transformers.Gemma3TextConfig(
 # weights that are stored transposed
 GPT2 = transformers.GPT2Config(**WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=128)
 # positions that are computed, and windows of attention, which trees of texts cannot have
-BLOOM = transformers.BloomConfig(**WORDS, hidden_size=32, n_layer=1, n_head=4)
+BLOOM = transformers.BloomConfig(**WORDS, hidden_size=32, n_layer=2, n_head=4)
 GPT_NEO = transformers.GPTNeoConfig(
     **WORDS,
     hidden_size=32,
@@ -222,6 +223,11 @@ def calibration_text():
     return found
 
 
+@probe("text/default")
+def text_by_default():
+    return digest(helpers.calibration_tokens("embedded", embedded()[1]))
+
+
 @probe("text/evaluation")
 def evaluation_text():
     text = helpers.evaluation_tokens("embedded", embedded()[1])
@@ -256,7 +262,7 @@ def files_of_text():
 @probe("text/published")
 def published_text():
     """The papers' own draws, from documents that are here."""
-    documents = corpora.c4_documents()[:30]
+    documents = corpora.c4_documents()[:32]
     rows = datasets.Dataset.from_dict({"text": documents})
     draw = DRAW | {"length": 256}
     with mock.patch.object(corpora, "_hub_rows", lambda *_: rows):
@@ -281,6 +287,28 @@ def overlapping_text():
         path.write_text("A text that is read again and again. " * 20, "utf-8")
         drawn = helpers.calibration_tokens(path, embedded()[1], **DRAW | {"length": 32})
     return digest(drawn)
+
+
+@probe("text/offsets")
+def offsets():
+    """Windows in a text that is too short, that they fill, and with room."""
+    return {n: corpora._offsets(n, 4, 16, Random(0)) for n in (40, 64, 65, 200)}
+
+
+@probe("text/one window")
+def one_window():
+    """Of wikitext2, from a text that is hardly longer or no longer than it."""
+    texts = corpora.c4_documents()[:2]
+    length = len(embedded()[1](" ".join(texts))["input_ids"])
+    with mock.patch.object(corpora, "_hub_rows", lambda *_: {"text": texts}):
+        return [
+            digest(
+                helpers.calibration_tokens(
+                    "wikitext2", embedded()[1], **DRAW | {"length": length - fewer}
+                )
+            )
+            for fewer in (0, 1, 2, 3)
+        ]
 
 
 @probe("text/split")
@@ -616,6 +644,26 @@ def of_family(config: Any):
     }
 
 
+@probe("families/bloom")
+def of_blocks_that_return_more():
+    """A block's output is a tuple, and positions are arguments of each block."""
+    model, text = tiny(BLOOM)
+    calls = blocks.record_calls(model, text[:2])
+    found = [blocks.check_parity(model, calls, text[2:])]
+    for passes in (1, 2):
+        new = copy.deepcopy(model)
+        report = helpers.prune_model(
+            new,
+            text,
+            method="admm1",
+            pattern="2:4",
+            passes=passes,
+            progress=False,
+        )
+        found.append([weights_of(new), report.error, report.parity])
+    return found
+
+
 @probe("families/tiny")
 def random_model():
     """The model of the plan smoke."""
@@ -710,7 +758,7 @@ def at_the_ends():
             digest(*guided.importance.values()),
             helpers.owl(model, text, sparsity=sparsity, spread=0.9, outliers=2.0),
         ]
-    one_block, _ = tiny(BLOOM)  # which cannot differ from others
+    one_block = cut(tiny(BLOOM)[0], 1)  # which cannot differ from others
     return found | {"one block": helpers.owl(one_block, text, sparsity=0.5)}
 
 
@@ -829,6 +877,26 @@ for name in tasks.TASKS:
     probe(f"zero-shot/{name}", task=name)(scored)
 
 
+@probe("zero-shot/requests")
+def requests_of_all_lengths():
+    """Contexts that begin alike, and texts as long as the model takes, and longer."""
+    model, _ = tiny(GPT2)
+    text = torch.randint(3, 97, (140,)).tolist()
+    requests = [
+        (("", ""), text[:start] + text[70:end], text[-answer:])
+        for start, end in ((20, 40), (20, 30), (30, 70), (0, 71), (50, 140))
+        for answer in (1, 3, 8, 9, 10)
+    ]
+    harness = scoring.TreeLM(
+        pretrained=model,
+        tokenizer=copy.deepcopy(embedded()[1]),
+        batch_size=2,
+        backend="causal",
+    )
+    with contextlib.redirect_stderr(io.StringIO()):
+        return harness._loglikelihood_tokens(requests, disable_tqdm=True)
+
+
 @probe("zero-shot/without trees")
 def without_trees():
     configs = {"bloom": BLOOM, "gpt-neo": GPT_NEO}
@@ -848,6 +916,11 @@ def metrics_of_tasks():
     scores["sciq"] = zero_shot.TaskScore("sciq", 1.0, 4400, many, many, None, many)
     none = zero_shot.TaskScore("rte", 1.0, 277, items, [0] * 8, None, items)
     return [zero_shot.zero_shot_metrics(given) for given in (scores, {"rte": none})]
+
+
+@probe("zero-shot/table")
+def table_of_tasks():
+    return {name: list(task) for name, task in tasks.TASK_TABLE.items()}
 
 
 @probe("zero-shot/identity")
