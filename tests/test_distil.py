@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from helpers import device, prune_model
 from helpers.beyond import distil as module
-from helpers.beyond import training
 from helpers.beyond.distil import distil, divergence, divergence_and_gradient
 from helpers.errors import BadParameter, NonFinite, OutOfMemory
 from helpers.models import find_blocks
@@ -34,23 +33,13 @@ def plain_divergence(logits, target):
     return functional.kl_div(ours, wanted, reduction="batchmean", log_target=True)
 
 
-def test_divergence_and_gradient_are_autograds():
-    logits = torch.randn(2, 40, 50, dtype=torch.float64, requires_grad=True)
-    target = 3 * torch.randn(2, 40, 50, dtype=torch.float64)
-    loss, slope = divergence_and_gradient(logits.detach(), target)
-    plain = plain_divergence(logits, target)
-    plain.backward()
-    assert loss == pytest.approx(plain.item(), rel=1e-6)
-    torch.testing.assert_close(slope, logits.grad, rtol=1e-5, atol=1e-9)
-
-
 def test_a_step_is_adams():
     # two steps by hand: torch's own loss, one mask on the gradient, plain Adam, and a rate for each
     # parameter by the size of what is not zero in it
     model, dense, tokens = pair()
     other = copy.deepcopy(model)
     text = tokens[:3]
-    distil(model, dense, text, rate=2e-3, vector_rate=3e-3, held_out=1)
+    report = distil(model, dense, text, rate=2e-3, vector_rate=3e-3, held_out=1)
     weights = [other.get_submodule(n).weight for n in fam.pruned_names("llama")]
     keeps = [w.detach() != 0 for w in weights]
     shares = {p: 3e-3 for p in other.parameters() if p.ndim == 1}
@@ -58,15 +47,19 @@ def test_a_step_is_adams():
     optimiser = torch.optim.Adam([{"params": [p]} for p in shares], betas=(0.9, 0.98))
     rates = [s * p[p != 0].square().mean().sqrt().item() for p, s in shares.items()]
     before = divergence(other, dense, text[2:])
+    losses = []
     for row, scale in zip(text[:2], (1.0, 0.5), strict=True):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * scale
         logits, wanted = (each(row[None]).logits for each in (other, dense))
-        plain_divergence(logits, wanted.detach()).backward()
+        loss = plain_divergence(logits, wanted.detach())
+        losses.append(pytest.approx(loss.item(), rel=1e-4))
+        loss.backward()
         for weight, keep in zip(weights, keeps, strict=True):
             weight.grad.mul_(keep)
         optimiser.step()
         optimiser.zero_grad()
+    assert report.losses == losses
     # so that the trained weights are kept
     assert divergence(other, dense, text[2:]) < before
     for name, parameter in other.named_parameters():
@@ -126,15 +119,6 @@ def test_a_repair_that_does_harm_is_given_up_with_a_warning(caplog):
     assert report.warning and report.warning in caplog.text
 
 
-def test_the_held_out_text_is_not_trained_on():
-    model, dense, tokens = pair()
-    changed = tokens.clone()
-    changed[-4:] = fam.random_tokens(seed=99)
-    first, second = (distil(copy.deepcopy(model), dense, t) for t in (tokens, changed))
-    assert first.losses == second.losses
-    assert first.held_out != second.held_out
-
-
 @pytest.mark.parametrize(
     "stop, error, words",
     [
@@ -186,11 +170,3 @@ def test_what_cannot_be_trained_is_refused_before_anything_changes(one_line_erro
         with one_line_error(BadParameter, word):
             distil(**given | change)
     assert not fam.changed(model, before)
-
-
-def test_the_rate_rises_then_falls_to_zero():
-    rates = [training.rate_at(step, 20) for step in range(1, 21)]
-    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])  # 15 % of 20
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert 0 < rates[-1] < 0.01
-    assert training.rate_at(1, 1) == 1.0
