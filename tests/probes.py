@@ -887,7 +887,7 @@ def requests_of_all_lengths():
         for start, end in ((20, 40), (20, 30), (30, 70), (0, 71), (50, 140))
         for answer in (1, 3, 8, 9, 10)
     ]
-    harness = scoring.TreeLM(
+    harness = token_trees.TreeLM(
         pretrained=model,
         tokenizer=copy.deepcopy(embedded()[1]),
         batch_size=2,

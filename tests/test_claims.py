@@ -266,7 +266,9 @@ CASES = {
     11: perplexity_cases("sparsegpt", "wanda"),
     12: {
         HOLDS: timed(117.0, 118.0, 119.0),
-        FAILS: timed(140.0, 141.0, 142.0),
+        FAILS: timed(
+            126.5, 127.0, 127.5
+        ),  # ln 1.27 is below 0.25: the limit is ln 1.25
         OPEN: timed(110.0, 120.0, 130.0),
         UNTESTED: timed(117.0, 118.0, 119.0, alone=False),
     },

@@ -120,15 +120,6 @@ def test_it_says_how_many_records_of_its_tables_are_of_earlier_code():
     ]
 
 
-def test_it_is_read_in_four_minutes():
-    text = re.sub(rf"\(?{EARLIER}[,.)]*|[|:-]{{2,}}|\|", " ", README)
-    assert len(text.split()) <= 1030
-    blocks = re.findall(r"```\w*\n(.*?)```", README, re.DOTALL)
-    assert (
-        max(map(len, "\n".join(blocks).splitlines())) <= 80
-    )  # GitHub clips longer lines
-
-
 def test_links_of_every_page_lead_to_files():
     listed = ["git", "ls-files", "-z", "*.md"]
     names = subprocess.check_output(listed, cwd=root(), text=True)

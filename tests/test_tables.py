@@ -11,6 +11,7 @@ from handmade import metric, pruned, repaired, scored, update_row, with_series
 from helpers.paths import reference_dir
 from helpers.report import claims_markdown, tables, to_markdown, with_half, write_tables
 from helpers.report.records import read_records
+from helpers.report.runs_table import runs_frame
 from helpers.report.tables import all_tables
 
 
@@ -159,6 +160,7 @@ def test_rows_on_two_texts_have_two_names():
     (table,) = all_tables(runs)["perplexity"]
     assert "| Wanda (calibration=law.txt) | 40.00 |" in table.markdown
     assert "| Wanda (calibration=news.txt) | 50.00 |" in table.markdown
+    assert runs_frame(runs)["usual"].tolist() == [True, True, False, False]
 
 
 # the mean of three seeds and of nothing else
@@ -232,15 +234,19 @@ def test_zero_shot_has_the_papers_columns_and_a_mean():
 
 def test_paired_differences_are_of_the_same_items():
     runs = [
-        scored("dense", arc_easy=[1, 1, 1, 0] * 10, rte=[1, 0]),
-        scored("wanda", arc_easy=[1, 0, 0, 0] * 10, rte=[1, 0]),
+        scored("dense", arc_easy=[1, 1, 1, 0] * 10, rte=[1, 1, 1, 1]),
+        scored("wanda", arc_easy=[1, 1, 1, 1] * 10, rte=[1, 1, 1, 1]),
+        scored(
+            "wanda", arc_easy=[1, 0, 0, 0] * 10, rte=[0, 0, 1, 1]
+        ),  # the last counts
     ]
     row = tables.paired_table(runs).loc["wanda, 50 % − dense"]
     # differences 0, −1, −1, 0: mean −0.5, deviation 0.5064, over the root of 40
     assert row["ARC-e"] == "**-0.500 ± 0.080**"
-    assert row["RTE"] == "+0.000 ± 0.000"
-    for task in runs[1]["series"]["zero_shot"].values():
-        task["items"] = [number + 100 for number in task["items"]]
+    assert row["RTE"] == "-0.500 ± 0.289"  # 0.5774 / 2, and 1.7 times that is not bold
+    for run in runs[1:]:
+        for task in run["series"]["zero_shot"].values():
+            task["items"] = [number + 100 for number in task["items"]]
     assert tables.paired_table(runs).empty
 
 

@@ -228,6 +228,8 @@ def _scale(record: Record) -> str:
     parts = []
     if "sequences" in record["parameters"]:
         parts.append("{sequences} x {length} tokens".format_map(record["parameters"]))
+    if record["parameters"].get("windows"):
+        parts.append("{windows} windows of {window}".format_map(record["parameters"]))
     tasks = (record["series"] or {}).get("zero_shot", {}).values()
     if tasks:
         questions = sum(len(task["items"]) for task in tasks)

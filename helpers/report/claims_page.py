@@ -54,9 +54,9 @@ RULES = (
     "Methods are compared in pairs of one calibration draw (seed), one setting (that of most runs) "
     "and one processor. Several records of one draw count once, with their mean.",
     f"A column (a sparsity or a pattern) decides by its own draws, {FEWEST} at the least. One with "
-    "fewer is shown without ± and decides nothing.",
+    "fewer is shown without ± and decides nothing. The number of draws stands in brackets.",
     "± is half of Student's 95 % interval over draws. Draws that answer the same questions share "
-    "their luck: the standard error over questions is added in quadrature, and is all of ± where "
+    "their luck: two standard errors over questions are added in quadrature, and are all of it if "
     "there are too few draws.",
     "A claim of several columns holds if all of them lie on its side of the limit by more than ± "
     "(so its p is the largest), and does not hold if one lies on the other side by more than ± "
@@ -67,8 +67,8 @@ RULES = (
     "rounding on another processor does as much.",
     f"Claims about layers must be true of {100 * MOST:.0f} % of the problems (a layer at a "
     f"sparsity, on one mask by Wanda's score, budget per matrix) on {FEWEST_LAYERS} layers or "
-    f"more; at {100 * HALF:.0f} % or fewer they do not hold. These are counts, without an "
-    "interval.",
+    f"more; at {100 * HALF:.0f} % or fewer they do not hold. “Worst” is the problem "
+    "that speaks most against the claim. These are counts, without an interval.",
     "Seconds decide only in runs that were timed alone, without others beside them.",
     f"“{OPEN.capitalize()}”: the interval straddles the limit, or a count lies between. "
     f"“{UNTESTED.capitalize()}”: no or too few runs, said which; “points to” says where they lie.",
