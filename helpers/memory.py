@@ -92,7 +92,7 @@ def free_memory() -> Memory:
 
 def ram() -> tuple[int, int]:
     """(free, total) bytes of RAM that this process may use: the machine's or its container's."""
-    import psutil  # here, since the doctor imports this module before anything is installed
+    import psutil  # here: `--help` works before anything is installed
 
     machine = psutil.virtual_memory()
     free = machine.available

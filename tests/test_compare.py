@@ -176,22 +176,8 @@ def test_the_damage_of_a_run_that_measures_its_dense_model_itself():
     )
 
 
-@pytest.mark.parametrize(
-    "seeds, values, limit",
-    [
-        ((0, 1, 2), (0.20, 0.22, 0.21), 2 / 21),
-        ((0, 1, 2), (1.0, 9.0, 9.0), CEILING),
-        ((0, 1, 2), (0.2, 0.2, 0.2001), FLOOR),  # seeds that agree by chance
-        ((0, 1, 0), (0.20, 0.22, 0.24), FLOOR),
-    ],
-)
-def test_on_another_machine_other_numbers_may_move_as_over_seeds(seeds, values, limit):
-    plan = [run(20.0, 9, "b")]
-    for seed, value in zip(seeds, values, strict=True):
-        error = {"metrics": {"mean_layer_error": metric(value)}}
-        plan += [run(20.0, seed) | error]
-    found = limits(plan[1], plan)["mean_layer_error"]
-    assert found == pytest.approx(limit)
+def test_on_another_machine_other_numbers_may_move_by_two_percent():
+    assert limits(numbers(mean_layer_error=0.2), [])["mean_layer_error"] == FLOOR
 
 
 @pytest.mark.parametrize("change, near", [(1.019, True), (1.09, False)])

@@ -43,18 +43,16 @@ def test_the_probe_runs_here(monkeypatch):
     """In a process of its own, with torch; one that hangs has failed."""
     monkeypatch.setattr(doctor, "has_nvidia_driver", lambda: False)
     assert doctor.check_torch().state == "ok"
-    assert "timed out" in doctor.run("-c", "while 1: pass", seconds=0.2)[1]
+    assert "timed out" in doctor.run("-c", "while 1: pass", seconds=0.2)[1][0]
 
 
 def test_what_a_machine_lacks(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     monkeypatch.setenv("PRUNING_CACHE", str(cache))
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
-    assert doctor.check_python().state == doctor.check_memory().state == "ok"
-    assert doctor.check_downloads().state == "note"
+    assert doctor.check_python().state == "ok"
     monkeypatch.setattr(doctor, "OLDEST_PYTHON", (9, 0))
-    monkeypatch.setattr(doctor, "ram", lambda: (10**9, 10**10))
-    assert doctor.check_python().state == doctor.check_memory().state == "fix"
+    assert doctor.check_python().state == "fix"
     usage = shutil.disk_usage(tmp_path)._replace(free=8 * 10**8)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     # downloads take 1 GB, results less, and the packages are there

@@ -15,16 +15,14 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from helpers.errors import first_line
 from helpers.machine.nvidia import has_nvidia_driver
-from helpers.memory import ram
 from helpers.paths import cache_dir, results_dir, root
 
 OLDEST_PYTHON = (3, 11)
 PACKAGES = ("numpy", "pandas", "psutil", "torch", "transformers", "papermill")
 # measured in GB: downloads and the model made from them; .venv with torch for CPUs, with CUDA
-# (local_setup.py tells which); a run's results; RAM of a run with the embedded model
-CACHE_GB, CPU_GB, CUDA_GB, RESULTS_GB, RUN_GB = 1.0, 2.5, 7.5, 0.3, 2.0
+# (local_setup.py tells which); a run's results
+CACHE_GB, CPU_GB, CUDA_GB, RESULTS_GB = 1.0, 2.5, 7.5, 0.3
 PROBE = (
     "import torch; print(torch.cuda.is_available() and torch.cuda.get_device_name())"
 )
@@ -42,8 +40,8 @@ class Finding(NamedTuple):
 def examine() -> int:
     """Print the findings; the exit code is 1 if something must be fixed."""
     findings = [check_python(), check_packages(), *check_disk()]
-    if not missing_packages():  # the others need them
-        findings += [check_torch(), check_memory(), check_downloads()]
+    if not missing_packages():
+        findings.append(check_torch())
     lines = []
     for finding in findings:
         lines.append(f"{finding.state:<4}  {finding.subject:<9} {finding.text}")
@@ -76,13 +74,12 @@ def check_packages() -> Finding:
     if missing := missing_packages():
         text = f"without {', '.join(missing)}"
         return Finding("packages", text, "fix", "run: make setup")
-    lines, failure = run("-m", "pip", "check")
-    if not failure:
+    good, lines = run("-m", "pip", "check")
+    if good:
         return Finding("packages", "pip finds no conflict")
     # only a note: it may be about packages that the project does not use
-    text = "; ".join(lines[:3]) or f"pip does not work: {failure}"
     advice = "remove .venv/.installed and run: make setup"
-    return Finding("packages", text, "note", advice)
+    return Finding("packages", "; ".join(lines[-3:]), "note", advice)
 
 
 def check_disk() -> Iterator[Finding]:
@@ -110,12 +107,12 @@ def check_disk() -> Iterator[Finding]:
 
 def check_torch() -> Finding:
     """Whether torch loads, and whether it can use a GPU that is there."""
-    lines, failure = run("-c", PROBE, seconds=60)
-    if failure:
+    good, lines = run("-c", PROBE, seconds=60)
+    if not good:
         advice = (
             "remove the folder .venv and run: make setup (under load, first try again)"
         )
-        return Finding("torch", f"it does not load: {failure}", "fix", advice)
+        return Finding("torch", f"it does not load: {lines[-1]}", "fix", advice)
     if lines[-1] != "False":
         return Finding("torch", lines[-1])
     if not has_nvidia_driver():
@@ -125,46 +122,17 @@ def check_torch() -> Finding:
     return Finding("torch", text, "note", advice)
 
 
-def check_memory() -> Finding:
-    """RAM that is free, of the machine or its container."""
-    free, total = ram()
-    text = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
-    if free >= 1e9 * RUN_GB:
-        return Finding("memory", text)
-    advice = "close other programs, or try PLAN=smoke, which takes less"
-    return Finding("memory", f"{text}: a run takes about 2 GB", "fix", advice)
-
-
-def check_downloads() -> Finding:
-    """Whether the pinned downloads are there; `make assets` compares their hashes too."""
-    from helpers.data.assets import ASSETS  # here, because it needs packages
-
-    missing = [
-        path
-        for asset in ASSETS.values()
-        for path, _ in asset.members.values()
-        if not (
-            cache_dir() / f"assets/{asset.package}-{asset.version}/{path}"
-        ).is_file()
-    ]
-    if not missing:
-        return Finding("downloads", "all files there (make assets compares hashes)")
-    text = f"not there yet: {', '.join(missing)}"
-    advice = "run once with a network: make assets (make reproduce does it too)"
-    return Finding("downloads", text, "note", advice)
-
-
-def run(*arguments: str, seconds: float = 30) -> tuple[list[str], str]:
-    """What Python prints, in lines, and why it failed or did not end in time ("" if not)."""
-    command = [sys.executable, *arguments]
+def run(*arguments: str, seconds: float = 30) -> tuple[bool, list[str]]:
+    """Whether Python ends well in time, and what it prints: a line at least, errors first."""
     try:
         done = subprocess.run(
-            command, timeout=seconds, capture_output=True, text=True, errors="replace"
+            [sys.executable, *arguments],
+            timeout=seconds,
+            capture_output=True,
+            text=True,
+            errors="replace",
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return [], first_line(error)
-    failure = ""
-    if done.returncode:
-        errors = done.stderr.strip().splitlines()
-        failure = errors[-1] if errors else f"it ended with code {done.returncode}"
-    return done.stdout.splitlines(), failure
+    except subprocess.TimeoutExpired as error:
+        return False, [str(error)]
+    lines = (done.stderr + done.stdout).splitlines()
+    return not done.returncode, lines or [f"it ended with code {done.returncode}"]

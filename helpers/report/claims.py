@@ -15,8 +15,9 @@ import pandas as pd
 from scipy import stats
 
 from helpers.report.beyond import BASE, GUIDED
-from helpers.report.claim_draws import QUANTITIES, RECIPE, Draws, Quantity
+from helpers.report.claim_draws import QUANTITIES, RECIPE, Draws
 from helpers.report.records import Records
+from helpers.report.runs_table import FEWEST, confidence_interval
 
 HOLDS = "holds"
 FAILS = "does not hold"
@@ -28,7 +29,6 @@ DECIDING = ("full", "beyond")  # the plans whose committed records decide claims
 
 # of errors: of one interval and, by Holm's correction, of all claims of a page
 LEVEL = 0.05
-FEWEST = 3  # draws: a column with fewer is shown and decides nothing
 # a change of perplexity that is none: rounding on another processor does as much
 NEGLIGIBLE = 0.02
 OVERHEAD = 0.25  # seconds that count as "about as long"
@@ -336,10 +336,8 @@ CLAIMS = (
 # ------------------------------------------------------------------ from draws to verdicts
 
 
-EVIDENCE = [
-    *("number", "at", *Condition._fields, "mean", "half", "n", "p", "lead", "lacks"),
-    *("scale", "median", "worst", "right", "unknown"),
-]
+# a column without runs
+NOTHING = {"n": 0, "scale": ""} | dict.fromkeys(["mean", "half", "p", "lead"], math.nan)
 
 
 def evidence(records: Records, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
@@ -356,62 +354,61 @@ def evidence(records: Records, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame
     rows = []
     for claim in claims:
         for condition in claim.conditions:
-            quantity = QUANTITIES[condition.quantity]
             draws = found.of(condition.quantity, condition.of, condition.against)
-            if quantity.timed and draws["timed"].any():
+            if QUANTITIES[condition.quantity].timed and draws["timed"].any():
                 draws = draws[draws["timed"]]
-            rows += [
-                condition._asdict()
-                | {"number": claim.number, "at": at, "needed": at in condition.needed}
-                | _column(condition, quantity, draws[draws["at"] == at])
-                for at in (*condition.needed, *condition.also)
-                if at in condition.needed or at in set(draws["at"])
-            ]
-    return pd.DataFrame(rows, columns=EVIDENCE)
+            for at in (*condition.needed, *condition.also):
+                own = draws[draws["at"] == at]
+                if len(own) or at in condition.needed:
+                    row = {"number": claim.number, **condition._asdict()}
+                    row |= {"at": at, "needed": at in condition.needed}
+                    rows.append(row | _column(condition, own))
+    return pd.DataFrame(rows)
 
 
-def _column(
-    condition: Condition, quantity: Quantity, draws: pd.DataFrame
-) -> dict[str, Any]:
+def _column(condition: Condition, draws: pd.DataFrame) -> dict[str, Any]:
     """What the draws of one column, or layer problems, say of a condition; see `evidence`."""
+    quantity = QUANTITIES[condition.quantity]
     if draws.empty:
         lacks = RUNS if quantity.notebook else "an update study (notebook 02)"
-        return {"n": 0, "mean": math.nan, "lacks": lacks, "scale": ""}
-    row = (_mean if quantity.notebook else _count)(condition, quantity, draws)
+        return NOTHING | {"lacks": lacks}
+    if quantity.notebook:
+        row = _mean(condition, quantity.logarithm, draws)
+    else:
+        row = _count(condition, draws)
     if quantity.timed and not draws["timed"].any():
         row["lacks"] = ALONE
-    return row | {"scale": "; ".join(draws["scale"].unique())}
+    return NOTHING | row | {"scale": "; ".join(draws["scale"].unique())}
 
 
-def _mean(
-    condition: Condition, quantity: Quantity, draws: pd.DataFrame
-) -> dict[str, Any]:
+def _mean(condition: Condition, logarithm: bool, draws: pd.DataFrame) -> dict[str, Any]:
     """The mean over draws with Student's interval, and the p of its distance from the limit."""
     # several records of one draw count once
     values = draws.groupby("draw")["value"].mean()
-    n, mean = len(values), values.mean()
+    n = len(values)
     enough = n >= FEWEST
-    quantile = stats.t.ppf(1 - LEVEL / 2, n - 1)
+    mean, half = confidence_interval(values)
     # draws that answer the same questions share their luck; that of others is in their spread
     shared = draws["questions"].nunique() < n or not enough
     luck = 2 * shared * draws["error"].mean()
-    half = math.hypot(quantile * values.sem(), luck) if enough else luck
-    limit = math.log1p(condition.limit) if quantity.logarithm else condition.limit
-    far = mean - limit
-    p = 2 * stats.t.sf(abs(far) / max(half, TINY) * quantile, n - 1)
-    if quantity.logarithm:
+    if enough or luck:
+        half = math.hypot(half if enough else 0.0, luck)
+    far = mean - (math.log1p(condition.limit) if logarithm else condition.limit)
+    # without luck this is far / sem
+    errors = stats.t.ppf(1 - LEVEL / 2, n - 1) * abs(far) / max(half, TINY)
+    if logarithm:
         mean, half = math.expm1(mean), half * math.exp(mean)
     return {
         "n": n,
         "mean": mean,
-        "half": half if enough or luck else math.nan,
-        "p": p if enough else math.nan,
+        "half": half,
+        "p": 2 * stats.t.sf(errors, n - 1) if enough else math.nan,
         "lead": condition.side * far,
         "lacks": "" if enough else f"{FEWEST} draws",
     }
 
 
-def _count(condition: Condition, _: Quantity, problems: pd.DataFrame) -> dict[str, Any]:
+def _count(condition: Condition, problems: pd.DataFrame) -> dict[str, Any]:
     """On how many layer problems the value is on the right side; NaN: that is not known.
 
     A count has no interval: its p is 0 where it decides and 1 where not, and is in no family.

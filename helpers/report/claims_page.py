@@ -18,7 +18,6 @@ from helpers.report.claims import (
     ALONE,
     DECIDING,
     FAILS,
-    FEWEST,
     FEWEST_LAYERS,
     HALF,
     HOLDS,
@@ -35,6 +34,7 @@ from helpers.report.claims import (
 from helpers.report.labels import display_name
 from helpers.report.records import Record, Records, read_records
 from helpers.report.runs_table import (
+    FEWEST,
     by_model,
     common_parameters,
     full_name,

@@ -28,7 +28,7 @@ The chance that an answer turns (TURNED) comes from 13 pairs of zero-shot record
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -43,12 +43,7 @@ from helpers.report.runs_table import processor_of
 EQUAL = 1e-13  # Python 3.12 adds floats more exactly than 3.11
 SAME = 1e-3
 ROUNDING = 1e-4
-FLOOR = 0.02
-CEILING = 0.15  # no perplexity, and no range over seeds, may differ by more
-FEWEST_SEEDS = 3
-# of the damage, by method; SHARE for all others and for every run that is guided or trained
-SHARES = {"wanda": 0.015, "admm1": 0.005, "sparsegpt": 0.04, "admm-grad": 0.04}
-SHARE = 0.075
+CEILING = 0.15  # no perplexity may differ by more
 LEAST_DAMAGE = 0.1  # a mask may flip even where pruning costs nothing
 UNKNOWN = 0.05  # of a perplexity whose dense model is not known
 MEDIAN = 0.02  # of the errors of all layers
@@ -88,9 +83,8 @@ class Rule:
 
     paths: str
     when: str  # words that must all be among a run's `traits`
-    # a fraction; a function of metric, reference and plan that gives it; None: not judged
-    limit: float | Callable[[str, Record, Sequence[Record]], float] | None
-    why: str = ""
+    limit: float | None  # a fraction; None: not judged
+    damage: bool = False  # a share of it: see `damage_limit`
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ class Comparison:
     reference: Any
     difference: float  # signed, relative; infinite for a missing value and unequal text
     limit: float
-    why: str = ""
+    damage: bool = False  # the limit is a share of it
     same: bool = False  # on the same kind of machine
 
     @property
@@ -132,8 +126,8 @@ def judge(records: Records, reference: Records, plan: Sequence[Record]) -> Verdi
     """Compare the records made here with the committed records of the same runs (`same_run`).
 
     A committed run that has no record here counts as compared and not reproduced, a record without
-    a committed one as without. `plan` are all committed records of the plan, for its seeds and
-    dense models.
+    a committed one as without. `plan` are all committed records of the plan, for its dense
+    models.
     """
     here = {record_id(record): record for record in records}
     committed = {record_id(record): record for record in reference}
@@ -201,39 +195,40 @@ def compare(
     record: Record, reference: Record, plan: Sequence[Record], same: bool
 ) -> Iterator[Comparison]:
     """The comparisons of one run; `same`: on the same kind of machine."""
+    run = record_id(reference)
     here = flatten(record)
     there = flatten(reference)
     words = traits(reference) | ({"same"} if same else set())
     rules = [rule for rule in RULES if words.issuperset(rule.when.split())]
-    groups = defaultdict(list)  # paths
-    for path in there:
+    groups = defaultdict(dict)  # of differences, by path
+    for path, value in there.items():
         rule = next((each for each in rules if fnmatchcase(path, each.paths)), None)
         if rule and rule.limit is not None:
             kind, _, name = path.partition("/")
-            alone = kind in ("metrics", "tokens")
-            groups[rule, kind, name if alone else ""].append(path)
+            alone = name if kind in ("metrics", "tokens") else ""
+            groups[rule, kind, alone][path] = difference(here.get(path), value)
     errors = []  # of all layers
-    for (rule, kind, name), paths in groups.items():
-        apart = {path: difference(here.get(path), there[path]) for path in paths}
-        number = len(paths)
-        limit = reference["metrics"].get(name, {}).get("tolerance", rule.limit)
-        if callable(limit):
-            limit = limit(name, reference, plan)
-        path = max(paths, key=lambda each: abs(apart[each]))
+    for (rule, kind, name), apart in groups.items():
+        number = len(apart)
+        path = max(apart, key=lambda each: abs(apart[each]))
         what = name or f"{path}, of {number}"
         values = here.get(path), there[path], apart[path]
+        limit = rule.limit
+        if rule.damage:
+            dense = dense_perplexity(name, reference, plan)
+            limit = damage_limit(limit, dense, there[path])
+        limit = reference["metrics"].get(name, {}).get("tolerance", limit)
         if kind in COUNTED:
             what = f"{kind} of {number}"
             equal = list(apart.values()).count(0.0)
             values = equal, number, (equal - number) / number
             limit = stats.binom.isf(RARE, number, limit) / number
-        elif kind == "error":
+        if kind == "error":
             errors += apart.values()
-        yield Comparison(record_id(reference), what, *values, limit, rule.why, same)
+        yield Comparison(run, what, *values, limit, rule.damage, same)
     if errors and not same:
         median = np.median(errors)
-        values = 1 + median, 1.0, median, MEDIAN
-        yield Comparison(record_id(reference), "error, median", *values)
+        yield Comparison(run, "error, median", 1 + median, 1.0, median, MEDIAN)
 
 
 def flatten(record: Record) -> dict[str, Any]:
@@ -272,7 +267,7 @@ def traits(reference: Record) -> set[str]:
     if parameters.get("allocation") or parameters.get("effort"):
         words.add("guided")
     elif not parameters.get("repair"):
-        words |= {parameters.get("method")} & SHARES.keys()
+        words.add(parameters.get("method"))
     # known to have read no calibration text
     if reference["data"] is not None and "calibration" not in reference["data"]:
         words.add("no-text")
@@ -289,17 +284,12 @@ def difference(here: Any, there: Any) -> float:
 # ------------------------------------------------------------------ limits
 
 
-def damage_limit(metric: str, reference: Record, plan: Sequence[Record]) -> float:
-    """A share of the damage: of a perplexity beside the dense model's, or of a divergence."""
-    known = traits(reference) & SHARES.keys()
-    share = SHARES[known.pop()] if known else SHARE
-    if metric.startswith("divergence"):
-        return share
-    dense = dense_perplexity(metric, reference, plan)
+def damage_limit(share: float, dense: float | None, perplexity: float) -> float:
+    """A share of the damage, as a part of a perplexity; `dense` is the dense model's, if known."""
     if dense is None:
         return UNKNOWN
-    damage = math.log(reference["metrics"][metric]["value"] / dense)
-    return min(math.expm1(share * max(damage, LEAST_DAMAGE)), CEILING)
+    damage = max(math.log(perplexity / dense), LEAST_DAMAGE)
+    return min(math.expm1(share * damage), CEILING)
 
 
 def dense_perplexity(
@@ -320,26 +310,6 @@ def dense_perplexity(
     return None
 
 
-def seeds_limit(metric: str, reference: Record, plan: Sequence[Record]) -> float:
-    """FLOOR, or the range over the plan's seeds of the same run if it has three or more."""
-    values = {}  # of several records of one seed the last counts
-    for record in plan:
-        setting, seeds = split_seeds(record)
-        if metric in record["metrics"] and setting == split_seeds(reference)[0]:
-            values[str(seeds)] = record["metrics"][metric]["value"]
-    if len(values) < FEWEST_SEEDS:
-        return FLOOR
-    numbers = list(values.values())
-    spread = np.ptp(numbers) / max(abs(np.mean(numbers)), SMALL)
-    return min(max(spread, FLOOR), CEILING)
-
-
-def split_seeds(record: Record) -> tuple[dict[str, Any], list]:
-    """The notebook and all parameters but the device and seeds, and the seeds."""
-    setting = record["parameters"] | {"device": None, "notebook": record["notebook"]}
-    return setting, [setting.pop(key) for key in sorted(setting) if "seed" in key]
-
-
 RULES = (
     Rule("metrics/sparsity", "", EQUAL),
     Rule("metrics/*", "no-text float32", ROUNDING),
@@ -347,9 +317,14 @@ RULES = (
     # notebooks 00 and 08 measure their dense model, and magnitude, too
     Rule("metrics/*_dense", "float32", ROUNDING),
     Rule("metrics/*_magnitude", "float32", ROUNDING),
-    Rule("metrics/divergence*", "", damage_limit, "share of the damage"),
-    Rule("metrics/perplexity*", "", damage_limit, "share of the damage"),
-    Rule("metrics/*", "", seeds_limit, "or the range over seeds"),
+    # of the damage, by method; the last also of every run that is guided or trained
+    Rule("metrics/perplexity*", "wanda", 0.015, damage=True),
+    Rule("metrics/perplexity*", "admm1", 0.005, damage=True),
+    Rule("metrics/perplexity*", "sparsegpt", 0.04, damage=True),
+    Rule("metrics/perplexity*", "admm-grad", 0.04, damage=True),
+    Rule("metrics/perplexity*", "", 0.075, damage=True),
+    Rule("metrics/divergence*", "", 0.075),  # itself a kind of damage
+    Rule("metrics/*", "", 0.02),
     Rule("tokens/*", "", EQUAL),
     Rule("error/*", "same", SAME),
     # gradients and OWL, which round too, have chosen the sparsities
@@ -435,7 +410,7 @@ def cells(item: Comparison) -> list[str]:
     if math.isinf(item.difference):
         apart = "missing" if item.here is None else "not equal"
     limit = f"{100 * item.limit:.3g} %" if item.limit > EQUAL else "equal"
-    limit += f" ({item.why})" if item.why else ""
+    limit += " (share of the damage)" if item.damage else ""
     within = "yes" if item.within else "NO"
     if not item.same and 1 < item.used < CLOSE:
         within += ", but close: another kind of processor may do that"

@@ -38,6 +38,12 @@ RIVALS = [
         for momentum in (0.5, 0.7, 0.8, 0.9, 0.95)
     ),
 ]
+SOLVERS = {
+    "admm": refit,
+    "cg": conjugate_gradients,
+    "adam": functools.partial(gradient_refit, optimiser="adam"),
+    "sgd": functools.partial(gradient_refit, optimiser="sgd"),
+}
 EVERY_ITERATION_TO = 20
 POINTS_A_DECADE = 8
 ADMM_ROWS = (5, 10, 20, 50)
@@ -119,13 +125,10 @@ def _variants(damping: float) -> list[dict]:
 
 def trace_points(last: int) -> list[int]:
     """The iterations at which a curve has a point: 1 to 20, about 8 a decade, and the last."""
-    points = set(range(1, min(last, EVERY_ITERATION_TO) + 1)) | {last}
-    # from there on at round(10^(k/8)) for whole k: equal distances on a logarithmic axis
-    power = math.ceil(POINTS_A_DECADE * math.log10(EVERY_ITERATION_TO + 1))
-    while (at := round(10 ** (power / POINTS_A_DECADE))) < last:
-        points.add(at)
-        power += 1
-    return sorted(points)
+    # round(10^(k/8)) for whole k: equal distances on a logarithmic axis
+    powers = range(math.ceil(POINTS_A_DECADE * math.log10(last)))
+    spread = (round(10 ** (power / POINTS_A_DECADE)) for power in powers)
+    return sorted({*range(1, min(last, EVERY_ITERATION_TO) + 1), *spread, last})
 
 
 class _Case:
@@ -230,13 +233,18 @@ class _Case:
         )
         settings = _settings(solver="sparsegpt", damping=used)
         rows.append(self.row(settings, None, new, seconds))
-        settings = _settings(solver="exact", damping=self.damping)
-        rows.append(self.row(settings, None, self.optimum, self.optimum_seconds))
-        for other in sorted({LIGHT_DAMPING, 0.0} - {self.damping}, reverse=True):
-            settings = _settings(solver="exact", damping=other)
-            answer = self.timed(
-                exact_least_squares, self.weight, self.gram, self.keep, damping=other
-            )
+        answers = {self.damping: (self.optimum, self.optimum_seconds)}
+        for damping in (LIGHT_DAMPING, 0.0):
+            if damping != self.damping:
+                answers[damping] = self.timed(
+                    exact_least_squares,
+                    self.weight,
+                    self.gram,
+                    self.keep,
+                    damping=damping,
+                )
+        for damping, answer in answers.items():
+            settings = _settings(solver="exact", damping=damping)
             rows.append(self.row(settings, None, *answer))
         return rows
 
@@ -250,8 +258,7 @@ class _Case:
         # one run gives all rows: what a solver has after 20 of 200 iterations is what 20 would give
         points = rows_at.union(trace_points(last))
         rows = []
-        names = ("iterations", "seconds", "error", "excess")
-        curve = {name: [] for name in names}
+        curve = {"iterations": [], "seconds": [], "error": [], "excess": []}
 
         def trace(iteration: int, new: Tensor, _: Tensor):
             nonlocal started
@@ -270,15 +277,10 @@ class _Case:
             # the clock goes on while the solver works, and not while its weight is measured
             started += self.now() - stopped
 
-        # conjugate gradients and ADMM have no learning rate; the optimisers share one function
-        solvers = {"admm": refit, "cg": conjugate_gradients}
-        solve = solvers.get(solver) or functools.partial(
-            gradient_refit, optimiser=solver
-        )
         options = {k: v for k, v in settings.items() if k != "solver" and v is not None}
         started = self.now()
         try:
-            solve(
+            SOLVERS[solver](
                 self.weight,
                 self.gram,
                 self.keep,
