@@ -99,7 +99,6 @@ def test_a_hub_that_is_not_reached(one_line_error):
 def test_a_damaged_checkpoint(saved, damage, one_line_error):
     weights = saved / "model.safetensors"
     config = saved / "config.json"
-    word = ""
     if damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:-1000])
     elif damage == "pickle":  # they are never loaded
@@ -109,10 +108,9 @@ def test_a_damaged_checkpoint(saved, damage, one_line_error):
         config.write_text("{")
     elif damage == "list":
         config.write_text("[1]")
-        word = "holds a list"
     else:
         config.unlink()
-    with one_line_error(BadParameter, str(saved), word):
+    with one_line_error(BadParameter, str(saved)):
         load_model(saved)
 
 
