@@ -25,8 +25,7 @@ from helpers.errors import (
 )
 from helpers.masks import select
 from helpers.methods import METHODS, register
-from helpers.model_state import PruningState, state_of
-from helpers.models import model_layers, read_weight
+from helpers.models import PruningState, model_layers, read_weight, state_of
 
 HALF = dict(method="wanda", sparsity=0.5)
 

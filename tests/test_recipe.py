@@ -18,7 +18,7 @@ from helpers.beyond.allocation import guide
 from helpers.beyond.distil import distil
 from helpers.beyond.recipe import HELD_OUT, Effort, text_needed
 from helpers.errors import BadParameter, HelpersError
-from helpers.model_state import state_of
+from helpers.models import state_of
 from helpers.studies import draw_windows
 
 
