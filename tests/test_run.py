@@ -222,7 +222,7 @@ def made(monkeypatch):
 
     for name in (
         "helpers.report.tables.write_tables",
-        "helpers.report.claims.write_claims",
+        "helpers.report.claims_page.write_claims",
     ):
         monkeypatch.setattr(name, lambda records, _: None)
     monkeypatch.setattr("helpers.report.plots.write_figures", write_figures)

@@ -171,21 +171,46 @@ class Progress:
 def execute_runs(runs: list[Run], todo: list[Run], pool: Pool) -> list[tuple[Run, str]]:
     """Execute the runs in `todo`, and return those that failed with their errors.
 
-    Timed runs come after the others and the tables notebook last, each of them alone. Ctrl-C stops
-    them all.
+    As many go at a time as the pool has slots; timed runs come after the others and the tables
+    notebook last, each of them alone. If it is interrupted, it stops them and leaves nothing of
+    those that had not ended.
     """
     write_line(
         f"plan {runs[0].plan}: {len(todo)} of {len(runs)} runs to do, "
         f"{pool.slots()} at a time"
     )
-    ordered = in_turns([run for run in todo if run.notebook != TABLES_NOTEBOOK])
-    ordered += [run for run in todo if run.notebook == TABLES_NOTEBOOK]
+    waiting = sorted(
+        in_turns(todo), key=lambda run: (is_alone(run), run.notebook == TABLES_NOTEBOOK)
+    )
     progress = Progress(runs, todo, pool)
-    together = [run for run in ordered if not is_alone(run)]
-    failures = execute_together(together, pool, progress)
-    for run in ordered:
-        if is_alone(run):
-            failures += execute_together([run], pool, progress)
+    active: dict[Future, Run] = {}
+    failures = []
+    try:
+        while waiting or active:
+            # what comes after a run that is alone is alone too
+            while waiting and len(active) < (
+                1 if is_alone(waiting[0]) else pool.slots()
+            ):
+                run = waiting.pop(0)
+                progress.start(run)
+                active[pool.submit(run, fingerprint(run))] = run
+            # a second at a time: Ctrl-C was seen to get lost, under load, in a wait without end
+            while not (done := wait(active, 1.0, FIRST_COMPLETED).done):
+                pass
+            for future in done:
+                error = error_of(future)
+                run = active.pop(future)
+                if error is not None:
+                    failures.append((run, error))
+                    run.record_path.unlink(missing_ok=True)  # it may be half written
+                progress.end(run, error)
+    except BaseException:
+        pool.stop()
+        wait(active, STOP_SECONDS)
+        for run in active.values():
+            for path in (run.record_path, run.failed_path, run.log_path):
+                path.unlink(missing_ok=True)
+        raise
     return failures
 
 
@@ -208,42 +233,6 @@ def in_turns(runs: list[Run]) -> list[Run]:
     for seed in sorted(by_seed):
         ordered += by_seed[seed][::-1] if seed % 2 else by_seed[seed]
     return ordered
-
-
-def execute_together(
-    runs: list[Run], pool: Pool, progress: Progress
-) -> list[tuple[Run, str]]:
-    """Execute runs, as many at a time as the pool has slots, and return those that failed.
-
-    If it is interrupted, it stops them and leaves nothing of those that had not ended.
-    """
-    waiting = list(runs)
-    active: dict[Future, Run] = {}
-    failures = []
-    try:
-        while waiting or active:
-            while waiting and len(active) < pool.slots():
-                run = waiting.pop(0)
-                progress.start(run)
-                active[pool.submit(run, fingerprint(run))] = run
-            # a second at a time: Ctrl-C was seen to get lost, under load, in a wait without end
-            while not (done := wait(active, 1.0, FIRST_COMPLETED).done):
-                pass
-            for future in done:
-                error = error_of(future)
-                run = active.pop(future)
-                if error is not None:
-                    failures.append((run, error))
-                    run.record_path.unlink(missing_ok=True)  # it may be half written
-                progress.end(run, error)
-    except BaseException:
-        pool.stop()
-        wait(active, STOP_SECONDS)
-        for run in active.values():
-            for path in (run.record_path, run.failed_path, run.log_path):
-                path.unlink(missing_ok=True)
-        raise
-    return failures
 
 
 # --- records and lines ------------------------------------------------------------------------
