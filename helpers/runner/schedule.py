@@ -129,10 +129,8 @@ class Progress:
     """
 
     def __init__(self, runs: list[Run], todo: list[Run], pool: Pool) -> None:
-        from helpers.report import run_title  # here: pandas takes a second
-
         self._titles = {
-            run.id: f"[{n}/{len(runs)}] {run_title(run.id, run.effective)}"
+            run.id: f"[{n}/{len(runs)}] {report.run_title(run.id, run.effective)}"
             for n, run in enumerate(runs, 1)
         }
         self._left = {run.id: reference_seconds(run) for run in todo}
