@@ -133,8 +133,8 @@ class Progress:
             run.id: f"[{n}/{len(runs)}] {report.run_title(run.id, run.effective)}"
             for n, run in enumerate(runs, 1)
         }
-        self._left = {run.id: reference_seconds(run) for run in todo}
-        self._alone = {run.id for run in todo if is_alone(run)}
+        # what each run took, and whether it is alone
+        self._left = {run.id: (reference_seconds(run), is_alone(run)) for run in todo}
         self._slots = pool.slots
         self._started: dict[str, float] = {}
         # of runs that have ended and have a committed record: seconds here, and there
@@ -149,7 +149,7 @@ class Progress:
     def end(self, run: Run, error: str | None) -> None:
         """Print how a run has ended: its main number and seconds, or its error."""
         seconds = time.monotonic() - self._started[run.id]
-        committed = self._left.pop(run.id)
+        committed, _ = self._left.pop(run.id)
         if committed > 0:  # NaN is not
             self._here += seconds
             self._there += committed
@@ -158,8 +158,7 @@ class Progress:
             text = f"{outcome(run)}, {format_seconds(seconds)}"
         slots = min(self._slots(), len(self._left))
         left = sum(
-            usual if name in self._alone else usual / slots
-            for name, usual in self._left.items()
+            usual / (1 if alone else slots) for usual, alone in self._left.values()
         )
         if self._there and left > 0:
             text += f"; about {format_seconds(self._here / self._there * left)} left"
