@@ -25,7 +25,6 @@ from helpers.gram import Gram, check_measured, relative_error
 from helpers.layer import LayerResult, Target
 from helpers.masks import mask_hash
 from helpers.methods import get_method
-from helpers.model_state import set_state
 from helpers.models import (
     device_of,
     find_blocks,
@@ -33,6 +32,7 @@ from helpers.models import (
     layer_key,
     model_layers,
     read_weight,
+    set_state,
     weights_in_memory,
     write_weight,
 )

@@ -2,7 +2,7 @@
 
     bytes = process + copies · parameters · (size of a weight) + text + logits
 
-`process` and `copies` are fitted to the peaks in the committed records; those of pruning stand
+`process` and `copies` are fitted to the peaks in the committed records; the copies of pruning stand
 here, those of the other notebooks beside the presets of `helpers.machine`.
 
 In a container the machine's own figure is not the limit: a process that takes more than its control
@@ -28,9 +28,9 @@ FILES = {
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# of pruning a model and measuring its perplexity: Python, torch and the texts in GB, and how often
-# the bytes of the model are taken (the model, a block's grams and what the solver works in)
-PROCESS_GB = 0.67
+PROCESS_BYTES = 670_000_000  # Python, torch and the texts
+# how often pruning a model and measuring its perplexity takes the bytes of the model (the model, a
+# block's grams and what the solver works in)
 COPIES = 1.3
 # bytes for each weight in the blocks when the repair trains them: the dense model, a mask, the
 # gradient, Adam's two moments, the best values, and what the backward pass keeps
@@ -165,13 +165,12 @@ def memory_needed(
     effort: str = "",
     allocation: str = "",
     repair: str = "",
-    process: float = PROCESS_GB,
     copies: float = COPIES,
     **_others: Any,
 ) -> tuple[int, int]:
     """(bytes on the GPU, 0 without one; bytes of RAM) that a run takes at its peak.
 
-    process, copies: of the notebook, see the module. All else are parameters of a notebook by their
+    copies: of the notebook, see the module. All else are parameters of a notebook by their
     names; those that do not count are taken too. Every layer method counts alike.
     Raises UnsupportedModel for a model whose size is not known, BadParameter for a dtype.
     """
@@ -198,7 +197,7 @@ def memory_needed(
     work += size * (text * known.width + scored * known.vocabulary)
     if gpu:
         return int(work) + CUDA_CONTEXT_BYTES, loaded + CUDA_PROCESS_BYTES
-    return 0, int(work + 1e9 * process)
+    return 0, int(work + PROCESS_BYTES)
 
 
 def check_memory(

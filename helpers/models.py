@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from helpers.errors import (
     described,
     first_line,
 )
-from helpers.model_state import set_state, state_of
 from helpers.paths import sha256_file
 
+# the attribute by which a model carries its state
+STATE = "pruning_state"
 # what a weight has in a file of safetensors, unless it is quantised
 STORED_FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -70,19 +71,6 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
         return embedded_model_folder(text), None
     folder = Path(text).expanduser()
     if text and folder.is_dir():
-        path = folder / "config.json"
-        if not path.is_file():
-            raise BadParameter(
-                f"folder {folder} holds no config.json: give a saved model's folder"
-            )
-        # transformers may not check this; a damaged file is reported by the code that reads it
-        with contextlib.suppress(OSError, ValueError):
-            config = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(config, dict):
-                raise BadParameter(
-                    f"{path} holds a {type(config).__name__} and not an object: give the folder of "
-                    "a saved model"
-                )
         return folder, None
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
         raise BadParameter(
@@ -143,11 +131,19 @@ def explain_loading(source: str | Path) -> Iterator[None]:
     )
     if isinstance(source, Path):
         advice = "give the folder of a complete saved model, with safetensors weights"
-    # HTTPError is the HTTP library's own, which transformers lets through
-    library = (OSError, ValueError, RuntimeError, ImportError)
+    library = (
+        OSError,
+        ValueError,
+        RuntimeError,
+        ImportError,
+        TypeError,  # a config.json that holds no object
+        AttributeError,
+        SafetensorError,
+        HTTPError,  # the HTTP library's own, which transformers lets through
+    )
     try:
         yield
-    except (*library, SafetensorError, HTTPError) as error:
+    except library as error:
         raise BadParameter(
             f"model {str(source)!r} cannot be loaded ({first_line(error)}): {advice}"
         ) from error
@@ -335,7 +331,6 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device if reader is None else reader.device
 
 
-@torch.no_grad()
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks: the shallowest ModuleList as long as the config's number of layers.
 
@@ -463,3 +458,31 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
         check_weights(name, layer)
         masks[name] = layer.weight.detach() != 0
     return masks
+
+
+# --- what this package has to remember of a model, carried by the model itself -------------------
+
+
+@dataclass(frozen=True)
+class PruningState:
+    """Facts about a model that its weights do not show.
+
+    identity: see `model_identity`, as `load_model` found it. reader: reads the weights of a model
+    that is not in memory (`helpers.large.streaming`). interrupted: `prune_model` has changed a
+    weight and has not finished. report: that of `prune_model`, once it has.
+    """
+
+    identity: dict | None = None
+    reader: Any = None
+    interrupted: bool = False
+    report: Any = None
+
+
+def state_of(model: nn.Module) -> PruningState:
+    """The state of a model; that of a model which was loaded elsewhere is empty."""
+    return getattr(model, STATE, PruningState())
+
+
+def set_state(model: nn.Module, **changes: Any) -> None:
+    """Change some fields of a model's state."""
+    setattr(model, STATE, replace(state_of(model), **changes))

@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.errors import FileError, first_line
@@ -98,26 +99,33 @@ def replace_file(path: str | Path, data: bytes | str) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # in the same folder, because os.replace is atomic within one file system only
-        temporary = temporary_beside(path)
-        try:
-            with open(temporary, "xb") as stream:
-                stream.write(data.encode() if isinstance(data, str) else data)
-                stream.flush()
-                # on the disk before the rename: a power cut could leave a new but empty file
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-            sync(path.parent)
-        except BaseException:  # Ctrl-C too must leave no partial file
-            with contextlib.suppress(OSError, ValueError):
-                temporary.unlink(missing_ok=True)
-            raise
+        with replacing(path) as temporary:
+            temporary.write_bytes(data.encode() if isinstance(data, str) else data)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or first_line(error)
         raise FileError(
             f"cannot write {path}: {reason}; choose a folder that can be written and has space"
         ) from error
     return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Context manager: a temporary file to write, which then replaces `path`, whole or not at all.
+
+    After an error there is neither a new file nor a partial one.
+    """
+    # in the same folder, because os.replace is atomic within one file system only
+    temporary = temporary_beside(path)
+    try:
+        yield temporary
+        # on the disk before the rename: a power cut could leave a new but empty file
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:  # also after Ctrl-C
+        with contextlib.suppress(OSError, ValueError):
+            temporary.unlink(missing_ok=True)
 
 
 def set_default_mode(path: str | Path) -> None:

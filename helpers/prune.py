@@ -19,7 +19,6 @@ from helpers.gram import gram_of
 from helpers.layer import Sparsity, Target
 from helpers.masks import Pattern, check_divides, target_sparsity
 from helpers.methods import check_method_options, get_method
-from helpers.model_state import state_of
 from helpers.models import (
     check_in_memory,
     check_model,
@@ -28,6 +27,7 @@ from helpers.models import (
     device_of,
     model_layers,
     read_weight,
+    state_of,
 )
 from helpers.options import check_switch, check_whole
 from helpers.progress import Progress, as_progress

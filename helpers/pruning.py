@@ -13,8 +13,7 @@ from helpers.beyond.recipe import prune_and_repair
 from helpers.block_loop import PruneReport, Team
 from helpers.errors import BadParameter
 from helpers.large import load_streamed, prune_checkpoint
-from helpers.model_state import set_state, state_of
-from helpers.models import model_identity
+from helpers.models import model_identity, set_state, state_of
 from helpers.paths import cache_dir
 from helpers.prune import prune_model
 

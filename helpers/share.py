@@ -24,13 +24,13 @@ from transformers import AutoModelForCausalLM
 from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel, join_names
 from helpers.large import write_index, writing
-from helpers.model_state import state_of
 from helpers.models import (
     check_in_memory,
     check_model,
     model_identity,
     model_layers,
     no_progress_bars,
+    state_of,
 )
 from helpers.paths import replace_file
 

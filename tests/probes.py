@@ -644,10 +644,10 @@ def of_family(config: Any):
     }
 
 
-@probe("families/bloom")
+@probe("families/gpt-neo")
 def of_blocks_that_return_more():
-    """A block's output is a tuple, and positions are arguments of each block."""
-    model, text = tiny(BLOOM)
+    """A block's output is a tuple."""
+    model, text = tiny(GPT_NEO)
     calls = blocks.record_calls(model, text[:2])
     found = [blocks.check_parity(model, calls, text[2:])]
     for passes in (1, 2):

@@ -12,12 +12,10 @@ import pytest
 import torch
 from layers import layer, masked, outputs_error, random_keep
 
-from helpers.admm import admm, exact_least_squares, refit
+from helpers.admm import admm, damped_system, exact_least_squares, refit
 from helpers.errors import NonFinite
 from helpers.gram import Gram, gram_of
 from helpers.methods import METHODS
-
-admm_grad = METHODS["admm-grad"]
 
 # ---------------------------------------------------------------- exact least squares
 
@@ -82,7 +80,6 @@ def test_exact_least_squares_is_exact(damping):
     solved = exact_least_squares(weight.double(), gram, keep, damping=damping)
     expected = restricted_lstsq(inputs, weight, keep, damping)
     np.testing.assert_allclose(solved.numpy(), expected, rtol=1e-6, atol=1e-8)
-    assert not solved[~keep].any()
     assert exact_least_squares(weight.half(), gram, keep).dtype == torch.float16
 
 
@@ -152,17 +149,15 @@ def paper_loop(
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4:8"])
 def test_the_loop_to_be_read_is_the_papers(pattern, given, seed):
     inputs, weight = layer(1 + 2 * seed, 8 * (1 + seed % 3), 90, seed)
-    options = dict(sparsity=0.5, pattern=pattern)
+    steps = 3 * seed
+    options = dict(rho=0.3 + seed / 3, iterations=2 + steps, mask_steps=steps)
+    options |= dict(sparsity=0.5, pattern=pattern)
     if pattern == "unstructured":
         options["sparsity"] = 0.1 + seed / 8
     if given:
-        options["keep"] = random_keep(weight.shape, options["sparsity"], seed)
-    if seed < 6:  # else the paper's
-        options |= dict(rho=0.3 + seed / 3, iterations=2 + 3 * seed)
-        options["mask_steps"] = 3 * seed
+        options["keep"] = random_keep(weight.shape, seed=seed)
     gram = inputs.double().T @ inputs.double()
-    norms = gram.diagonal().sqrt()
-    G = gram / norms / norms[:, None] + 0.1 * torch.eye(len(gram)).double()
+    G, norms = damped_system(gram, 0.1)
     solved, kept = admm(weight.double() * norms, G, **options)
     Z, keep = paper_loop(weight, gram, **options)
     assert np.array_equal(kept.numpy(), keep)
@@ -177,44 +172,53 @@ def test_refit_is_the_papers_loop_on_one_mask(precondition, seed):
     inputs[:, 3] *= seed % 2  # dead, or not
     keep = random_keep(weight.shape, seed / 11, seed)  # all kept, and none
     options = dict(rho=0.5 + seed / 4, damping=seed / 22, iterations=1 + 2 * seed)
-    options["precondition"] = precondition
+    options |= dict(precondition=precondition, keep=keep)
     gram = gram_of(inputs)
-    expected, _ = paper_loop(weight, gram, keep=keep, **options)
-    solved = refit(weight, gram, keep, **options)
+    expected, _ = paper_loop(weight, gram, **options)
+    solved = refit(weight, gram, **options)
     assert torch.equal(solved.keep, keep)
     assert not solved.weight[~keep].any()
     np.testing.assert_allclose(solved.weight.numpy(), expected, rtol=1e-3, atol=1e-3)
+    # a mask that is given needs no mask steps, however few the iterations are
+    for name in ("admm1", "admm-grad"):
+        assert torch.equal(METHODS[name](weight, gram, **options).weight, solved.weight)
+
+
+OPTIONS = [
+    {},
+    dict(rho=2.0, damping=0.3, iterations=18),
+    dict(precondition=False),
+    dict(budget="output"),
+    dict(pattern="2:4"),
+    dict(pattern="4:8", budget="output"),
+]
+OF_GRAD = [
+    dict(mask_steps=5, iterations=12),
+    dict(pattern="1:4"),
+    *({"schedule": "released"} | options for options in OPTIONS[3:5] + [{}]),
+]
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        dict(),
-        dict(mask_steps=0),
-        dict(mask_steps=5, iterations=12),
-        dict(rho=2.0, damping=0.3),
-        dict(precondition=False),
-        dict(budget="output"),
-        dict(pattern="2:4"),
-        dict(pattern="4:8"),
-        dict(pattern="1:4"),
-        dict(schedule="released"),
-        dict(pattern="2:4", schedule="released"),
-        dict(schedule="released", budget="output"),
-    ],
+    "name, options",
+    [(name, each) for name in ("admm1", "admm-grad") for each in OPTIONS]
+    + [("admm-grad", each) for each in OF_GRAD],
     ids=str,
 )
 @pytest.mark.parametrize("dead", [False, True])
-def test_admm_grad_is_the_papers_loop_with_a_growing_mask(options, dead):
+def test_methods_are_the_papers_loop(name, options, dead):
     inputs, weight = layer(20, 32, 160)
+    weight[0] *= 10  # a budget per output is then another one
     if dead:
         inputs[:, 5] = 0
         weight[:, 5] *= 100  # so large that only its input can say that it goes
     gram = gram_of(inputs)
     if "pattern" not in options:
         options = options | dict(sparsity=0.7)
+    solved = METHODS[name](weight, gram, **options)
+    if name == "admm1":  # one mask, Wanda's
+        options = options | dict(mask_steps=0)
     expected, keep = paper_loop(weight, gram, **options)
-    solved = admm_grad(weight, gram, **options)
     assert np.array_equal(solved.keep.numpy(), keep)
     assert not dead or not keep[:, 5].any()
     bound = 1e-4 if "precondition" in options else 3e-5
@@ -226,35 +230,32 @@ def test_admm_grad_is_the_papers_loop_with_a_growing_mask(options, dead):
 
 def test_the_trace_sees_the_schedule():
     inputs, weight = layer(20, 32, 160)
-    seen = {}
+    zeros = []
 
     def trace(iteration, solution, keep):
+        zeros.append(int((~keep).sum()))
+        assert iteration == len(zeros)
         assert not solution[~keep].any()
-        seen[iteration] = int((~keep).sum()), solution.clone(), keep.clone()
+        last[:] = solution.clone(), keep.clone()
 
-    solved = admm_grad(weight, gram_of(inputs), sparsity=0.6, trace=trace)
-    zeros, weights, masks = map(list, zip(*seen.values(), strict=True))
+    last = []
+    solved = METHODS["admm-grad"](weight, gram_of(inputs), sparsity=0.6, trace=trace)
     # by hand for 640 weights: 640·0.6 = 384; t = 1: 384·631/3375 = 71.8;
     # t = 5: 384·19/27 = 270.2; t = 10: 384·26/27 = 369.8
-    assert list(seen) == list(range(1, 21))
     assert (zeros[0], zeros[4], zeros[9]) == (72, 270, 370)
     assert zeros[14:] == [384] * 6
-    assert zeros == sorted(zeros)
-    # the mask stays after the mask steps, and the last one and its weights are the answer
-    assert all(torch.equal(mask, solved.keep) for mask in masks[14:])
-    assert torch.equal(weights[-1], solved.weight)
+    assert all(map(torch.equal, last, (solved.weight, solved.keep)))
 
 
 # ---------------------------------------------------------------- numbers that are too large
 
 
-@pytest.mark.parametrize(
-    "solve", [refit, lambda w, g, _: admm_grad(w, g, sparsity=0.5)]
-)
+@pytest.mark.parametrize("solve", [refit, METHODS["admm-grad"]])
 def test_finite_numbers_whose_products_are_not_give_no_answer(solve, one_line_error):
     inputs, weight = layer()
+    keep = random_keep(weight.shape)
     with one_line_error(NonFinite, "too large"):
-        solve(1e37 * weight, 1e4 * gram_of(inputs), random_keep(weight.shape))
+        solve(1e37 * weight, 1e4 * gram_of(inputs), keep=keep)
 
 
 # ---------------------------------------------------------------- sharing and rounding
@@ -262,22 +263,25 @@ def test_finite_numbers_whose_products_are_not_give_no_answer(solve, one_line_er
 
 def test_layers_of_one_input_share_one_factorisation(monkeypatch):
     inputs, weight = layer(12, 16)
-    other = layer(20, 16, seed=4)[1]
     gram = Gram.of(gram_of(inputs))
     factor = Mock(wraps=torch.linalg.cholesky_ex)
     monkeypatch.setattr(torch.linalg, "cholesky_ex", factor)
+    solve = METHODS["admm-grad"]
 
-    def shared_is_as_alone(layer, **option):
-        shared = admm_grad(layer, gram, sparsity=0.5, **option)
-        alone = admm_grad(layer, gram.matrix.clone(), sparsity=0.5, **option)
-        return torch.equal(shared.weight, alone.weight)
+    def check(factored, **options):
+        """Two layers are solved as they are with a gram of their own."""
+        factor.reset_mock()
+        for each in (weight, weight[:5]):
+            shared = solve(each, gram, sparsity=0.5, **options)
+            alone = solve(each, gram.matrix.clone(), sparsity=0.5, **options)
+            assert torch.equal(shared.weight, alone.weight)
+        assert factor.call_count == factored + 2
 
-    assert shared_is_as_alone(weight)
-    assert shared_is_as_alone(other)
-    assert factor.call_count == 1 + 2
+    check(1)
+    check(0)
     # another system, and with more text another gram
-    assert shared_is_as_alone(weight, damping=0.2)
-    assert shared_is_as_alone(weight, rho=2.0)
-    assert shared_is_as_alone(weight, precondition=False)
+    check(1, damping=0.2)
+    check(1, rho=2.0)
+    check(1, precondition=False)
     gram.add(inputs)
-    assert shared_is_as_alone(weight, precondition=False)
+    check(1, precondition=False)

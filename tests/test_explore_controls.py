@@ -42,14 +42,12 @@ def held(worker):
     return lambda: (go.set(), worker.wait(SOON)), ended
 
 
-def test_stop_ends_the_work_at_its_next_step_and_drops_what_waits(
-    worker,
-):
+def test_stop_ends_the_work_at_its_next_step_and_drops_what_waits(worker):
     (go_on, ended), ran = held(worker), []
     worker.start(lambda: ran.append(1))
     worker.button.click()
     go_on()
-    assert ended == ran == [] and "stopped" in worker.message.value
+    assert ended == ran == []
     run(worker, lambda: ran.append(2))  # an old stop means nothing to new work
     assert ran == [2] and worker.message.value == ""
 
@@ -66,13 +64,12 @@ def test_of_many_requests_the_last_is_run(worker, patience, monkeypatch):
     assert ran == [19] and ended == [True] * (patience > 0) and worker.error is None
 
 
-def test_errors_and_bugs_are_one_red_line_until_the_next_request(worker, caplog):
+def test_errors_and_bugs_are_one_line_until_the_next_request(worker, caplog):
     def refuse():
         raise BadParameter("rho < 0 is not allowed")
 
     run(worker, refuse)
-    assert "rho &lt; 0" in worker.message.value and "color" in worker.message.value
-    assert isinstance(worker.error, BadParameter) and caplog.text == ""
+    assert "rho &lt; 0" in worker.message.value and caplog.text == ""
     run(worker, lambda: {}["gone"])
     assert "gone" in worker.message.value and "Traceback" in caplog.text
     run(worker, lambda: None)
@@ -100,25 +97,25 @@ def test_a_picture_stays_until_there_is_a_new_one():
         pictures.append(explorer.picture.value)
         assert ("13 is not" in explorer.worker.message.value) == (number == 13)
     assert pictures[0] == pictures[1] != pictures[2]
-    with pytest.raises(BadParameter, match="13 is not allowed"):
+    with pytest.raises(BadParameter, match="13"):
         _ = numbers(13).figure  # there never was one
 
 
-@pytest.mark.parametrize("kind", ["image/png", "text/html"])
-def test_a_twin_is_one_output_in_two_formats(kind, monkeypatch):
+def test_a_twin_is_one_output_in_two_formats(monkeypatch):
     displayed = []
     monkeypatch.setattr(
         "helpers.explore.controls.display", lambda data, raw: displayed.append(data)
     )
     explorer = numbers()
-    twin(explorer, explorer.still if kind == "text/html" else explorer.figure)
-    (last,) = displayed  # a second one would be a second view, in which Play stops
-    assert set(last) == {WIDGET, kind} and last[WIDGET]["model_id"] == explorer.model_id
-    if kind == "image/png":
-        assert last[kind] in explorer.picture.value
-    else:
-        assert 'alt="the number is &lt;0&gt;" width="90" height="90"' in last[kind]
-        assert "the number is &lt;0&gt;</div><hr>" in last[kind]
+    twin(explorer, explorer.figure)
+    twin(explorer, explorer.still)
+    # one each: a second one would be a second view, in which Play stops
+    for data, kind in zip(displayed, ("image/png", "text/html"), strict=True):
+        assert set(data) == {WIDGET, kind}
+        assert data[WIDGET]["model_id"] == explorer.model_id
+    assert displayed[0]["image/png"] in explorer.picture.value
+    html = displayed[1]["text/html"]
+    assert 'alt="the number is &lt;0&gt;"' in html and "</div><hr>" in html
 
 
 def test_a_notebook_shows_the_bar_of_a_function_that_got_true(monkeypatch):
@@ -130,4 +127,4 @@ def test_a_notebook_shows_the_bar_of_a_function_that_got_true(monkeypatch):
     time.sleep(0.01)
     ProgressBar.show(bar, 1, 4, "block 0")
     assert shown == [bar.container]
-    assert bar.n == 1 and bar.total == 4
+    assert (bar.n, bar.total) == (1, 4)

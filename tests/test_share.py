@@ -17,7 +17,6 @@ from huggingface_hub import ModelCard
 from benchmarks import use
 from helpers import load_model, prune_model, read_records, share
 from helpers.errors import BadParameter, FileError, UnsupportedModel
-from helpers.models import model_layers
 from helpers.paths import reference_dir
 from helpers.share import save_pruned
 from helpers.studies import rounded_to_int8, storage_report
@@ -43,8 +42,7 @@ def test_others_load_the_same_model(family, shards, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "save_pretrained", save)
     folder = save_pruned(model, tokenizer, tmp_path / "to")
     saved.check_index(folder)
-    files = list(folder.glob("*.safetensors"))
-    assert (len(files) == 1) == (shards == "1GB")
+    assert (len([*folder.glob("*.safetensors")]) == 1) == (shards == "1GB")
     card = ModelCard.load(folder / "README.md")
     (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     monkeypatch.chdir(folder.parent)
@@ -57,7 +55,7 @@ def test_others_load_the_same_model(family, shards, tmp_path, monkeypatch):
     assert card.data.library_name == "transformers"
     assert card.data.base_model is None
     for row in ("| method | wanda |", "| pattern | 2:4 |", "| sparsity | 50.0 % |"):
-        assert row in card.text.splitlines()
+        assert row in card.text
 
 
 def test_the_card_of_the_embedded_model_says_where_it_is_from(tmp_path, monkeypatch):
@@ -79,17 +77,16 @@ def test_the_card_tells_what_the_record_says(tmp_path, monkeypatch):
     parameters["evaluation"] = "it's $(touch x); `touch x`"
     folder = save_pruned(model, tokenizer, tmp_path / "to", record=record)
     card = ModelCard.load(folder / "README.md")
-    lines = card.text.splitlines()
-    for name in ("method", "pattern"):
-        assert f"| {name} | {parameters[name]} |" in lines
-    perplexity = record["metrics"]["perplexity"]["value"]
-    assert f"| perplexity | {perplexity:.4g} |" in lines
+    shown = {name: parameters[name] for name in ("method", "pattern")}
+    shown["perplexity"] = f"{record['metrics']['perplexity']['value']:.4g}"
+    for row in shown.items():
+        assert "| {} | {} |".format(*row) in card.text
     assert record["data"]["calibration"]["package"] in card.text
     assert card.data.base_model == "owner/model"
     assert card.data.license is None
     assert parameters["method"] in card.data.tags
     # the command for it, as a shell reads it, gives the same parameters
-    (line,) = [line for line in lines if "papermill" in line]
+    (line,) = [line for line in card.text.splitlines() if "papermill" in line]
     *command, yaml_text = shlex.split(line)
     notebook = f"notebooks/{record['notebook']}.ipynb"
     assert command == ["papermill", notebook, "again.ipynb", "-y"]
@@ -99,45 +96,42 @@ def test_the_card_tells_what_the_record_says(tmp_path, monkeypatch):
 
 def test_what_is_refused_leaves_nothing(tmp_path, monkeypatch, one_line_error):
     model, tokenizer = pruned(tmp_path)
-    to = tmp_path / "to"
-    used = tmp_path / "used"
+    to, used = tmp_path / "to", tmp_path / "used"
     used.mkdir()
     (used / "mine.txt").write_text("keep")
-    with one_line_error(BadParameter, str(used)):
-        save_pruned(model, tokenizer, used)
-    with one_line_error(BadParameter, "zero"):
-        save_pruned(fam.build(), tokenizer, to)
-    with one_line_error(BadParameter, "metrics, notebook"):
-        save_pruned(model, tokenizer, to, record={"parameters": {}, "data": None})
 
+    def refused(error, word, network=model, folder=to, **record):
+        with one_line_error(error, word):
+            save_pruned(network, tokenizer, folder, **record)
+        assert {path.name for path in tmp_path.iterdir()} == {"source", "used"}
+        assert [path.name for path in used.iterdir()] == ["mine.txt"]
+
+    refused(BadParameter, str(used), folder=used)
+    refused(BadParameter, "zero", fam.build())
+    refused(BadParameter, "metrics", record={"parameters": {}, "data": None})
     other = copy.deepcopy(model)
     other.lm_head.weight.data[0, 0] += 1
     load = Mock(return_value=other)
     monkeypatch.setattr(share.AutoModelForCausalLM, "from_pretrained", load)
-    with one_line_error(UnsupportedModel, "lm_head.weight"):
-        save_pruned(model, tokenizer, to)
+    refused(UnsupportedModel, "lm_head.weight")
     monkeypatch.setattr(tokenizer, "save_pretrained", Mock(side_effect=OSError))
-    with one_line_error(FileError, str(to)):
-        save_pruned(model, tokenizer, to)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "used"]
-    assert [path.name for path in used.iterdir()] == ["mine.txt"]
+    refused(FileError, str(to))
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2"])  # GPT-2 stores (d_in, d_out)
 def test_sizes_by_hand(family):
     model = fam.build(family)
     prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
-    layers = [fam.matrix_of(layer) for layer in model_layers(model).values()]
-    weights = sum(layer.numel() for layer in layers)
-    outputs = sum(len(layer) for layer in layers)
-    kept = sum(int((layer != 0).sum()) for layer in layers)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    other = 2 * (total - weights)
+    keep = fam.kept(model, family)
+    weights, kept = keep.numel(), int(keep.sum())
+    layers = map(model.get_submodule, fam.pruned_names(family))
+    scales = 4 * sum(len(fam.matrix_of(layer)) for layer in layers)
+    other = 2 * (sum(parameter.numel() for parameter in model.parameters()) - weights)
     sizes = storage_report(model)["bytes"]
     assert sizes["float16"] == other + 2 * weights
     assert sizes["mask + float16"] == other + weights // 8 + 2 * kept
-    assert sizes["int8"] == other + weights + 4 * outputs
-    assert sizes["mask + int8"] == other + weights // 8 + kept + 4 * outputs
+    assert sizes["int8"] == other + weights + scales
+    assert sizes["mask + int8"] == other + weights // 8 + kept + scales
     for kind in ("float16", "int8"):
         assert sizes[f"{kind}, zstd"] < sizes[kind], "it finds the zeros"
 
@@ -147,14 +141,14 @@ def test_int8_keeps_the_zeros_and_rounds_to_the_nearest():
     prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
     rounded = rounded_to_int8(model)
     for name in fam.pruned_names("gpt2"):
-        weight = fam.matrix_of(model.get_submodule(name)).detach()
-        int8 = fam.matrix_of(rounded.get_submodule(name)).detach()
+        weight, int8 = (
+            fam.matrix_of(each.get_submodule(name)).detach()
+            for each in (model, rounded)
+        )
         step = weight.abs().amax(1, keepdim=True) / 127
-        difference = (int8 - weight).abs()
         assert (int8[weight == 0] == 0).all()
-        assert (difference <= 0.5001 * step).all()
-        levels = torch.unique((int8 / step).round())
-        assert len(levels) > 50, name
+        assert ((int8 - weight).abs() <= 0.5001 * step).all()
+        assert len(torch.unique((int8 / step).round())) > 50, name
 
 
 def test_the_benchmark_compares_the_answers_of_sparse_products(monkeypatch):

@@ -50,8 +50,6 @@ def test_boolq_is_superglues():
     rows = task_rows("boolq")
     assert [row["idx"] for row in rows] == list(range(3270))
     assert rows[0]["question"] == "does ethanol take more energy make that produces"
-    assert rows[0]["passage"].startswith("Ethanol fuel -- All biomass goes through")
-    assert rows[0]["passage"].endswith("much less petroleum than producing gasoline.")
     for row in rows:  # lm-eval's template adds these
         assert not row["question"].endswith("?")
         assert "\n" not in row["question"]
@@ -66,21 +64,19 @@ def test_stored_prompts_lose_their_template(task):
         assert not row[field].startswith("Question:")
         assert not row[field].endswith("Answer:")
         assert row[field] == row[field].strip()
-        assert len(row["choices"]["text"]) == len(row["choices"]["label"])
     item, text = ANSWERS[task]
     choices = rows[item]["choices"]
-    assert choices["text"][choices["label"].index(rows[item]["answerKey"])] == text
+    right = choices["label"].index(rows[item]["answerKey"])
+    assert choices["text"][right] == text
 
 
 # --- subsets -------------------------------------------------------------------------------
 
 
-def test_items_are_sorted_distinct_and_repeatable():
+def test_items_are_sorted_distinct_and_of_the_seed():
     items = choose_items(500, 100, 0)
-    assert items == sorted(set(items))
+    assert items == sorted(set(items)) != choose_items(500, 100, 1)
     assert len(items) == 100
-    assert set(items) <= set(range(500))
-    assert items == choose_items(500, 100, 0) != choose_items(500, 100, 1)
     # committed records hold these: another draw would make them incomparable
     assert choose_items(500, 4, 0) == [130, 419, 431, 459]
     assert choose_items(277, None, 3) == choose_items(277, 277, 5) == list(range(277))

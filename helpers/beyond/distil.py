@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from helpers.beyond.training import DECAY, PARTS, rate_at, restore, snapshot, trained
+from helpers.beyond.training import DECAY, PARTS, rate_at, trained
 from helpers.block_grams import explain_out_of_memory
 from helpers.blocks import eval_mode, forward
 from helpers.device import check_precision, products
@@ -126,7 +126,7 @@ def distil(
         best = divergence(model, dense, unseen)
         looks = [(0, best)]
         kept = 0
-        values = snapshot(rates)
+        values = [p.detach().clone() for p in rates]
         groups = [{"params": [p], "lr": share * rms(p)} for p, share in rates.items()]
         # fused: one pass over the memory that a plain Adam reads and writes many times
         optimiser = torch.optim.Adam(groups, betas=DECAY, eps=EPSILON, fused=True)
@@ -145,13 +145,15 @@ def distil(
                 if now < best:
                     best = now
                     kept = step
-                    values = snapshot(rates)
+                    values = [p.detach().clone() for p in rates]
                 elif len(looks) > PATIENCE:
                     break
         finally:
             # also after an error, or Ctrl-C: no model is left half trained
             if kept != len(text):
-                restore(rates, values)
+                with torch.no_grad():
+                    for parameter, value in zip(rates, values, strict=True):
+                        parameter.copy_(value)
     warning = ""
     if not kept:
         step, last = looks[-1]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -97,18 +97,6 @@ def trained(
     vectors = [p for p in model.parameters() if p.ndim == 1]
     with gradients_of(model, [*weights, *vectors]), KeptZeros(weights):
         yield weights, vectors
-
-
-def snapshot(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """A copy of the values, for `restore`."""
-    return [parameter.detach().clone() for parameter in parameters]
-
-
-@torch.no_grad()
-def restore(parameters: Iterable[nn.Parameter], values: list[Tensor]) -> None:
-    """Put the values of a snapshot back."""
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
 
 
 def check_float32(model: nn.Module) -> None:

@@ -34,8 +34,7 @@ from helpers.large.shards import (
 )
 from helpers.large.streaming import WeightReader, load_streamed
 from helpers.layer import Sparsity
-from helpers.model_state import state_of
-from helpers.models import find_layers
+from helpers.models import find_layers, state_of
 from helpers.paths import replace_file, sha256_file, sync
 from helpers.progress import Progress
 from helpers.prune import check_zeros, checked_loop
@@ -143,13 +142,10 @@ def prune_checkpoint(
         store.complete()
     team.gather(None)  # no process goes on to a model that is not complete
     blocks = [store.results[name] for name in store.names[:-1]]
+    layers = [layer_report(row) for block in blocks for row in block["layers"]]
+    whole = store.results[store.names[-1]]  # facts about the whole run
     return CheckpointReport(
-        method=method,
-        pattern=str(loop.target.pattern),
-        layers=[layer_report(row) for block in blocks for row in block["layers"]],
-        **store.results[store.names[-1]],  # facts about the whole run
-        precision=precision,
-        ignored=loop.ignored,
+        **vars(loop.report) | {"layers": layers} | whole,
         folder=str(folder),
         resumed=store.resumed,
     )

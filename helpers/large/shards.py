@@ -7,7 +7,6 @@ whole or not at all: a temporary file, synced to disk, then renamed.
 import contextlib
 import errno
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from helpers.errors import FileError, first_line
-from helpers.paths import replace_file, set_default_mode, sync
+from helpers.paths import replace_file, replacing, set_default_mode
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -92,19 +91,15 @@ class Checkpoint:
             raise FileError(
                 f"{path} has changed since this run began to read it: restore it and run again"
             )
-        with reading(path) as file:
-            stored = file.get_slice(name)
-            shape = stored.get_shape()
-            first = stored[:1] if shape else file.get_tensor(name)
-        kind = dtype if first.is_floating_point() else first.dtype
-        tensor = torch.empty(shape, dtype=kind, device=device)
-        if not shape:
-            return tensor.copy_(first)
-        rows = max(1, READ_BYTES // max(1, first.nbytes))
-        for start in range(0, shape[0], rows):
+        stored = self.tensor(name)
+        kind = dtype if stored.is_floating_point() else stored.dtype
+        tensor = torch.empty(stored.shape, dtype=kind, device=device)
+        if not stored.shape:
+            return tensor.copy_(stored)
+        rows = max(1, READ_BYTES * len(stored) // max(1, stored.nbytes))
+        for start in range(0, len(stored), rows):
             part = slice(start, start + rows)
-            with reading(path) as file:
-                tensor[part] = file.get_slice(name)[part]
+            tensor[part] = self.tensor(name)[part]
         return tensor
 
 
@@ -149,20 +144,11 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     Raises FileError, and leaves no partial file, if the disk is full or not writable.
     """
-    # a name of this process's own, in case a second one writes the same shard
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        with writing(path):
-            # nothing else: safetensors writes several entries in an order that is never the same
-            save_file(on_cpu, temporary, metadata={"format": "pt"})
-            set_default_mode(temporary)
-            # on the disk before the rename: a power cut could leave a new but empty file
-            sync(temporary)
-            temporary.replace(path)
-            sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)  # also after Ctrl-C
+    with writing(path), replacing(path) as temporary:
+        # nothing else: safetensors writes several entries in an order that is never the same
+        save_file(on_cpu, temporary, metadata={"format": "pt"})
+        set_default_mode(temporary)
 
 
 def write_index(folder: Path) -> None:

@@ -30,8 +30,13 @@ from helpers.errors import (
     first_line,
 )
 from helpers.large.shards import COMPANIONS, INDEX, Checkpoint
-from helpers.model_state import set_state
-from helpers.models import check_stored_weights, explain_loading, find_blocks, locate
+from helpers.models import (
+    check_stored_weights,
+    explain_loading,
+    find_blocks,
+    locate,
+    set_state,
+)
 
 # "model*", because some repositories hold the same weights a second time under another name
 WEIGHTS = "model*.safetensors"

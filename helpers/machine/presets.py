@@ -78,5 +78,5 @@ def check_memory(notebook: str, parameters: Mapping[str, Any]) -> dict[str, str]
 
 
 def notebook_line(notebook: str) -> dict[str, float]:
-    """The `process` and `copies` of a notebook; {} if it takes what pruning takes."""
+    """The `copies` of a notebook, as in `helpers.memory`; {} if it takes those of pruning."""
     return _read("memory").get(notebook, {})

@@ -9,12 +9,12 @@ from helpers.block_grams import Replay
 from helpers.blocks import eval_mode, forward, logits_of
 from helpers.data.corpora import with_start
 from helpers.errors import BadParameter, NonFinite
-from helpers.model_state import state_of
 from helpers.models import (
     check_length,
     check_model,
     check_tokens,
     find_blocks,
+    state_of,
     weights_in_memory,
 )
 from helpers.options import check_whole
