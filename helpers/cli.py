@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import helpers  # its names are loaded on use
@@ -27,15 +27,20 @@ GIVEN = ("tokens", "progress", "folder", "team", "source", "destination")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. Wrong arguments and --help raise SystemExit."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in MOVED:
+        sys.stderr.write(
+            f"{arguments[0]} belongs to another command: python -m reproduction {arguments[0]}\n"
+        )
+        return 1
+    options = make_parser().parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
+def exit_code(action: Callable[[], int | None]) -> int:
+    """Call an action and return its exit code, 0 for None. A failure is one line."""
     code = 1
     try:
-        if arguments and arguments[0] in MOVED:
-            verb = arguments[0]
-            raise BadParameter(
-                f"{verb} belongs to another command: python -m reproduction {verb}"
-            )
-        run(make_parser().parse_args(arguments))
-        return 0
+        return action() or 0
     except ModuleNotFoundError as error:
         line = f"{first_line(error)}: run make setup"
     except (HelpersError, OSError) as error:

@@ -143,13 +143,13 @@ def test_a_model_in_a_folder_and_a_text_count_by_what_they_hold(project):
         "from helpers.studies import (\n    check_method\n)",
     ],
 )
-def test_a_notebook_counts_the_studies_that_its_cells_import(cell, package):
+def test_a_notebook_counts_the_studies_that_its_cells_name(cell, package):
     notebooks = package.parent / "notebooks"
     hashes = []
     for source in (
         cell,
         "from helpers import load_model",
-        "shared = 'helpers.studies'",
+        "understudies = 1",
     ):
         write_notebook(notebooks, "01_work", [PARAMETERS, source], [["parameters"], []])
         before = notebook_hash(notebooks / "01_work.ipynb")

@@ -94,32 +94,30 @@ def check_disk() -> Iterator[Finding]:
         there = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(there).free / 1e9
         text = f"{free:.1f} GB free in {folder}"
-        elsewhere = f"or {move} a folder on another disk"
-        if not (there.is_dir() and os.access(there, os.W_OK)):
-            text = f"{folder} cannot be written"
-            yield Finding("disk", text, "fix", f"make it writable, {elsewhere}")
-        elif free < need:
-            text += f", {need} GB are needed"
-            yield Finding("disk", text, "fix", f"make space, {elsewhere}")
-        else:
+        writable = there.is_dir() and os.access(there, os.W_OK)
+        if writable and free >= need:
             yield Finding("disk", text)
+            continue
+        text += f", {need} GB are needed" if writable else ", but it cannot be written"
+        advice = f"make space or get the right to write, or {move} a folder elsewhere"
+        yield Finding("disk", text, "fix", advice)
 
 
 def check_torch() -> Finding:
     """Whether torch loads, and whether it can use a GPU that is there."""
     good, lines = run("-c", PROBE, seconds=60)
+    state, text, advice = "ok", lines[-1], ""
     if not good:
-        advice = (
-            "remove the folder .venv and run: make setup (under load, first try again)"
-        )
-        return Finding("torch", f"it does not load: {lines[-1]}", "fix", advice)
-    if lines[-1] != "False":
-        return Finding("torch", lines[-1])
-    if not has_nvidia_driver():
-        return Finding("torch", "no GPU: fine, everything runs on the CPU")
-    text = "an NVIDIA driver is here, and torch can use no GPU"
-    advice = "install a torch for it, or update it; the CPU is used meanwhile"
-    return Finding("torch", text, "note", advice)
+        state = "fix"
+        text = f"it does not load: {text}"
+        advice = "remove .venv and run: make setup (under load, first try again)"
+    elif text == "False" and has_nvidia_driver():
+        state = "note"
+        text = "an NVIDIA driver is here, and torch can use no GPU"
+        advice = "install a torch for it, or update it; the CPU is used meanwhile"
+    elif text == "False":
+        text = "no GPU: fine, everything runs on the CPU"
+    return Finding("torch", text, state, advice)
 
 
 def run(*arguments: str, seconds: float = 30) -> tuple[bool, list[str]]:

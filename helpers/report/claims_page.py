@@ -31,7 +31,7 @@ from helpers.report.claims import (
     holm,
     judge_claims,
 )
-from helpers.report.labels import display_name
+from helpers.report.names import display_name
 from helpers.report.records import Record, Records, read_records
 from helpers.report.runs_table import (
     FEWEST,

@@ -21,7 +21,7 @@ family 6, model 167, beside AMD EPYC of family 25. They are a weaker test than t
 runs both sides have the very digits of a pair above: these processors round as those two kinds do.
 The other five (notebooks 01, 02, 03 and two of 05) are new. No ARM, and no GPU, was at hand.
 
-The chance that an answer turns (TURNED) comes from 13 pairs of zero-shot records: 624 of 6,000
+The chance that an answer turns comes from 13 pairs of zero-shot records: 624 of 6,000
 (ADMM-Grad, 228 of 2,000 in one run), 562 of 6,000 (SparseGPT), 120 of 6,000 (Wanda), 133 of 2,000
 (the recipe), none of 2,000 (dense), and of `laptop` 3 and 0 of 36.
 """
@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from helpers.report.labels import format_number
+from helpers.report.markdown import format_number
 from helpers.report.records import Record, Records, record_id
 from helpers.report.runs_table import processor_of
 

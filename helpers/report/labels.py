@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-# for the callers that still ask this module
-from helpers.report.markdown import format_number as format_number
 from helpers.report.names import display_name
 
 PRUNE_NOTEBOOK = "04_prune_model"

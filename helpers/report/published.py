@@ -63,16 +63,19 @@ def ratio_table(records: Iterable[Record]) -> pd.DataFrame:
     ours = perplexity_runs(records).drop(columns="method")
     ours = ours.rename(columns={"label": "method", "target": "at"})
     runs = pd.concat([ours.assign(model="here", source="here"), theirs.assign(seed=0)])
-    runs = (
-        runs.groupby([*DRAW, "method"], sort=False)["perplexity"].mean().reset_index()
-    )
-    cells = runs.groupby([*CELL, "method"], sort=False)[["perplexity"]].mean()
+    draws = runs.pivot_table("perplexity", DRAW, "method", sort=False)
+
+    def means(numbers: pd.DataFrame) -> pd.Series:
+        """The mean over seeds of each cell and method."""
+        return numbers.groupby(CELL, sort=False).mean().stack(future_stack=True)
+
+    table = means(draws).to_frame("perplexity")
     for ratio, rival in RATIOS.items():
-        own = runs["method"] == rival
-        rivals = runs[own].set_index(DRAW)["perplexity"].rename("rival")
-        both = runs[~own].join(rivals, on=DRAW, how="inner").groupby([*CELL, "method"])
-        cells[ratio] = both["perplexity"].mean() / both["rival"].mean()
-    cells = cells.reset_index()
+        own = draws.drop(columns=rival)[draws[rival].notna()]
+        # the rival's number, where the method has one with the same seed
+        other = own.where(own.isna(), draws[rival], axis=0)
+        table[ratio] = means(own) / means(other)
+    cells = table.reset_index()
     cells["group"] = cells.groupby(CELL, sort=False).ngroup()
     cells["order"] = [
         (column_key(cell.at), cell.group, row_key(cell.method))

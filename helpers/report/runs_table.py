@@ -25,21 +25,21 @@ from helpers.report.labels import (
 from helpers.report.records import Record
 
 # the columns of `runs_frame` that are there even without runs
-FACTS = {
-    "record": "the record itself",
-    "label": "the row of the printed tables: method, options, and what differs in the setting",
-    "order": "the place of the label in the tables",
-    "target": 'the column of the printed tables: "60 %", "2:4" or "dense"',
-    "method": "with the recipe that its effort names",
-    "options": "of the method, as JSON",
-    "seed": "of the calibration text",
-    "draw": "the hash of all windows of calibration text that were drawn",
-    "machine": "processor and device",
-    "memory": "the peak of the process in GB",
-    "variant": "whether it has options while its method was run without too",
-    "usual": "whether its setting is that of most runs",
-    "timed": "whether it had the machine to itself",
-}
+FACTS = [
+    "record",  # itself
+    "label",  # the row of the printed tables: method, options, and what differs in the setting
+    "order",  # the place of the label in the tables
+    "target",  # the column of the printed tables: "60 %", "2:4" or "dense"
+    "method",  # with the recipe that its effort names
+    "options",  # of the method, as JSON
+    "seed",  # of the calibration text
+    "draw",  # the hash of all windows of calibration text that were drawn
+    "machine",  # processor and device
+    "memory",  # the peak of the process in GB
+    "variant",  # whether it has options while its method was run without too
+    "usual",  # whether its setting is that of most runs
+    "timed",  # whether it had the machine to itself
+]
 SECONDS = ["forward_seconds", "solve_seconds", "prune_seconds", "evaluate_seconds"]
 NUMBERS = ["perplexity", *SECONDS]
 FEWEST = 3  # draws that have ±: of two it would be six times their distance

@@ -12,7 +12,6 @@ from typing import Any
 from helpers import report  # its names are loaded on use: pandas takes seconds
 from helpers.errors import RunError
 from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir
-from helpers.report import read_record, write_record
 from helpers.runner.fingerprint import is_current, is_done
 from helpers.runner.plan import Run, plan_names, read_plan
 from helpers.runner.schedule import (
@@ -28,12 +27,10 @@ from helpers.runner.schedule import (
 
 def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     """Run a plan, write its tables and figures, and compare; 1 if a result is not reproduced."""
-    from helpers.report import all_tables  # here: pandas takes a second
-
     run_plan(plan, only, jobs, scheduler)
     tables(plan)
     records = current_records(without_tables(read_plan(plan, only)))
-    perplexities = all_tables(records.values()).get("perplexity", [])
+    perplexities = report.all_tables(records.values()).get("perplexity", [])
     write_line("\n".join(["", *(table.markdown for table in perplexities)]))
     verdict = write_verdict(plan, only)
     write_line(
@@ -114,7 +111,7 @@ def accept(plan: str, only: str, stale: bool) -> None:
     for folder in ("records", "tables", "figures"):
         shutil.rmtree(target / folder, ignore_errors=True)
     for key, record in records.items():
-        write_record(target / "records" / f"{key}.json", record)
+        report.write_record(target / "records" / f"{key}.json", record)
     write_tables_and_figures(records, target)
     write_line(
         f"accepted {len(new)} records into {target}, kept {len(records) - len(new)}, "
@@ -165,7 +162,7 @@ def local_records(runs: Iterable[Run]) -> dict[str, Any]:
     Raises FileError for a bad one.
     """
     return {
-        run.id: read_record(run.record_path)
+        run.id: report.read_record(run.record_path)
         for run in runs
         if run.record_path.is_file()
     }
@@ -213,10 +210,8 @@ def note_earlier_code(plan: str) -> str:
 
 def write_tables_and_figures(records: dict[str, Any], folder: Path) -> None:
     """Write the tables and figures of records. No model is loaded."""
-    from helpers.report import write_claims, write_figures, write_tables
-
     # in the order of their files, as `read_records` has them: a sum's last digit depends on it
     ordered = [records[key] for key in sorted(records, key=lambda name: f"{name}.json")]
-    write_tables(ordered, folder / "tables")
-    write_claims(ordered, folder / "tables")
-    write_figures(ordered, folder / "figures")
+    report.write_tables(ordered, folder / "tables")
+    report.write_claims(ordered, folder / "tables")
+    report.write_figures(ordered, folder / "figures")

@@ -8,7 +8,7 @@ writes such pairs of hashes to results/reference/same.json.
 
 - core, and for some runs scoring and large: the code that `PARTS` names;
 - notebook: the cells of the run's notebook that compute something, not those that only draw, and
-  helpers/studies where they import it;
+  helpers/studies where they name it;
 - own: the file of its method, if a user added one (helpers/own);
 - files: the text files and the folder of a model that its parameters name and, for the tables
   notebook, all other records.
@@ -17,9 +17,9 @@ Comments, docstrings, layout and the text of errors do not count. Nor do package
 names them.
 """
 
-import ast
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -146,30 +146,13 @@ def tree_hashes(project: Path) -> dict[str, str]:
 
 
 def notebook_hash(path: Path) -> str:
-    """The hash of a notebook's computing cells, and of helpers/studies where they import it."""
+    """The hash of a notebook's computing cells, and of helpers/studies where they name it."""
     cells = [source for source, tags in code_cells(path) if not UNCOUNTED_TAGS & tags]
     hashes: list[Any] = [code_hash(source) for source in cells]
-    if any(map(imports_studies, cells)):
+    # in a comment, too: one record too many is made again, none too few
+    if any(re.search(r"\bstudies\b", cell) for cell in cells):
         hashes.append(file_hashes(STUDIES, path.parent.parent))
     return hash_of(hashes)
-
-
-@functools.lru_cache(maxsize=512)
-def imports_studies(cell: str) -> bool:
-    """Whether a cell imports helpers/studies or something of it."""
-    # a line of %magic would hide the rest of its cell from the parser
-    lines = [line for line in cell.splitlines() if not line.startswith(("%", "!"))]
-    try:
-        nodes = list(ast.walk(ast.parse("\n".join(lines))))
-    except SyntaxError:  # a cell in another language
-        return False
-    names = [
-        alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
-        for node in nodes
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-    ]
-    return any(f"{name}.".startswith("helpers.studies.") for name in names)
 
 
 # --- code that is proven to compute the same --------------------------------------------------

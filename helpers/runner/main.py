@@ -11,9 +11,8 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
-from helpers.errors import HelpersError, first_line
+from helpers.cli import OneLineParser, exit_code
 
 PROGRAM = "python -m helpers.runner.main"
 VERBS = {
@@ -26,32 +25,13 @@ VERBS = {
 }
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """A parser that reports an error in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Write the error and exit with code 2, as argparse does."""
-        self.exit(2, f"{message}: see {self.prog} --help\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. Wrong arguments and --help raise SystemExit."""
     options = vars(make_parser().parse_args(arguments))
-    code = 1
-    try:
-        return call(options.pop("verb"), options)
-    except ModuleNotFoundError as error:
-        line = f"{first_line(error)}: run make setup"
-    except (HelpersError, OSError) as error:
-        line = first_line(error)
-    except KeyboardInterrupt:
-        code = 130
-        line = "interrupted; the same command goes on with what is missing"
-    sys.stderr.write(f"{line}\n")
-    return code
+    return exit_code(lambda: call(options.pop("verb"), options))
 
 
-def call(verb: str, options: dict[str, str]) -> int:
+def call(verb: str, options: dict[str, str]) -> int | None:
     """Call the function of a verb, which takes its options by their names."""
     if verb == "doctor":
         from helpers.machine import examine
@@ -69,7 +49,7 @@ def call(verb: str, options: dict[str, str]) -> int:
         "accept": accept,
         "list": list_runs,
     }
-    return functions[verb](**options) or 0
+    return functions[verb](**options)
 
 
 def make_parser() -> argparse.ArgumentParser:

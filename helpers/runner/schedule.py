@@ -129,14 +129,12 @@ class Progress:
     """
 
     def __init__(self, runs: list[Run], todo: list[Run], pool: Pool) -> None:
-        from helpers.report import run_title  # here: pandas takes a second
-
         self._titles = {
-            run.id: f"[{n}/{len(runs)}] {run_title(run.id, run.effective)}"
+            run.id: f"[{n}/{len(runs)}] {report.run_title(run.id, run.effective)}"
             for n, run in enumerate(runs, 1)
         }
-        self._left = {run.id: reference_seconds(run) for run in todo}
-        self._alone = {run.id for run in todo if is_alone(run)}
+        # what each run took, and whether it is alone
+        self._left = {run.id: (reference_seconds(run), is_alone(run)) for run in todo}
         self._slots = pool.slots
         self._started: dict[str, float] = {}
         # of runs that have ended and have a committed record: seconds here, and there
@@ -151,7 +149,7 @@ class Progress:
     def end(self, run: Run, error: str | None) -> None:
         """Print how a run has ended: its main number and seconds, or its error."""
         seconds = time.monotonic() - self._started[run.id]
-        committed = self._left.pop(run.id)
+        committed, _ = self._left.pop(run.id)
         if committed > 0:  # NaN is not
             self._here += seconds
             self._there += committed
@@ -160,8 +158,7 @@ class Progress:
             text = f"{outcome(run)}, {format_seconds(seconds)}"
         slots = min(self._slots(), len(self._left))
         left = sum(
-            usual if name in self._alone else usual / slots
-            for name, usual in self._left.items()
+            usual / (1 if alone else slots) for usual, alone in self._left.values()
         )
         if self._there and left > 0:
             text += f"; about {format_seconds(self._here / self._there * left)} left"
@@ -171,21 +168,46 @@ class Progress:
 def execute_runs(runs: list[Run], todo: list[Run], pool: Pool) -> list[tuple[Run, str]]:
     """Execute the runs in `todo`, and return those that failed with their errors.
 
-    Timed runs come after the others and the tables notebook last, each of them alone. Ctrl-C stops
-    them all.
+    As many go at a time as the pool has slots; timed runs come after the others and the tables
+    notebook last, each of them alone. If it is interrupted, it stops them and leaves nothing of
+    those that had not ended.
     """
     write_line(
         f"plan {runs[0].plan}: {len(todo)} of {len(runs)} runs to do, "
         f"{pool.slots()} at a time"
     )
-    ordered = in_turns([run for run in todo if run.notebook != TABLES_NOTEBOOK])
-    ordered += [run for run in todo if run.notebook == TABLES_NOTEBOOK]
+    waiting = sorted(
+        in_turns(todo), key=lambda run: (is_alone(run), run.notebook == TABLES_NOTEBOOK)
+    )
     progress = Progress(runs, todo, pool)
-    together = [run for run in ordered if not is_alone(run)]
-    failures = execute_together(together, pool, progress)
-    for run in ordered:
-        if is_alone(run):
-            failures += execute_together([run], pool, progress)
+    active: dict[Future, Run] = {}
+    failures = []
+    try:
+        while waiting or active:
+            # what comes after a run that is alone is alone too
+            while waiting and len(active) < (
+                1 if is_alone(waiting[0]) else pool.slots()
+            ):
+                run = waiting.pop(0)
+                progress.start(run)
+                active[pool.submit(run, fingerprint(run))] = run
+            # a second at a time: Ctrl-C was seen to get lost, under load, in a wait without end
+            while not (done := wait(active, 1.0, FIRST_COMPLETED).done):
+                pass
+            for future in done:
+                error = error_of(future)
+                run = active.pop(future)
+                if error is not None:
+                    failures.append((run, error))
+                    run.record_path.unlink(missing_ok=True)  # it may be half written
+                progress.end(run, error)
+    except BaseException:
+        pool.stop()
+        wait(active, STOP_SECONDS)
+        for run in active.values():
+            for path in (run.record_path, run.failed_path, run.log_path):
+                path.unlink(missing_ok=True)
+        raise
     return failures
 
 
@@ -208,42 +230,6 @@ def in_turns(runs: list[Run]) -> list[Run]:
     for seed in sorted(by_seed):
         ordered += by_seed[seed][::-1] if seed % 2 else by_seed[seed]
     return ordered
-
-
-def execute_together(
-    runs: list[Run], pool: Pool, progress: Progress
-) -> list[tuple[Run, str]]:
-    """Execute runs, as many at a time as the pool has slots, and return those that failed.
-
-    If it is interrupted, it stops them and leaves nothing of those that had not ended.
-    """
-    waiting = list(runs)
-    active: dict[Future, Run] = {}
-    failures = []
-    try:
-        while waiting or active:
-            while waiting and len(active) < pool.slots():
-                run = waiting.pop(0)
-                progress.start(run)
-                active[pool.submit(run, fingerprint(run))] = run
-            # a second at a time: Ctrl-C was seen to get lost, under load, in a wait without end
-            while not (done := wait(active, 1.0, FIRST_COMPLETED).done):
-                pass
-            for future in done:
-                error = error_of(future)
-                run = active.pop(future)
-                if error is not None:
-                    failures.append((run, error))
-                    run.record_path.unlink(missing_ok=True)  # it may be half written
-                progress.end(run, error)
-    except BaseException:
-        pool.stop()
-        wait(active, STOP_SECONDS)
-        for run in active.values():
-            for path in (run.record_path, run.failed_path, run.log_path):
-                path.unlink(missing_ok=True)
-        raise
-    return failures
 
 
 # --- records and lines ------------------------------------------------------------------------
