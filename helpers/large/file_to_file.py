@@ -30,12 +30,11 @@ from helpers.large.shards import (
     reading,
     write_index,
     write_shard,
-    writing,
 )
 from helpers.large.streaming import WeightReader, load_streamed
 from helpers.layer import Sparsity
 from helpers.models import find_layers, state_of
-from helpers.paths import replace_file, sha256_file, sync
+from helpers.paths import replace_file, sha256_file, sync, writing
 from helpers.progress import Progress
 from helpers.prune import check_zeros, checked_loop
 
