@@ -24,13 +24,7 @@ from torch import Tensor
 from helpers.block_loop import LayerReport, Loop, PruneReport, Store, Team
 from helpers.code_hashes import LARGE, code_hash, core_code, file_hashes, hash_of
 from helpers.errors import BadParameter, FileError
-from helpers.large.shards import (
-    COMPANIONS,
-    INDEX,
-    reading,
-    write_index,
-    write_shard,
-)
+from helpers.large.shards import COMPANIONS, INDEX, reading, write_index, write_shard
 from helpers.large.streaming import WeightReader, load_streamed
 from helpers.layer import Sparsity
 from helpers.models import find_layers, state_of
