@@ -101,7 +101,6 @@ def prune_checkpoint(
     Raises what `prune_model` raises, and FileError (the destination holds something else; files
     missing, damaged, changed meanwhile; no disk space to write).
     """
-    team = team or Team()
     check_plain(options)
     model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
     reader = state_of(model).reader
@@ -131,9 +130,9 @@ def prune_checkpoint(
     loop.store = store = ShardStore(folder, reader, loop)
     if len(store.results) < len(store.names):
         store.save_outside(loop.run())
-    if team.rank == 0 and not (folder / INDEX).is_file():
+    if loop.team.rank == 0 and not (folder / INDEX).is_file():
         store.complete()
-    team.gather(None)  # no process goes on to a model that is not complete
+    loop.team.gather(None)  # no process goes on to a model that is not complete
     *blocks, whole = (store.results[name] for name in store.names.values())
     layers = [layer_report(row) for block in blocks for row in block["layers"]]
     return CheckpointReport(
