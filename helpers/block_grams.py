@@ -153,8 +153,7 @@ def largest_divisor(number: int, limit: int) -> int:
     Raises BadParameter unless `limit` is a whole number of at least 1.
     """
     check_whole("batch", limit)
-    divisors = (d for d in range(min(limit, number), 0, -1) if number % d == 0)
-    return next(divisors, 1)
+    return next(d for d in range(min(limit, number), 0, -1) if number % d == 0)
 
 
 def best_batch(device: torch.device, length: int) -> int:

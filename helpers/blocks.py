@@ -80,15 +80,11 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
 
     # every block, because families may alternate masks (full and sliding window) or positions
     @own_thread
-    def record(block: nn.Module, args: tuple, kwargs: dict):
-        calls.append(split_stream(block, args, kwargs)[1])
-        read.clear()
-
-    @own_thread
-    def answered(block: nn.Module, _args: Any, output: Any):
+    def record(block: nn.Module, args: tuple, kwargs: dict, output: Any):
+        _, call = split_stream(block, args, kwargs)
         # attention weights, a position bias or a cache, by family
         rest = output[1:] if isinstance(output, tuple) else None
-        calls[-1] = replace(calls[-1], rest=rest, inputs=_shared(read))
+        calls.append(replace(call, rest=rest, inputs=_shared(read)))
         read.clear()
         # the head's logits, (batch, length, vocabulary), would be the largest tensor of all
         if block is blocks[-1]:
@@ -98,10 +94,7 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
     with contextlib.ExitStack() as stack:
         for block in blocks:
             # the hooks are removed when the stack closes, after an error too
-            stack.enter_context(
-                block.register_forward_pre_hook(record, with_kwargs=True)
-            )
-            stack.enter_context(block.register_forward_hook(answered))
+            stack.enter_context(block.register_forward_hook(record, with_kwargs=True))
             stack.enter_context(
                 watch_inputs(find_layers(block), lambda *item: read.append(item))
             )

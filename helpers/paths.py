@@ -97,16 +97,28 @@ def replace_file(path: str | Path, data: bytes | str) -> Path:
     Raises FileError, and leaves no partial file, when the folder cannot be written.
     """
     path = Path(path)
-    try:
+    with writing(path, ValueError):  # a NUL in the path
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise FileError(
-            f"cannot write {path}: {reason}; choose a folder that can be written and has space"
-        ) from error
     return path
+
+
+@contextlib.contextmanager
+def writing(
+    path: Path,
+    *errors: type[Exception],
+    advice: str = "free some space there or choose a folder that can be written, and run again",
+) -> Iterator[None]:
+    """Context manager: raise FileError, naming the path, for a disk that is full or read-only.
+
+    errors: those that say so, beside OSError.
+    """
+    try:
+        yield
+    except (OSError, *errors) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise FileError(f"cannot write {path} ({reason}): {advice}") from error
 
 
 @contextlib.contextmanager

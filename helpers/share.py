@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel, join_names
-from helpers.large import write_index, writing
+from helpers.large import write_index
 from helpers.models import (
     check_in_memory,
     check_model,
@@ -32,7 +33,7 @@ from helpers.models import (
     no_progress_bars,
     state_of,
 )
-from helpers.paths import replace_file
+from helpers.paths import replace_file, writing
 
 RECORD_FIELDS = {"notebook", "parameters", "metrics", "data", "versions"}
 # as Jinja2 reads it
@@ -130,7 +131,8 @@ def save_pruned(
     facts["sparsity"] = f"{100 * zeros / sum(map(torch.numel, weights)):.1f} %"
     folder = check_new_folder(folder)
     card = model_card(folder.name, model_identity(model), facts, record)
-    with writing(folder):
+    # the latter from saving a model on a full disk
+    with writing(folder, SafetensorError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # in the same parent, because a rename works within one file system only
         with tempfile.TemporaryDirectory(

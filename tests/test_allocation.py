@@ -129,7 +129,7 @@ def test_fishers_costs_are_those_of_the_gradients(name):
         loss = model(row[None], labels=row[None]).loss * (len(row) - 1)
         squares += torch.autograd.grad(loss, parameter)[0] ** 2
     with allocation.surveyed(model, tokens) as survey:
-        curve = allocation.fisher(survey)
+        curve, _ = allocation.fisher(survey)
         at = list(survey.layers).index(f"1.{name}")
     order = survey.score(f"1.{name}").flatten().argsort(stable=True)
     terms = (squares * parameter.detach() ** 2).T.flatten()[order].double()

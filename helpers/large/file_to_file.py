@@ -24,18 +24,11 @@ from torch import Tensor
 from helpers.block_loop import LayerReport, Loop, PruneReport, Store, Team
 from helpers.code_hashes import LARGE, code_hash, core_code, file_hashes, hash_of
 from helpers.errors import BadParameter, FileError
-from helpers.large.shards import (
-    COMPANIONS,
-    INDEX,
-    reading,
-    write_index,
-    write_shard,
-    writing,
-)
+from helpers.large.shards import COMPANIONS, INDEX, reading, write_index, write_shard
 from helpers.large.streaming import WeightReader, load_streamed
 from helpers.layer import Sparsity
 from helpers.models import find_layers, state_of
-from helpers.paths import replace_file, sha256_file, sync
+from helpers.paths import replace_file, sha256_file, sync, writing
 from helpers.progress import Progress
 from helpers.prune import check_zeros, checked_loop
 
@@ -108,7 +101,6 @@ def prune_checkpoint(
     Raises what `prune_model` raises, and FileError (the destination holds something else; files
     missing, damaged, changed meanwhile; no disk space to write).
     """
-    team = team or Team()
     check_plain(options)
     model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
     reader = state_of(model).reader
@@ -138,13 +130,13 @@ def prune_checkpoint(
     loop.store = store = ShardStore(folder, reader, loop)
     if len(store.results) < len(store.names):
         store.save_outside(loop.run())
-    if team.rank == 0 and not (folder / INDEX).is_file():
+    if loop.team.rank == 0 and not (folder / INDEX).is_file():
         store.complete()
-    team.gather(None)  # no process goes on to a model that is not complete
-    blocks = [store.results[name] for name in store.names[:-1]]
+    loop.team.gather(None)  # no process goes on to a model that is not complete
+    *blocks, whole = (store.results[name] for name in store.names.values())
     layers = [layer_report(row) for block in blocks for row in block["layers"]]
-    whole = store.results[store.names[-1]]  # facts about the whole run
     return CheckpointReport(
+        # what was saved with the last shard, of the whole run
         **vars(loop.report) | {"layers": layers} | whole,
         folder=str(folder),
         resumed=store.resumed,
@@ -192,19 +184,20 @@ def request_hash(reader: WeightReader, loop: Loop) -> str:
 class ShardStore(Store):
     """Saves pruned blocks as shards of a checkpoint. Process 0 writes; all know what is written.
 
-    names: of the shards, one for each block and the last for what lies outside them. results: of
-    those that are there, by their names, as the hidden REPORT holds them with the `request_hash`.
+    names: of the shards, by the number of the block and last under None for what lies outside them.
+    results: of those that are there, by their names, as the hidden REPORT holds them with the
+    `request_hash`.
     """
 
     def __init__(self, folder: Path, reader: WeightReader, loop: Loop) -> None:
         self.folder = folder
         self.reader = reader
         self.team = loop.team
-        count = len(reader.blocks) + 1
-        self.names = [
-            f"model-{number:05d}-of-{count:05d}.safetensors"
-            for number in range(1, count + 1)
-        ]
+        parts = [*range(len(reader.blocks)), None]
+        self.names = {
+            part: f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+            for number, part in enumerate(parts, 1)
+        }
         results = None
         if self.team.rank == 0:
             # hashing reads the whole source, for which one process is enough
@@ -219,8 +212,8 @@ class ShardStore(Store):
         self.results = self.team.gather(results)[0]
         self.resumed = 0  # blocks that earlier calls have pruned
         self.halved = []  # where they had to halve the batch
-        for index, name in enumerate(self.names[:-1]):
-            if name in self.results:
+        for index, name in self.names.items():
+            if index is not None and name in self.results:
                 reader.redirect(index, folder / name)
                 self.resumed += 1
                 self.halved = self.results[name]["halved"]
@@ -241,7 +234,7 @@ class ShardStore(Store):
                 "destination, or delete that folder to start again"
             )
         results = {}
-        for name in self.names:
+        for name in self.names.values():
             # one that is missing or damaged is written again
             with contextlib.suppress(FileError, KeyError), reading(self.folder / name):
                 results[name] = report[name]
@@ -261,17 +254,16 @@ class ShardStore(Store):
         """Write the last shard: what lies outside the blocks, and facts about the whole run."""
         facts = {name: getattr(report, name) for name in ("seconds", "parity", "batch")}
         with self.reader.weights_in_memory(None):
-            self._write(-1, facts | {"halved": self.halved + report.halved})
+            self._write(None, facts | {"halved": self.halved + report.halved})
 
-    def _write(self, number: int, result: dict[str, Any]) -> None:
-        name = self.names[number]
+    def _write(self, part: int | None, result: dict[str, Any]) -> None:
+        name = self.names[part]
         self.results[name] = result
         if self.team.rank == 0:
             # another call may have begun here meanwhile; the same one may have gone further
             report = {"request": self.hash} | self._read() | self.results
             # before the shard, so that no kill comes between the two
             replace_file(self.folder / REPORT, json.dumps(report))
-            part = None if number == -1 else number  # as the reader calls it
             write_shard(self.folder / name, self.reader.tensors(part))
 
     def complete(self) -> None:
@@ -280,14 +272,11 @@ class ShardStore(Store):
         config = json.loads((source / "config.json").read_bytes())
         config.pop("torch_dtype", None)  # its older name
         config["dtype"] = str(self.reader.dtype).removeprefix("torch.")
-        with writing(self.folder):
-            for pattern in COMPANIONS:
-                for path in source.glob(pattern):
-                    replace_file(self.folder / path.name, path.read_bytes())
-            replace_file(
-                self.folder / "config.json", f"{json.dumps(config, indent=2)}\n"
-            )
-            write_index(self.folder)
+        for pattern in COMPANIONS:
+            for path in source.glob(pattern):
+                replace_file(self.folder / path.name, path.read_bytes())
+        replace_file(self.folder / "config.json", f"{json.dumps(config, indent=2)}\n")
+        write_index(self.folder)
 
 
 def layer_report(row: dict[str, Any]) -> LayerReport:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from helpers.errors import FileError, first_line
-from helpers.paths import replace_file, replacing, set_default_mode
+from helpers.paths import replace_file, replacing, set_default_mode, writing
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -50,22 +50,24 @@ class Checkpoint:
         if single.is_file():  # transformers too takes it where both are there
             with reading(single) as file:
                 self.files = dict.fromkeys(file.keys(), single)
-        elif index.is_file():
+        else:
             try:
                 files = json.loads(index.read_bytes())["weight_map"]
                 # only the name: a folder in it could lead out of the model's
                 self.files = {
                     name: self.folder / Path(file).name for name, file in files.items()
                 }
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
+            except (
+                OSError,
+                ValueError,
+                LookupError,
+                TypeError,
+                AttributeError,
+            ) as error:
                 raise FileError(
-                    f"{index} has no valid weight_map: save the model again"
+                    f"folder {self.folder} holds neither {SINGLE} nor {INDEX} with a valid "
+                    "weight_map: give a folder that model.save_pretrained(folder) wrote"
                 ) from error
-        else:
-            raise FileError(
-                f"folder {self.folder} holds neither {SINGLE} nor {INDEX}: give a folder that "
-                "model.save_pretrained(folder) wrote"
-            )
         self.paths = sorted(set(self.files.values()))
         self._stamps = {path: _stamp(path) for path in self.paths}
 
@@ -126,26 +128,13 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise FileError, naming the path, for what cannot be written."""
-    try:
-        yield
-    except (OSError, FileError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise FileError(
-            f"{path} cannot be written ({reason}): free some disk space there or choose a folder "
-            "that can be written, and run again"
-        ) from error
-
-
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file, whole or not at all; equal tensors give equal bytes.
 
     Raises FileError, and leaves no partial file, if the disk is full or not writable.
     """
     on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    with writing(path), replacing(path) as temporary:
+    with writing(path, SafetensorError), replacing(path) as temporary:
         # nothing else: safetensors writes several entries in an order that is never the same
         save_file(on_cpu, temporary, metadata={"format": "pt"})
         set_default_mode(temporary)
