@@ -50,8 +50,7 @@ def test_layers_are_fitted_to_what_bfloat16_gives(family, passes):
     fam.prune_by_hand(by_hand, groups, tokens, forward=autocast)
     masks = [fam.kept(m, family) for m in (model, by_hand, exact)]
     near, far = ((masks[0] == other).float().mean() for other in masks[1:])
-    assert near > 0.995
-    assert near > far
+    assert near > max(far, 0.995)
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
@@ -79,10 +78,6 @@ def test_a_model_in_half_precision_has_its_own(one_line_error):
         prune_model(model, fam.random_tokens(), precision="bfloat16", **SETTINGS)
 
 
-def by_method(name):
-    return lambda weight, gram, _: METHODS[name](weight, gram, sparsity=0.5)
-
-
 def by_gradient(optimiser, rate):
     return lambda *layer: gradient_refit(
         *layer, optimiser=optimiser, learning_rate=rate, iterations=5
@@ -90,7 +85,9 @@ def by_gradient(optimiser, rate):
 
 
 SOLVERS = {
-    **{name: by_method(name) for name in ("sparsegpt", "admm-grad", "alps", "wanda")},
+    name: lambda weight, gram, _, name=name: METHODS[name](weight, gram, sparsity=0.5)
+    for name in ("sparsegpt", "admm-grad", "alps")
+} | {
     "refit": refit,
     "cg": lambda *layer: conjugate_gradients(*layer, iterations=5),
     "adam": by_gradient("adam", 0.1),
