@@ -7,7 +7,7 @@ import families as fam
 import pytest
 import torch
 
-from helpers import METHODS, prune_model, register
+from helpers import METHODS, prune_model
 from helpers.admm import exact_least_squares, refit
 from helpers.device import products
 from helpers.errors import BadParameter
@@ -52,24 +52,6 @@ def test_layers_are_fitted_to_what_bfloat16_gives(family, passes):
     near, far = ((masks[0] == other).float().mean() for other in masks[1:])
     assert near > max(far, 0.995)
     assert all(p.dtype == torch.float32 for p in model.parameters())
-
-
-@pytest.mark.parametrize("passes", [1, 2])
-def test_methods_are_in_float32(passes, registry):
-    seen = []
-
-    @register("test-only")
-    def method(weight, gram, *, sparsity, pattern, keep=None):
-        seen.append(torch.is_autocast_enabled("cpu"))
-        return METHODS["wanda"].__wrapped__(
-            weight, gram, sparsity=sparsity, pattern=pattern
-        )
-
-    settings = SETTINGS | dict(method="test-only", passes=passes)
-    prune_model(fam.build(), fam.random_tokens(), precision="bfloat16", **settings)
-    assert len(seen) > 14
-    assert not any(seen)
-    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_a_model_in_half_precision_has_its_own(one_line_error):
