@@ -46,12 +46,6 @@ def test_what_is_kept_is_what_a_sort_leaves(drawn):
     rows, zeros = drawn
     expected = keep_largest_by_sorting(rows, zeros)
     assert torch.equal(keep_largest(rows, zeros), expected)
-
-
-@quick
-@given(rows_and_zeros())
-def test_bisection_finds_what_a_sort_finds(drawn):
-    rows, zeros = drawn
     if zeros:
         threshold = rows.sort(dim=1).values[:, zeros - 1 : zeros]
         assert torch.equal(bisect(rows, zeros), threshold)
@@ -78,9 +72,8 @@ def large_scores():
     periodic = torch.zeros(40_000)
     periodic[:: 40_000 // SAMPLE | 1] = 1.0  # all that is sampled is large
     return {
-        "spread": spread,
         "few values": (plain * 5).round(),
-        "one value": torch.full((40_000,), 0.25),
+        "one value": 0 * plain,
         "protected": torch.where(plain < 0.5, math.inf, plain),
         "subnormal": plain * 1e-40,
         "what is sampled is unlike the rest": periodic,
@@ -93,17 +86,15 @@ def large_scores():
 @pytest.mark.parametrize("kind", large_scores())
 def test_in_a_large_row_too_without_a_sort(kind):
     row = large_scores()[kind].view(1, -1)
-    ordered = row.sort(dim=1).values[0]
-    for zeros in (1, 2, 17, 3600, 20_000, 24_001, 39_990, 39_999, 40_000):
+    ordered = row[0].sort().values
+    for zeros in (1, 2, 17, 3600, 20_000, 24_001, 39_999, 40_000):
+        last, *after = ordered[zeros - 1 : zeros + 1]
         found, tied = nth_smallest(row[0].numpy(), zeros - 1)
-        assert found == ordered[zeros - 1]
-        assert tied == (
-            zeros < len(ordered) and bool(ordered[zeros] == ordered[zeros - 1])
-        )
+        assert (found, tied) == (last, after == [last])
         expected = keep_largest_by_sorting(row, zeros)
         assert torch.equal(keep_largest(row, zeros), expected)
-        if row.dtype == torch.float32:
-            assert bisect(row, zeros) == ordered[zeros - 1]
+        if kind != "float64":
+            assert bisect(row, zeros) == last
 
 
 def test_few_scores_are_left_to_select_from():

@@ -7,7 +7,7 @@ import families as fam
 import pytest
 import torch
 
-from helpers import METHODS, prune_model, register
+from helpers import METHODS, prune_model
 from helpers.admm import exact_least_squares, refit
 from helpers.device import products
 from helpers.errors import BadParameter
@@ -50,37 +50,14 @@ def test_layers_are_fitted_to_what_bfloat16_gives(family, passes):
     fam.prune_by_hand(by_hand, groups, tokens, forward=autocast)
     masks = [fam.kept(m, family) for m in (model, by_hand, exact)]
     near, far = ((masks[0] == other).float().mean() for other in masks[1:])
-    assert near > 0.995
-    assert near > far
+    assert near > max(far, 0.995)
     assert all(p.dtype == torch.float32 for p in model.parameters())
-
-
-@pytest.mark.parametrize("passes", [1, 2])
-def test_methods_are_in_float32(passes, registry):
-    seen = []
-
-    @register("test-only")
-    def method(weight, gram, *, sparsity, pattern, keep=None):
-        seen.append(torch.is_autocast_enabled("cpu"))
-        return METHODS["wanda"].__wrapped__(
-            weight, gram, sparsity=sparsity, pattern=pattern
-        )
-
-    settings = SETTINGS | dict(method="test-only", passes=passes)
-    prune_model(fam.build(), fam.random_tokens(), precision="bfloat16", **settings)
-    assert len(seen) > 14
-    assert not any(seen)
-    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_a_model_in_half_precision_has_its_own(one_line_error):
     model = fam.build().half()
     with one_line_error(BadParameter, "precision", "float16"):
         prune_model(model, fam.random_tokens(), precision="bfloat16", **SETTINGS)
-
-
-def by_method(name):
-    return lambda weight, gram, _: METHODS[name](weight, gram, sparsity=0.5)
 
 
 def by_gradient(optimiser, rate):
@@ -90,7 +67,9 @@ def by_gradient(optimiser, rate):
 
 
 SOLVERS = {
-    **{name: by_method(name) for name in ("sparsegpt", "admm-grad", "alps", "wanda")},
+    name: lambda weight, gram, _, name=name: METHODS[name](weight, gram, sparsity=0.5)
+    for name in ("sparsegpt", "admm-grad", "alps")
+} | {
     "refit": refit,
     "cg": lambda *layer: conjugate_gradients(*layer, iterations=5),
     "adam": by_gradient("adam", 0.1),
