@@ -50,7 +50,6 @@ def test_limit_takes_the_first_windows_and_none_takes_all():
         (500, {"length": 1}, "length 1"),
         (500, {"length": 129}, "128"),  # positions of the model
         (500, {"limit": 0}, "limit 0"),
-        (500, {"limit": 2.5}, "limit 2.5"),
         (39, {}, "39"),
         (100, {"limit": 3}, "100"),
     ],

@@ -11,10 +11,9 @@ import families as fam
 import numpy as np
 import pytest
 import torch
-from layers import relative_objective
 from torch import nn
 
-from helpers import model_identity, perplexity, prune_model, refit, zero_shot
+from helpers import model_identity, perplexity, prune_model, zero_shot
 from helpers.block_grams import layer_problems
 from helpers.errors import (
     BadParameter,
@@ -23,9 +22,8 @@ from helpers.errors import (
     OutOfMemory,
     UnsupportedModel,
 )
-from helpers.masks import select
 from helpers.methods import METHODS, register
-from helpers.models import PruningState, model_layers, read_weight, state_of
+from helpers.models import PruningState, model_layers, state_of
 
 HALF = dict(method="wanda", sparsity=0.5)
 
@@ -178,9 +176,8 @@ def test_layers_that_are_ignored_stay_dense(passes):
     assert not fam.changed(model, fam.snapshot(other))
     assert report.ignored == report.details["ignored"] == ignored
     assert report.sparsity == expected.sparsity
-    assert "ignored" not in expected.details
-    errors = {f"{row.block}.{row.name}": row.error for row in report.layers}
-    assert [key for key, error in errors.items() if error is None] == ignored
+    dense = [f"{row.block}.{row.name}" for row in report.layers if row.error is None]
+    assert dense == ignored
 
 
 # ---------------------------------------------------------------- a model that is not dense
@@ -379,33 +376,3 @@ def test_an_error_in_a_late_layer_names_it(registry, one_line_error):
         prune_model(fam.build(), fam.random_tokens(), method="test-only", sparsity=0.5)
     # the options were tried first, on a layer as the smallest
     assert shapes[0] == (16, 32)
-
-
-# ---------------------------------------------------------------- importance of outputs
-
-
-def test_importance_says_which_weights_stay_and_the_update_is_the_methods():
-    model = fam.build()
-    tokens = fam.random_tokens()
-    importance = {
-        key: 1 + torch.rand(len(read_weight(layer)))
-        for key, layer in model_layers(model).items()
-    }
-    # in block 0, whose inputs are those of the dense model
-    name = "self_attn.q_proj"
-    weight, gram = layer_problems(model, tokens, 0, [name])[name]
-    weight = weight.clone()
-    request = dict(method="admm1", sparsity=0.5, importance=importance)
-    report = prune_model(model, tokens, **request)
-    pruned = model.model.layers[0].self_attn.q_proj.weight
-    score = weight.abs() * gram.diagonal().sqrt() * importance[f"0.{name}"][:, None]
-    keep = select(score, 0.5, "unstructured", "matrix")
-    assert torch.equal(pruned != 0, keep)
-    expected = refit(weight, gram, keep).weight
-    torch.testing.assert_close(pruned, expected, rtol=1e-3, atol=1e-5)
-    # the error is that of the outputs as they are, without their factors
-    (error,) = (
-        row.error for row in report.layers if (row.block, row.name) == (0, name)
-    )
-    lost = relative_objective(weight, pruned, gram)
-    assert error == pytest.approx(lost, rel=1e-3)

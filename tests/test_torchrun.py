@@ -126,11 +126,9 @@ def test_an_expert_that_the_text_of_one_process_misses(monkeypatch):
         meeting.wait()
         return gathered
 
-    def all_reduce(sums):
-        sums.copy_(sum(gather(None, sums.clone())))
-
     monkeypatch.setattr(torchrun.Processes, "__init__", lambda team: None)
     monkeypatch.setattr(torchrun.Processes, "gather", gather)
+    all_reduce = lambda sums: sums.copy_(sum(gather(None, sums.clone())))  # noqa: E731
     monkeypatch.setattr(torchrun.dist, "all_reduce", all_reduce)
     inputs = torch.randn(2, 5, 4)
 
@@ -144,13 +142,12 @@ def test_an_expert_that_the_text_of_one_process_misses(monkeypatch):
         torchrun.Processes().sum(grams)
         return grams
 
-    with ThreadPoolExecutor(2) as threads:
-        results = list(threads.map(run, (0, 1)))
     expected = {"down": inputs.flatten(0, 1), "gate": inputs[0], "up": inputs[0]}
-    for grams in results:
-        for name, rows in expected.items():
-            assert grams[name].tokens == len(rows)
-            torch.testing.assert_close(grams[name].matrix, rows.T @ rows)
+    with ThreadPoolExecutor(2) as threads:
+        for grams in threads.map(run, (0, 1)):
+            for name, rows in expected.items():
+                assert grams[name].tokens == len(rows)
+                torch.testing.assert_close(grams[name].matrix, rows.T @ rows)
 
 
 def test_fewer_sequences_than_processes(monkeypatch, one_line_error):
