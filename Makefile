@@ -16,7 +16,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_UI := $(VENV)/.installed-ui
 RUN := $(PY) -m helpers
-PLANS := $(PY) -m helpers.runner.main
+PLANS := $(PY) -m reproduction.__main__
 NO_BARS = [ -t 2 ] || export TQDM_DISABLE=1;# of a conversion, where they would fill a file
 COLAB := .venv-colab/bin/python
 OWNER = $(if $(filter command,$(origin NAME)),$(NAME))# not of the environment: WSL sets a NAME there
@@ -120,7 +120,7 @@ test-colab: ## run tests and the smoke plan with the versions of Google Colab (p
 	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -c tests/colab-constraints.txt -e . hypothesis
 	@$(COLAB) -m helpers assets
 	@$(COLAB) -m pytest --ignore tests/test_cluster.py --ignore tests/test_book.py
-	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers.runner.main run --plan smoke
+	@PRUNING_RESULTS=results/colab $(COLAB) -m reproduction.__main__ run --plan smoke
 
 test-gpu: assets ## run the tests of GPUs, on an NVIDIA GPU where there is one, else on a pretended one
 	@$(PY) -m pytest tests/gpu
@@ -139,7 +139,7 @@ $(INSTALLED_UI): $(INSTALLED)
 # runs before, and without, a set-up: that is when one needs it
 doctor: ## look for what is missing or broken, say what to do
 	@if $(PY) -c '' 2>/dev/null; then python=$(PY); else python=$(PYTHON); fi; \
-	  $$python -m helpers.runner.main doctor
+	  $$python -m reproduction.__main__ doctor
 
 # the address of the repository stands in the notebooks' first cells and in links
 owner: ## put your GitHub name into the notebooks and pages, for Colab: make owner NAME=...

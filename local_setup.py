@@ -5,7 +5,7 @@ GPU has no use for. Such a machine gets the CPU build of the version that the co
 came from, out of torch's own index. Where the user has told pip where packages are (`find-links`
 or an index, in PIP_ARGS or in pip's configuration), that is left to pip.
 
-Only the standard library is imported, by `helpers.machine.nvidia` too: nothing else is there yet.
+Only the standard library is imported, by `reproduction.machine.nvidia` too: nothing else is there yet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 
-from helpers.machine import has_nvidia_driver
+from reproduction.machine import has_nvidia_driver
 
 TORCH = "2.13.0"  # of the committed results
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")

@@ -25,7 +25,7 @@ from helpers.data.corpora import calibration_tokens, wiki_articles
 from helpers.data.tasks import task_rows
 from helpers.device import products
 from helpers.model.perplexity import perplexity
-from helpers.prune import prune_model
+from helpers.model.prune import prune_model
 
 VOCABULARY, LENGTH, BATCH = 8192, 256, 8
 # small, so that pruning hurts: of six blocks of 320, trained on a third of the text, 60 % could be

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from helpers.report import (
+from helpers.explore.style import (
     DENSE_COLOUR,
     label_line_ends,
     line_style,

@@ -13,7 +13,7 @@ import torch
 from helpers.code_hashes import code_hash, file_hashes, hash_of
 from helpers.device import describe_device
 from helpers.paths import root
-from helpers.report.records import git_state, processor
+from reproduction.records import git_state, processor
 
 BUSY = 0.7  # load average per core above which other work disturbs a measurement
 NO_GPU = "no GPU here"

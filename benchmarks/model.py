@@ -16,13 +16,13 @@ from benchmarks import published
 from benchmarks.problems import Snapshot, cut_model, random_llama, random_tokens
 from benchmarks.solver import SPARSITY, agreement, errors_of
 from benchmarks.timing import interleaved, ratio, summary
-from helpers.block_grams import layer_grams
-from helpers.blocks import advance, check_parity, embed, record_calls, run_block
 from helpers.data.corpora import calibration_tokens
-from helpers.gram import Gram
-from helpers.methods import METHODS
-from helpers.models import find_blocks, find_layers, load_model, read_weight
-from helpers.prune import prune_model
+from helpers.model.block_grams import layer_grams
+from helpers.model.blocks import advance, check_parity, embed, record_calls, run_block
+from helpers.model.models import find_blocks, find_layers, load_model, read_weight
+from helpers.model.prune import prune_model
+from helpers.paper.gram import Gram
+from helpers.paper.methods import METHODS
 
 TARGET, PUBLISHED_TARGET = 1.2, 2.0
 METHOD = "admm-grad"

@@ -11,8 +11,8 @@ from benchmarks.problems import cut_model, random_llama, random_tokens
 from benchmarks.solver import SPARSITY
 from benchmarks.timing import interleaved, ratio, summary
 from helpers.data.corpora import calibration_tokens
-from helpers.models import load_model
-from helpers.prune import prune_model
+from helpers.model.models import load_model
+from helpers.model.prune import prune_model
 
 TARGET = 1.0  # of ADMM-Grad with one pass over Wanda with two
 ONCE, TWICE, WANDA = "admm-grad, one pass", "admm-grad, two passes", "wanda, two passes"

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from helpers.gram import gram_of
-from helpers.models import find_blocks, load_model
+from helpers.model.models import find_blocks, load_model
+from helpers.paper.gram import gram_of
 
 
 def random_inputs(

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from helpers.blocks import Call, embed, record_calls, run_block
-from helpers.models import find_blocks, find_layers, read_weight, write_weight
+from helpers.model.blocks import Call, embed, record_calls, run_block
+from helpers.model.models import find_blocks, find_layers, read_weight, write_weight
 
 DAMPING, RHO = 0.1, 1.0
 

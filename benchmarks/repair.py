@@ -19,10 +19,10 @@ from benchmarks.solver import SPARSITY
 from benchmarks.timing import once, ratio, summary
 from helpers.beyond.distil import DECAY, EPSILON, descend, divergence_and_gradient
 from helpers.beyond.training import trained
-from helpers.blocks import forward
 from helpers.device import PRECISIONS, products
-from helpers.models import load_model
-from helpers.prune import prune_model
+from helpers.model.blocks import forward
+from helpers.model.models import load_model
+from helpers.model.prune import prune_model
 
 MODELS = ("embedded", "embedded-gemma")
 LENGTH = 512

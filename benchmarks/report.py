@@ -10,7 +10,8 @@ import pandas as pd
 
 from benchmarks import architecture, model, passes, repair, solver, zero_shot
 from benchmarks.machine import timed_code
-from helpers.report import confidence_interval, format_number, to_markdown, with_half
+from reproduction.markdown import format_number, to_markdown, with_half
+from reproduction.runs import confidence_interval
 
 Result = Mapping[str, Any]
 Columns = Mapping[str, str | Callable[[Result], Any]]

@@ -15,10 +15,10 @@ from torch import Tensor
 from benchmarks import published
 from benchmarks.problems import random_gram, random_weight
 from benchmarks.timing import interleaved, once, ratio, summary
-from helpers import admm
-from helpers.gram import Gram, relative_error
-from helpers.masks import Pattern
-from helpers.methods import METHODS
+from helpers.paper import admm
+from helpers.paper.gram import Gram, relative_error
+from helpers.paper.masks import Pattern
+from helpers.paper.methods import METHODS
 
 SPARSITY, ITERATIONS = 0.6, 20
 TARGET = 1.35

@@ -25,9 +25,9 @@ from benchmarks.problems import random_llama, random_tokens
 from benchmarks.timing import interleaved, summary
 from helpers.data.corpora import calibration_tokens
 from helpers.device import synchronise
-from helpers.models import device_of, load_model, model_layers, read_weight
-from helpers.prune import prune_model
-from helpers.studies import storage_report
+from helpers.model.models import device_of, load_model, model_layers, read_weight
+from helpers.model.prune import prune_model
+from reproduction.studies import storage_report
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
 PREFILL, NEW = 256, 16

@@ -14,9 +14,9 @@ from lm_eval.models.huggingface import HFLM
 
 from benchmarks.timing import interleaved, ratio, summary
 from helpers.data.tasks import TASK_TABLE, TASKS, choose_items
+from helpers.model.models import device_of, load_model
 from helpers.model.token_trees import PASS, TreeLM
 from helpers.model.zero_shot import harness_tasks
-from helpers.models import device_of, load_model
 
 TARGET = 0.45  # of ours over lm-eval's, all tasks together
 EACH = 0.65  # the same of each task

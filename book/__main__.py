@@ -22,12 +22,15 @@ from book.conf import public_names
 from book.executed import annotate, as_it_ran, copy_path, nearness
 from helpers.errors import HelpersError
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
-from helpers.report import count_sentence, figure_alt, judge_claims, read_records
-from helpers.runner import plan_names, read_plan
+from reproduction.claims import judge_claims
+from reproduction.claims_page import count_sentence
+from reproduction.figures import figure_alt
+from reproduction.plan import plan_names, read_plan
+from reproduction.records import read_records
 
 COPIED = (
     *("README.md", "CHANGES.md", "CONTRIBUTING.md", "docs", "helpers/own"),
-    *("results/families.md", "helpers/report/papers", "results/reference/bench"),
+    *("results/families.md", "reproduction/papers", "results/reference/bench"),
 )
 PLANS = ("laptop", "full", "beyond", "second", "original", "smoke", "t4", "paper")
 # tables and figures, in the order of a plan's page

@@ -64,7 +64,7 @@ def public_names() -> dict[str, str]:
     homes = {}
     for name in helpers.__all__:
         # METHODS is a dict, which does not know its module
-        module = getattr(getattr(helpers, name), "__module__", "helpers.methods")
+        module = getattr(getattr(helpers, name), "__module__", "helpers.paper.methods")
         home = module.split(".")
         if len(home) > 2 and home[1] not in CORE_FOLDERS:
             home = home[:2]

@@ -15,8 +15,8 @@ from helpers.paths import root
 
 INK, GREY, PALE = "#222222", "#8C8C8C", "#D0D0D0"
 DATA = "#7B3FA0"  # measured on text
-LIME = "#5F9612"  # weights that are worked on; the colour of no method (helpers/report/style.py)
-KEPT, PRUNED = "#3D4653", "#F4F4F4"  # as masks are in helpers/report/style.py
+LIME = "#5F9612"  # weights that are worked on; the colour of no method (helpers/explore/style.py)
+KEPT, PRUNED = "#3D4653", "#F4F4F4"  # as masks are in helpers/explore/style.py
 # looks of a box: edge, fill
 WEIGHTS = (LIME, "#EDF5DF")
 MEASURED = (DATA, "#F1E7F7")

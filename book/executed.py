@@ -23,7 +23,8 @@ from helpers.code_hashes import code_hash
 from helpers.errors import HelpersError
 from helpers.explore.controls import WIDGET
 from helpers.paths import notebooks_dir, reference_dir, replace_file
-from helpers.runner import Run, is_done, read_plan
+from reproduction.fingerprint import is_done
+from reproduction.plan import Run, read_plan
 
 COPIED_PLAN = "laptop"
 SETUP, PARAMETERS, INJECTED = "colab-setup", "parameters", "injected-parameters"

@@ -61,7 +61,9 @@ def run(options: argparse.Namespace) -> None:
     if verb == "assets":
         fetch_assets(options.names)
         return
-    from helpers.block_grams import explain_out_of_memory  # here, since it loads torch
+    from helpers.model.block_grams import (
+        explain_out_of_memory,  # here, since it loads torch
+    )
 
     with explain_out_of_memory(verb, "try --streamed, or a smaller --window"):
         {"prune": prune, "evaluate": evaluate}[verb](options)
@@ -143,8 +145,8 @@ def prune(options: argparse.Namespace) -> None:
 
 def check_pruning(options: argparse.Namespace) -> None:
     """Raise BadParameter for what can be refused before the model is loaded."""
-    from helpers.masks import target_sparsity
-    from helpers.methods import get_method
+    from helpers.paper.masks import target_sparsity
+    from helpers.paper.methods import get_method
     from helpers.share import check_new_folder
 
     if options.effort and options.streamed:

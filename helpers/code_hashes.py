@@ -2,7 +2,7 @@
 
 Comments, docstrings, layout and the text of errors do not count, and every Python gives the same
 hash. `CORE` is what decides the numbers of every run, and the next lists what decides those of
-some (`helpers.runner.fingerprint` says of which).
+some (`reproduction.fingerprint` says of which).
 """
 
 import ast
@@ -26,7 +26,7 @@ CORE = (
 )
 SCORING = ("helpers/model/token_trees.py",)
 LARGE = ("helpers/large/**/*.py",)
-STUDIES = ("helpers/studies/**/*.py",)
+STUDIES = ("reproduction/studies/**/*.py",)
 
 
 def core_code(project: Path | None = None) -> dict[str, str]:

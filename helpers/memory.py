@@ -3,7 +3,7 @@
     bytes = process + copies · parameters · (size of a weight) + text + logits
 
 `process` and `copies` are fitted to the peaks in the committed records; the copies of pruning stand
-here, those of the other notebooks beside the presets of `helpers.machine`.
+here, those of the other notebooks beside the presets of `reproduction.machine`.
 
 In a container the machine's own figure is not the limit: a process that takes more than its control
 group allows is killed without a message, which a notebook shows as a dead kernel.

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from helpers.beyond.recipe import prune_and_repair
-from helpers.block_loop import PruneReport, Team
 from helpers.errors import BadParameter
 from helpers.large import load_streamed, prune_checkpoint
-from helpers.models import model_identity, set_state, state_of
+from helpers.model.block_loop import PruneReport, Team
+from helpers.model.models import model_identity, set_state, state_of
+from helpers.model.prune import prune_model
 from helpers.paths import cache_dir
-from helpers.prune import prune_model
 
 
 def prune_loaded(

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel, join_names
 from helpers.large import write_index
-from helpers.models import (
+from helpers.model.models import (
     check_in_memory,
     check_model,
     model_identity,

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from helpers.errors import HelpersError
-from helpers.methods import METHODS
+from helpers.paper.methods import METHODS
 
 
 def pytest_report_header():

@@ -1,6 +1,6 @@
 """Tiny random causal models of many families, each with its prunable layers listed by hand.
 
-The lists are written from the architectures' papers and source, not from `helpers.models`: they
+The lists are written from the architectures' papers and source, not from `helpers.model.models`: they
 are the independent answer to "which layers should have been pruned?".
 """
 

@@ -16,8 +16,8 @@ import families as fam
 import saved
 import torch
 
-from helpers.block_grams import Replay
 from helpers.large import file_to_file
+from helpers.model.block_grams import Replay
 
 WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 TOKENS = fam.random_tokens(2, 8)

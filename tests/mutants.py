@@ -15,21 +15,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from helpers import (
-    admm,
-    alps,
-    block_grams,
-    block_loop,
-    blocks,
-    masks,
-    methods,
-    sparsegpt,
-)
 from helpers.beyond import allocation, distil, recipe, training
 from helpers.data import corpora
-from helpers.fast import fused, panels
-from helpers.gram import Gram
-from helpers.model import perplexity, token_trees
+from helpers.model import block_grams, block_loop, blocks, perplexity, token_trees
+from helpers.paper import admm, alps, masks, methods, sparsegpt
+from helpers.paper.fast import fused, panels
+from helpers.paper.gram import Gram
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from helpers.paths import root
-from helpers.runner import commands
-from helpers.runner import plan as plans
-from helpers.runner.main import main
+from reproduction import commands
+from reproduction import plan as plans
+from reproduction.__main__ import main
 
 PARAMETERS = """\
 rho = 1.0  # a float
@@ -26,7 +26,7 @@ record_path = ""
 """
 BODY = """\
 import os, sys
-from helpers.report.records import make_record, write_record
+from reproduction.records import make_record, write_record
 if pattern == "fail":
     raise ValueError("rho is too sad\\nsecond line")
 if pattern == "die":
@@ -115,8 +115,8 @@ def runner_process(project: Project, *arguments: str) -> subprocess.Popen:
     """A runner in a process of its own, on a plan of one run that sleeps."""
     project.run_file("slow.yaml", "pattern: sleep")
     start = (
-        "import pathlib, signal, sys; from helpers.runner.main import main;"
-        "from helpers.runner import plan;"
+        "import pathlib, signal, sys; from reproduction.__main__ import main;"
+        "from reproduction import plan;"
         # a shell starts background jobs with Ctrl-C ignored, and these tests may run in one
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
         f"plan.notebooks_dir = lambda: pathlib.Path({str(project.folder / 'notebooks')!r});"

@@ -12,10 +12,10 @@ import pytest
 import torch
 from layers import layer, masked, outputs_error, random_keep
 
-from helpers.admm import admm, damped_system, exact_least_squares, refit
 from helpers.errors import NonFinite
-from helpers.gram import Gram, gram_of
-from helpers.methods import METHODS
+from helpers.paper.admm import admm, damped_system, exact_least_squares, refit
+from helpers.paper.gram import Gram, gram_of
+from helpers.paper.methods import METHODS
 
 # ---------------------------------------------------------------- exact least squares
 

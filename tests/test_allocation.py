@@ -13,7 +13,7 @@ from helpers import prune_model
 from helpers.beyond import allocation
 from helpers.beyond.allocation import guide, owl, share_out
 from helpers.errors import BadParameter, NonFinite
-from helpers.models import model_layers, read_weight
+from helpers.model.models import model_layers, read_weight
 
 OUTLIERS = 2.5  # tiny random layers have no score of 5 times the mean
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from layers import layer, masked, objective
 
-from helpers.admm import exact_least_squares
-from helpers.gram import gram_of
-from helpers.methods import METHODS
+from helpers.paper.admm import exact_least_squares
+from helpers.paper.gram import gram_of
+from helpers.paper.methods import METHODS
 
 
 def plain_alps(

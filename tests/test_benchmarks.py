@@ -9,9 +9,9 @@ from benchmarks import architecture, problems, published, solver, timing
 from benchmarks.__main__ import read
 from benchmarks.machine import TIMED, timed_code
 from benchmarks.report import EARLIER, to_page
-from helpers.gram import relative_error
+from helpers.model.prune import prune_model
+from helpers.paper.gram import relative_error
 from helpers.paths import reference_dir, root
-from helpers.prune import prune_model
 
 # --- timing --------------------------------------------------------------------------------
 
@@ -95,8 +95,8 @@ def test_what_is_timed_is_there(tmp_path):
         shutil.copytree(root() / name, tmp_path / name)
     codes = {name: timed_code(name) for name in TIMED}
     for file, moved in {
-        "helpers/fast/selection.py": {*TIMED} - {"zero_shot", "use"},
-        "helpers/report/plots.py": set(),
+        "helpers/paper/fast/selection.py": {*TIMED} - {"zero_shot", "use"},
+        "reproduction/figures.py": set(),
         "benchmarks/timing.py": set(TIMED),
         "benchmarks/zero_shot.py": {"zero_shot"},
     }.items():

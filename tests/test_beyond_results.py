@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from handmade import repaired
 
-from helpers.report.beyond import gain_table, pipeline_table
+from reproduction.pipelines import gain_table, pipeline_table
 
 # the dense model has 20: 80 is a gap of ln 4, and 40 closes half of it
 RUNS = [

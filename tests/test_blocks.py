@@ -10,13 +10,14 @@ import transformers as hf
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from helpers import block_grams, guide, prune_model
-from helpers import blocks as cap
-from helpers.block_loop import Loop, Team
+from helpers import guide, prune_model
 from helpers.errors import BadParameter, UnsupportedModel
-from helpers.gram import Gram
-from helpers.layer import Target
-from helpers.models import find_blocks, find_layers
+from helpers.model import block_grams
+from helpers.model import blocks as cap
+from helpers.model.block_loop import Loop, Team
+from helpers.model.models import find_blocks, find_layers
+from helpers.paper.gram import Gram
+from helpers.paper.layer import Target
 from helpers.progress import as_progress
 
 EVERY = sorted(fam.FAMILIES)

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from handmade import pruned, repaired, scored, update_row, with_series
 
-from helpers.report import claims, claims_page
-from helpers.report.claims import (
+from reproduction import claims, claims_page
+from reproduction.claims import (
     CLAIMS,
     FAILS,
     HOLDS,
@@ -18,7 +18,7 @@ from helpers.report.claims import (
     holm,
     judge_claims,
 )
-from helpers.report.claims_page import claims_markdown, count_sentence
+from reproduction.claims_page import claims_markdown, count_sentence
 
 BY_NUMBER = {claim.number: claim for claim in CLAIMS}
 COLUMNS = ("50 %", "60 %", "70 %", "80 %", "2:4", "4:8")
@@ -289,7 +289,7 @@ CASES = {
 
 @pytest.mark.parametrize("number", BY_NUMBER)
 def test_records_can_give_each_answer_to_each_claim(number, monkeypatch):
-    monkeypatch.setattr("helpers.report.claim_draws.read_records", lambda _: [])
+    monkeypatch.setattr("reproduction.claim_draws.read_records", lambda _: [])
     for expected, records in CASES[number].items():
         verdict, rows = judged(number, records)
         assert verdict["verdict"] == expected, rows.T
@@ -451,7 +451,7 @@ def test_a_pair_answers_the_same_questions():
 
 def test_the_recipe_is_compared_with_the_answers_of_the_plan_full(monkeypatch):
     committed = answers({"admm-grad": 50})
-    monkeypatch.setattr("helpers.report.claim_draws.read_records", lambda _: committed)
+    monkeypatch.setattr("reproduction.claim_draws.read_records", lambda _: committed)
     recipe = answers({"admm-grad+": 80})
     verdict, _ = judged(22, recipe)
     assert (verdict["verdict"], verdict["mean"]) == (HOLDS, pytest.approx(0.3))

@@ -19,8 +19,8 @@ from helpers import (
     perplexity,
     pruning,
 )
-from helpers.block_loop import PruneReport
 from helpers.cli import MOVED, main
+from helpers.model.block_loop import PruneReport
 from helpers.model.zero_shot import TaskScore
 
 SHORT = "--windows 2 --window 16 --evaluation text.txt"

@@ -17,9 +17,9 @@ import small_project
 from small_project import runner_process, wait_for_kernel
 
 from helpers.paths import root
-from helpers.report.records import read_record
-from helpers.runner import cluster, schedule
-from helpers.runner import plan as plans
+from reproduction import cluster, schedule
+from reproduction import plan as plans
+from reproduction.records import read_record
 
 distributed = pytest.importorskip("distributed")
 project = small_project.project
@@ -27,7 +27,7 @@ project = small_project.project
 # the workers, too, are to find the notebooks of a project
 PRELOAD = """
 import os, pathlib
-from helpers.runner import plan
+from reproduction import plan
 plan.notebooks_dir = lambda: pathlib.Path(os.environ["PRUNING_RUNS"]).parent / "notebooks"
 """
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.paths import notebooks_dir, replace_file, root
-from helpers.runner.parameters import code_cells
+from reproduction.parameters import code_cells
 
 
 def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path):

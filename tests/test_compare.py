@@ -8,8 +8,8 @@ import pytest
 from handmade import metric, update_row
 
 from helpers.paths import reference_dir
-from helpers.report import comparison_lines, judge, verdict_page, verdict_summary
-from helpers.report.records import read_records
+from reproduction.compare import comparison_lines, judge, verdict_page, verdict_summary
+from reproduction.records import read_records
 
 Record = dict[str, Any]
 ONE = {"platform": {"processor": "one"}}

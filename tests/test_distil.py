@@ -12,7 +12,7 @@ from helpers import device, prune_model
 from helpers.beyond import distil as module
 from helpers.beyond.distil import distil, divergence, divergence_and_gradient
 from helpers.errors import BadParameter, NonFinite, OutOfMemory
-from helpers.models import find_blocks
+from helpers.model.models import find_blocks
 
 
 def pair(family="llama", sparsity=0.6):

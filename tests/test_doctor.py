@@ -10,10 +10,12 @@ import sys
 
 import pytest
 
-from helpers.machine import doctor, nvidia
 from helpers.paths import root
+from reproduction.machine import doctor, nvidia
 
-EXAMINE = "from sys import exit; from helpers.machine import examine; code = examine()"
+EXAMINE = (
+    "from sys import exit; from reproduction.machine import examine; code = examine()"
+)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_a_python_that_is_too_old_can_read_what_the_doctor_loads():
     command = [sys.executable, "-S", "-c", code]
     output = subprocess.check_output(command, cwd=root(), encoding="utf-8")
     modules = [name for name in output.split() if name.startswith("helpers.")]
-    assert {"helpers.cli", "helpers.machine.doctor"} <= set(modules)
+    assert {"helpers.cli", "reproduction.machine.doctor"} <= set(modules)
     for name in modules:
         source = inspect.getsource(importlib.import_module(name))
         ast.parse(source, feature_version=(3, 9))

@@ -17,8 +17,8 @@ from helpers import (
     prune_model,
     register,
 )
-from helpers.admm import admm, damped_system
-from helpers.block_grams import layer_problems
+from helpers.model.block_grams import layer_problems
+from helpers.paper.admm import admm, damped_system
 from helpers.paths import root
 
 PATH = root() / "examples" / "admm_pruning.py"

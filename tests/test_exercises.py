@@ -12,10 +12,10 @@ import pytest
 
 from book.drawings import admm_steps
 from helpers.errors import BadParameter, RunError
-from helpers.methods import METHODS
+from helpers.paper.methods import METHODS
 from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, results_dir, root
-from helpers.report.records import read_record
-from helpers.runner.plan import read_plan
+from reproduction.plan import read_plan
+from reproduction.records import read_record
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)

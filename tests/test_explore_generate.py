@@ -12,7 +12,7 @@ import torch
 from helpers import load_model
 from helpers.errors import BadParameter, NonFinite, OutOfMemory
 from helpers.explore import TryIt
-from helpers.models import find_blocks, find_layers
+from helpers.model.models import find_blocks, find_layers
 
 PROMPT = "The capital of France is"
 

@@ -10,7 +10,6 @@ import torch
 from layers import layer
 
 from helpers import METHODS, calibration_tokens, gram_of, load_model
-from helpers.admm import exact_least_squares
 from helpers.errors import Stopped
 from helpers.explore import (
     calibration_explorer,
@@ -19,8 +18,9 @@ from helpers.explore import (
 )
 from helpers.explore.calibration import table_html, text_html
 from helpers.explore.layer import LayerProblem
-from helpers.gram import relative_error
-from helpers.studies import stream_norms
+from helpers.model.hidden_states import stream_norms
+from helpers.paper.admm import exact_least_squares
+from helpers.paper.gram import relative_error
 
 INPUTS, WEIGHT = layer(24, 16, 200)
 PROBLEM = WEIGHT, gram_of(INPUTS)

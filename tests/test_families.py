@@ -11,9 +11,9 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from helpers import prune_model
-from helpers.blocks import check_parity, record_calls
 from helpers.errors import UnsupportedModel
-from helpers.models import find_blocks, find_layers
+from helpers.model.blocks import check_parity, record_calls
+from helpers.model.models import find_blocks, find_layers
 from helpers.paths import root
 
 AGAIN = "python tests/test_families.py > results/families.md"

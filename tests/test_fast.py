@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from helpers.fast import panels
-from helpers.fast.selection import (
+from helpers.paper.fast import panels
+from helpers.paper.fast.selection import (
     SAMPLE,
     bisect,
     flip_negative,
@@ -21,7 +21,7 @@ from helpers.fast.selection import (
     nth_smallest,
     scores_near,
 )
-from helpers.masks import keep_largest_by_sorting
+from helpers.paper.masks import keep_largest_by_sorting
 
 quick = settings(max_examples=100, deadline=None)
 

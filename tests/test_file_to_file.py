@@ -30,7 +30,7 @@ from helpers.code_hashes import LARGE
 from helpers.errors import BadParameter, FileError
 from helpers.large import file_to_file
 from helpers.large.shards import Checkpoint
-from helpers.models import model_layers
+from helpers.model.models import model_layers
 
 BLOCKS = 3
 LAYERS = 7

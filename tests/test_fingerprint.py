@@ -11,9 +11,9 @@ from small_project import BODY, PARAMETERS, write_notebook
 
 from helpers.code_hashes import code_hash, core_code
 from helpers.paths import ZERO_SHOT_NOTEBOOK, root
-from helpers.runner import fingerprint as module
-from helpers.runner import plan as plans
-from helpers.runner.fingerprint import (
+from reproduction import fingerprint as module
+from reproduction import plan as plans
+from reproduction.fingerprint import (
     equal_hashes,
     fingerprint,
     is_current,
@@ -139,8 +139,8 @@ def test_a_model_in_a_folder_and_a_text_count_by_what_they_hold(project):
     "cell",
     [
         "%matplotlib inline\nfrom helpers import load_model, studies",
-        "import helpers.studies as s",
-        "from helpers.studies import (\n    check_method\n)",
+        "import reproduction.studies as s",
+        "from reproduction.studies import (\n    check_method\n)",
     ],
 )
 def test_a_notebook_counts_the_studies_that_its_cells_name(cell, package):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from layers import layer, objective, random_keep
 
-from helpers.admm import exact_least_squares
 from helpers.errors import NonFinite
-from helpers.gradient_methods import conjugate_gradients, gradient_refit
+from helpers.paper.admm import exact_least_squares
+from helpers.paper.gradient_methods import conjugate_gradients, gradient_refit
 
 
 def problem():

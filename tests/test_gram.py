@@ -7,7 +7,7 @@ import torch
 from layers import outputs_error
 
 from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
-from helpers.gram import Gram, climb_damping, gram_of, relative_error
+from helpers.paper.gram import Gram, climb_damping, gram_of, relative_error
 
 
 def exact_gram(inputs):
@@ -56,7 +56,7 @@ def test_the_rungs_of_the_ladder(start, rungs, one_line_error):
 
 @pytest.mark.parametrize("size", [1 << 22, 12])  # all rows at once, or two
 def test_relative_error_equals_the_norms_of_the_outputs(size, monkeypatch):
-    monkeypatch.setattr("helpers.gram.PRODUCT_SIZE", size)
+    monkeypatch.setattr("helpers.paper.gram.PRODUCT_SIZE", size)
     inputs = torch.randn(40, 6) + 3
     weight = torch.randn(5, 6)
     gram = gram_of(inputs)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from layers import drawn, groups_of, layer, masked
 
 from helpers.errors import BadParameter, NonFinite
-from helpers.masks import Pattern, check_keep, choose_mask, select, top_k, top_nm
+from helpers.paper.masks import Pattern, check_keep, choose_mask, select, top_k, top_nm
 
 UNSTRUCTURED = "unstructured"
 

@@ -6,10 +6,10 @@ import pytest
 
 from helpers import memory
 from helpers.errors import BadParameter, UnsupportedModel
-from helpers.machine.presets import notebook_line
 from helpers.memory import memory_needed, model_size, ram
 from helpers.paths import reference_dir
-from helpers.report import read_records
+from reproduction.machine.presets import notebook_line
+from reproduction.records import read_records
 
 GIB = 1 << 30
 FILES = {

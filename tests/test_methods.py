@@ -7,10 +7,10 @@ import pytest
 import torch
 from layers import drawn, groups_of, layer, outputs_error, random_keep
 
-from helpers.admm import exact_least_squares, refit
 from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
-from helpers.gram import gram_of
-from helpers.methods import METHODS
+from helpers.paper.admm import exact_least_squares, refit
+from helpers.paper.gram import gram_of
+from helpers.paper.methods import METHODS
 
 ALL = ("magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 CALIBRATED = ALL[1:]

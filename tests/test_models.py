@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from helpers import load_model, model_identity
 from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel
-from helpers.models import find_blocks, find_layers
+from helpers.model.models import find_blocks, find_layers
 
 WEIGHT = "transformer.h.1.mlp.c_fc.weight"
 

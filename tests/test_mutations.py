@@ -21,12 +21,13 @@ from mutants import MUTANTS, solver_loop, sums
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import helpers
-from helpers import load_model, prune
+from helpers import load_model
 from helpers.beyond import allocation as allocate
 from helpers.beyond import distil, recipe
 from helpers.data import corpora
 from helpers.errors import HelpersError
-from helpers.report import judge
+from helpers.model import prune
+from reproduction.compare import judge
 
 LETTERS = "abcdefghijklmnop\n"
 LENGTH = 48

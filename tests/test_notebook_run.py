@@ -5,8 +5,8 @@ from small_project import write_notebook
 
 from helpers.errors import BadParameter
 from helpers.paths import results_dir
-from helpers.report.records import read_record
-from helpers.runner import notebook, open_run
+from reproduction import notebook, open_run
+from reproduction.records import read_record
 
 CELL = """\
 preset = ""

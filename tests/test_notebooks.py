@@ -13,8 +13,8 @@ from test_exercises import NOTEBOOKS, Kernel
 from book import executed
 from helpers import load_model
 from helpers.paths import TABLES_NOTEBOOK, cache_dir, notebooks_dir, root
-from helpers.report.records import read_record
-from helpers.runner.plan import read_plan
+from reproduction.plan import read_plan
+from reproduction.records import read_record
 
 # the others are run cell by cell, here and in test_exercises, and all in a browser
 ONLY = "0[46]*--[at]*"  # ADMM-Grad, tables
@@ -28,7 +28,7 @@ def smoke(tmp_path_factory):
     environment = os.environ | {"PRUNING_RESULTS": str(folder)}
     command = [
         sys.executable,
-        *["-m", "helpers.runner.main", "run", "--plan", "smoke", "--only"],
+        *["-m", "reproduction.__main__", "run", "--plan", "smoke", "--only"],
         ONLY,
     ]
     done = subprocess.run(

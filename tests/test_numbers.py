@@ -8,11 +8,11 @@ import statistics
 import pytest
 
 from helpers.paths import notebooks_dir, reference_dir
-from helpers.report.beyond import gain_table, perplexity_table, pipeline_table
-from helpers.report.claims import VERDICTS, judge_claims
-from helpers.report.published import read_published
-from helpers.report.records import read_record, read_records
-from helpers.report.tables import accuracy_table, paired_table
+from reproduction.claims import VERDICTS, judge_claims
+from reproduction.pipelines import gain_table, perplexity_table, pipeline_table
+from reproduction.published import read_published
+from reproduction.records import read_record, read_records
+from reproduction.tables import accuracy_table, paired_table
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 NUMBER = re.compile(r"\*\*([-+]?[\d.,]+(?: %| ± [\d.]+)?)\*\*")

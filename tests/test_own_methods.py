@@ -9,10 +9,10 @@ from layers import layer
 
 from helpers import LayerResult, register, select
 from helpers.errors import BadParameter, HelpersError
-from helpers.gram import gram_of
-from helpers.masks import top_k
-from helpers.methods import METHODS, get_method
-from helpers.studies import check_method
+from helpers.paper.gram import gram_of
+from helpers.paper.masks import top_k
+from helpers.paper.methods import METHODS, get_method
+from reproduction.studies import check_method
 
 pytestmark = pytest.mark.usefixtures("registry")
 

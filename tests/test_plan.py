@@ -6,8 +6,8 @@ from small_project import PARAMETERS, write_notebook
 
 from helpers.errors import RunError
 from helpers.paths import reference_dir
-from helpers.report.records import read_records
-from helpers.runner.plan import plan_names, read_plan
+from reproduction.plan import plan_names, read_plan
+from reproduction.records import read_records
 
 project = small_project.project
 TABLES = "06_tables_and_plots"

@@ -8,8 +8,10 @@ import torch
 from handmade import pruned, with_series
 
 from helpers.errors import FileError
-from helpers.report import figure_alt, notebook_figures, plots, write_figures
-from helpers.report.style import new_figure, set_up_axes
+from helpers.explore import figures as notebook_figures
+from helpers.explore.style import new_figure, set_up_axes
+from reproduction import figures as plots
+from reproduction.figures import figure_alt, write_figures
 
 CONVERGENCE = {
     "iterations": [1, 2, 3],

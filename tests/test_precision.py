@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from helpers import METHODS, prune_model
-from helpers.admm import exact_least_squares, refit
 from helpers.device import products
 from helpers.errors import BadParameter
-from helpers.fast import fused
-from helpers.gradient_methods import conjugate_gradients, gradient_refit
-from helpers.gram import gram_of, relative_error
-from helpers.masks import top_k
+from helpers.paper.admm import exact_least_squares, refit
+from helpers.paper.fast import fused
+from helpers.paper.gradient_methods import conjugate_gradients, gradient_refit
+from helpers.paper.gram import gram_of, relative_error
+from helpers.paper.masks import top_k
 
 SETTINGS = dict(method="wanda", sparsity=0.5, batch=2)
 

@@ -6,12 +6,13 @@ import pytest
 
 from helpers import memory
 from helpers.errors import BadParameter, OutOfMemory
-from helpers.machine import check_memory, choose
-from helpers.machine.presets import notebook_line, preset_that_fits, read_preset
 from helpers.memory import Memory, memory_needed
 from helpers.paths import notebooks_dir
-from helpers.report import check_type
-from helpers.runner import read_parameters_cell, read_plan
+from reproduction.machine import check_memory, choose
+from reproduction.machine.presets import notebook_line, preset_that_fits, read_preset
+from reproduction.parameters import read_parameters_cell
+from reproduction.plan import read_plan
+from reproduction.records import check_type
 
 PRUNE = "04_prune_model"
 TABLES = "06_tables_and_plots"

@@ -17,8 +17,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from helpers.paths import TABLES_NOTEBOOK, root, visible_files
-from helpers.runner.parameters import code_cells
-from helpers.runner.plan import read_plan
+from reproduction.parameters import code_cells
+from reproduction.plan import read_plan
 
 ROOT = root()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -163,7 +163,7 @@ def test_every_supported_python_has_its_pins(python):
 
 def test_importing_is_light():
     heavy = {"torch", "pandas", "distributed", "lm_eval", "datasets"}
-    modules = "sys, helpers.cli, helpers.runner.commands, helpers.data.tasks"
+    modules = "sys, helpers.cli, reproduction.commands, helpers.data.tasks"
     code = f"import {modules}; assert not {heavy} & {{*sys.modules}}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

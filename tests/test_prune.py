@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from helpers import model_identity, perplexity, prune_model, zero_shot
-from helpers.block_grams import layer_problems
 from helpers.errors import (
     BadParameter,
     NonFinite,
@@ -22,8 +21,9 @@ from helpers.errors import (
     OutOfMemory,
     UnsupportedModel,
 )
-from helpers.methods import METHODS, register
-from helpers.models import PruningState, model_layers, state_of
+from helpers.model.block_grams import layer_problems
+from helpers.model.models import PruningState, model_layers, state_of
+from helpers.paper.methods import METHODS, register
 
 HALF = dict(method="wanda", sparsity=0.5)
 

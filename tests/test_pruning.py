@@ -7,7 +7,7 @@ import saved
 
 from helpers import load_model, load_streamed, prune_loaded, prune_model
 from helpers.errors import BadParameter, UnsupportedModel
-from helpers.models import model_identity
+from helpers.model.models import model_identity
 
 HALF = dict(method="wanda", sparsity=0.5, progress=False)
 

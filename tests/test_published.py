@@ -5,10 +5,10 @@ import re
 import pandas as pd
 from handmade import pruned
 
-from helpers.masks import target_sparsity
+from helpers.paper.masks import target_sparsity
 from helpers.paths import notebooks_dir, reference_dir
-from helpers.report import published
-from helpers.report.published import TYPES, ratio_table, read_published
+from reproduction import published
+from reproduction.published import TYPES, ratio_table, read_published
 
 # ADMM-Grad is the mean of 29 and 31, and its ratios have the 29 alone, on whose seed the
 # rivals were run; of A there is no SparseGPT at 50 %

@@ -6,10 +6,10 @@ import subprocess
 import processors
 
 from helpers.paths import reference_dir, root
-from helpers.report import read_record, read_records
-from helpers.report.claims import judge_claims
-from helpers.report.claims_page import count_sentence, main_number
-from helpers.report.tables import paired_differences
+from reproduction.claims import judge_claims
+from reproduction.claims_page import count_sentence, main_number
+from reproduction.records import read_record, read_records
+from reproduction.tables import paired_differences
 
 README = (root() / "README.md").read_text("utf-8")
 FLAT = README.replace("\n", " ")

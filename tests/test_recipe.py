@@ -18,8 +18,8 @@ from helpers.beyond.allocation import guide
 from helpers.beyond.distil import distil
 from helpers.beyond.recipe import HELD_OUT, Effort, text_needed
 from helpers.errors import BadParameter, HelpersError
-from helpers.models import state_of
-from helpers.studies import draw_windows
+from helpers.model.models import state_of
+from reproduction.studies import draw_windows
 
 
 @pytest.fixture(autouse=True)

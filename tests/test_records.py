@@ -8,7 +8,7 @@ import pytest
 
 from helpers.errors import BadParameter, FileError
 from helpers.paths import reference_dir
-from helpers.report import records
+from reproduction import records
 
 
 def a_record(**changes):

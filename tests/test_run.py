@@ -12,14 +12,15 @@ import pytest
 import small_project
 from small_project import runner_process, wait_for_kernel
 
-from helpers import report
 from helpers.paths import reference_dir, root
-from helpers.report.records import make_record, read_record, read_records, write_record
-from helpers.runner import commands, notebook, schedule
-from helpers.runner import plan as plans
-from helpers.runner.execute import Pool
-from helpers.runner.fingerprint import fingerprint
-from helpers.runner.main import VERBS, main
+from reproduction import commands, notebook, schedule
+from reproduction import plan as plans
+from reproduction.__main__ import VERBS, main
+from reproduction.compare import main_number
+from reproduction.execute import Pool
+from reproduction.fingerprint import fingerprint
+from reproduction.labels import run_title
+from reproduction.records import make_record, read_record, read_records, write_record
 
 project = small_project.project
 
@@ -132,14 +133,14 @@ def test_a_run_that_ends_is_a_line_with_its_number(project, monkeypatch, capsys)
 
 def test_every_notebook_has_a_main_number():
     for record in read_records(reference_dir("laptop") / "records"):
-        name, value = report.main_number(record)
+        name, value = main_number(record)
         assert name and value > 0
 
 
 @pytest.mark.parametrize("plan", plans.plan_names())
 def test_runs_are_called_by_what_they_prune(plan):
     runs = plans.read_plan(plan)
-    titles = {report.run_title(run.id, run.effective) for run in runs}
+    titles = {run_title(run.id, run.effective) for run in runs}
     assert len(titles) == len(runs)
     if plan == "full":
         assert {"ADMM-Grad at 60 %", "Wanda at 60 %, seed 1"} < titles
@@ -221,11 +222,11 @@ def made(monkeypatch):
         seen.append([each["metrics"]["perplexity"]["value"] for each in records])
 
     for name in (
-        "helpers.report.tables.write_tables",
-        "helpers.report.claims_page.write_claims",
+        "reproduction.tables.write_tables",
+        "reproduction.claims_page.write_claims",
     ):
         monkeypatch.setattr(name, lambda records, _: None)
-    monkeypatch.setattr("helpers.report.plots.write_figures", write_figures)
+    monkeypatch.setattr("reproduction.figures.write_figures", write_figures)
     return seen
 
 

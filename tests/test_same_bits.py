@@ -10,8 +10,8 @@ from probes import flat
 
 from helpers.errors import RunError
 from helpers.paths import root
-from helpers.runner import fingerprint
-from helpers.runner.fingerprint import equal_hashes, tree_hashes
+from reproduction import fingerprint
+from reproduction.fingerprint import equal_hashes, tree_hashes
 
 HEAD = "b" * 40
 RECORDS = "a" * 40
@@ -193,7 +193,12 @@ OTHER_TORCH = RECORD | {"versions": RECORD["versions"] | {"torch": "1.0"}}
     "arguments, changes, code, words",
     [
         (["--from", "v9"], {}, 1, "FROM = 'v9' is no commit"),
-        ([], {"status": " M helpers/admm.py"}, 1, "admm.py differs from the commit"),
+        (
+            [],
+            {"status": " M helpers/paper/admm.py"},
+            1,
+            "admm.py differs from the commit",
+        ),
         ([], {"records": [OTHER_TORCH]}, 3, "the records were made with 1.0"),
     ],
 )

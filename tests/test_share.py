@@ -15,11 +15,12 @@ import yaml
 from huggingface_hub import ModelCard
 
 from benchmarks import use
-from helpers import load_model, prune_model, read_records, share
+from helpers import load_model, prune_model, share
 from helpers.errors import BadParameter, FileError, UnsupportedModel
 from helpers.paths import reference_dir
 from helpers.share import save_pruned
-from helpers.studies import rounded_to_int8, storage_report
+from reproduction.records import read_records
+from reproduction.studies import rounded_to_int8, storage_report
 
 
 def pruned(folder, family="llama"):

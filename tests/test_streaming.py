@@ -26,7 +26,7 @@ from helpers import (
 from helpers.errors import BadParameter, FileError, NonFinite, UnsupportedModel
 from helpers.large import streaming
 from helpers.large.shards import Checkpoint
-from helpers.models import find_blocks, weights_in_memory
+from helpers.model.models import find_blocks, weights_in_memory
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 

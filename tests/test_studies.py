@@ -7,11 +7,11 @@ import torch
 from layers import layer as random_layer
 from layers import masked, objective, relative_objective
 
-from helpers.admm import exact_least_squares
-from helpers.gram import gram_of, relative_error
-from helpers.methods import METHODS
-from helpers.studies import mask_study, update_study
-from helpers.studies import updates as studies
+from helpers.paper.admm import exact_least_squares
+from helpers.paper.gram import gram_of, relative_error
+from helpers.paper.methods import METHODS
+from reproduction.studies import mask_study, update_study
+from reproduction.studies import updates as studies
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,12 @@ import pytest
 from handmade import metric, pruned, repaired, scored, update_row, with_series
 
 from helpers.paths import reference_dir
-from helpers.report import claims_markdown, tables, to_markdown, with_half, write_tables
-from helpers.report.records import read_records
-from helpers.report.runs_table import runs_frame
-from helpers.report.tables import all_tables
+from reproduction import tables
+from reproduction.claims_page import claims_markdown
+from reproduction.markdown import to_markdown, with_half
+from reproduction.records import read_records
+from reproduction.runs import runs_frame
+from reproduction.tables import all_tables, write_tables
 
 
 @pytest.fixture

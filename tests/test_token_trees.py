@@ -6,8 +6,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch.nn.functional import scaled_dot_product_attention
 
+from helpers.model.models import load_model
 from helpers.model.token_trees import TreeLM, WithinTrees, packs
-from helpers.models import load_model
 
 # their blocks look at places of the sequence, whatever mask and positions say
 STOCK = ("bloom", "mpt", "gpt-neo")

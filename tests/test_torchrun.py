@@ -16,9 +16,9 @@ import workers
 
 from helpers import calibration_tokens, load_model, prune_model
 from helpers.errors import BadParameter
-from helpers.gram import Gram
 from helpers.large import torchrun
 from helpers.large.shards import Checkpoint
+from helpers.paper.gram import Gram
 from helpers.paths import root
 
 PATIENCE = 60.0  # seconds, within which a run that fails has ended

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import blocks as cap
 from helpers import prune_model
-from helpers.block_grams import layer_grams
-from helpers.blocks import Call
 from helpers.errors import NonFinite, UnsupportedModel
-from helpers.gram import check_measured, gram_of
-from helpers.models import find_blocks
-from helpers.waiting_batches import one_pass
+from helpers.model import blocks as cap
+from helpers.model.block_grams import layer_grams
+from helpers.model.blocks import Call
+from helpers.model.models import find_blocks
+from helpers.model.waiting_batches import one_pass
+from helpers.paper.gram import check_measured, gram_of
 
 REQUEST = dict(method="wanda", sparsity=0.5, passes=1, batch=2)
 

@@ -14,6 +14,7 @@ import torch
 from helpers.data.assets import fetch_asset
 from helpers.data.tasks import TASK_TABLE, TASKS, choose_items, task_rows
 from helpers.errors import BadParameter, NonFinite
+from helpers.model.models import load_model
 from helpers.model.zero_shot import (
     TaskScore,
     check_zero_shot,
@@ -21,7 +22,6 @@ from helpers.model.zero_shot import (
     zero_shot_examples,
     zero_shot_metrics,
 )
-from helpers.models import load_model
 
 NORMALISED = ("hellaswag", "arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq")
 

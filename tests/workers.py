@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from helpers import METHODS, block_grams, register
+from helpers import METHODS, register
 from helpers.cli import main
 from helpers.errors import NonFinite
+from helpers.model import block_grams
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["workers", "kills", "helpers.pruning"])

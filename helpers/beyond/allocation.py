@@ -29,12 +29,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from helpers.beyond.training import gradients_of
-from helpers.block_grams import best_batch, explain_out_of_memory
-from helpers.blocks import eval_mode, record_calls, watch_inputs
 from helpers.errors import BadParameter, NonFinite
-from helpers.gram import check_measured
-from helpers.masks import Pattern, check_sparsity, target_sparsity
-from helpers.models import (
+from helpers.model.block_grams import best_batch, explain_out_of_memory
+from helpers.model.blocks import eval_mode, record_calls, watch_inputs
+from helpers.model.models import (
     check_model,
     check_tokens,
     check_weights,
@@ -42,9 +40,11 @@ from helpers.models import (
     model_layers,
     read_weight,
 )
+from helpers.model.prune import check_dense, ignored_layers
 from helpers.options import NotNegative, Positive, check_choice, validated
+from helpers.paper.gram import check_measured
+from helpers.paper.masks import Pattern, check_sparsity, target_sparsity
 from helpers.progress import Progress, as_progress
-from helpers.prune import check_dense, ignored_layers
 
 # t ↦ the sparsity that each layer would have: float64 (layers,), never decreasing in t
 Curve = Callable[[float], Tensor]

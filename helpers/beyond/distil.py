@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from helpers.beyond.training import DECAY, PARTS, rate_at, trained
-from helpers.block_grams import explain_out_of_memory
-from helpers.blocks import eval_mode, forward
 from helpers.device import check_precision, products
 from helpers.errors import BadParameter, NonFinite
-from helpers.models import check_model, check_tokens, device_of
+from helpers.model.block_grams import explain_out_of_memory
+from helpers.model.blocks import eval_mode, forward
+from helpers.model.models import check_model, check_tokens, device_of
+from helpers.model.prune import check_dense
 from helpers.options import Count, Positive, one_of, validated
 from helpers.progress import Progress, as_progress
-from helpers.prune import check_dense
 
 LOG = logging.getLogger(__name__)
 # of a window, whose distributions are compared together: so few stay in the processor's cache

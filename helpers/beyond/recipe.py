@@ -6,7 +6,7 @@
 1. Gradients of the dense model on a few sequences give each layer its sparsity, and each output of
    a layer its importance (`helpers.beyond.allocation.guide`).
 2. ADMM-Grad, or another layer method, chooses the masks accordingly and refits the kept weights.
-   The text runs through each block once (`helpers.waiting_batches`).
+   The text runs through each block once (`helpers.model.waiting_batches`).
 3. The dense model is distilled into the kept weights of all layers, on text that the pruning has
    not seen (`helpers.beyond.distil`).
 
@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from helpers.beyond.allocation import guide
 from helpers.beyond.distil import distil
 from helpers.beyond.training import check_float32
-from helpers.block_loop import PruneReport
 from helpers.errors import BadParameter
-from helpers.masks import Pattern
-from helpers.methods import get_method
-from helpers.models import check_model, check_tokens
+from helpers.model.block_loop import PruneReport
+from helpers.model.models import check_model, check_tokens
+from helpers.model.prune import check_dense, checked_loop
 from helpers.options import check_choice
+from helpers.paper.masks import Pattern
+from helpers.paper.methods import get_method
 from helpers.progress import Progress, as_progress
-from helpers.prune import check_dense, checked_loop
 
 
 class Effort(NamedTuple):

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from helpers.errors import BadParameter
-from helpers.models import check_in_memory, check_model, model_layers
+from helpers.model.models import check_in_memory, check_model, model_layers
 
 PARTS = ("all", "norms")
 # Adam's: the second moment is a mean over the last 50 steps, since there are few steps in all

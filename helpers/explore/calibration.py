@@ -11,9 +11,9 @@ import pandas as pd
 from torch import Tensor, nn
 
 from helpers.explore.controls import Explorer, View, Worker, slider
-from helpers.models import find_blocks
-from helpers.report import block_name, hidden_states_figure
-from helpers.studies import stream_norms
+from helpers.explore.figures import block_name, hidden_states_figure
+from helpers.model.hidden_states import stream_norms
+from helpers.model.models import find_blocks
 
 TABLE_ROWS = 8
 FULL_COLOUR = 10  # times the median norm

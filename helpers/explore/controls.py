@@ -19,8 +19,8 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from helpers.errors import HelpersError, Stopped, first_line
+from helpers.explore.style import to_png
 from helpers.progress import ProgressBar
-from helpers.report import to_png
 
 STOPPED = "stopped: nothing is lost, start again whenever you like"
 PATIENCE = 1.0  # seconds that work may go on although a newer request waits

@@ -17,10 +17,10 @@ from transformers import TextStreamer
 from helpers.errors import BadParameter, NonFinite, OutOfMemory
 from helpers.explore.controls import Worker, choice, row, slider
 from helpers.memory import ram
-from helpers.methods import METHODS
-from helpers.models import check_length, device_of
+from helpers.model.models import check_length, device_of
+from helpers.model.prune import prune_model
+from helpers.paper.methods import METHODS
 from helpers.progress import Progress
-from helpers.prune import prune_model
 
 MOST_TOKENS = 400  # the slider's end
 # by label: sparsity and pattern

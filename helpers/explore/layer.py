@@ -11,14 +11,15 @@ import ipywidgets
 import torch
 from torch import Tensor
 
-from helpers.admm import exact_least_squares
 from helpers.explore.controls import Explorer, View, Worker, choice, row, slider
-from helpers.gradient_methods import conjugate_gradients
-from helpers.gram import Gram
-from helpers.layer import LayerResult
-from helpers.masks import Pattern, mask_hash
-from helpers.methods import METHODS
-from helpers.report import gradual_mask_figure, short_error, solve_figure
+from helpers.explore.figures import gradual_mask_figure, solve_figure
+from helpers.explore.style import short_error
+from helpers.paper.admm import exact_least_squares
+from helpers.paper.gradient_methods import conjugate_gradients
+from helpers.paper.gram import Gram
+from helpers.paper.layer import LayerResult
+from helpers.paper.masks import Pattern, mask_hash
+from helpers.paper.methods import METHODS
 
 # what `helpers.layer_problems` returns: {layer: (weight (d_out, d_in), gram (d_in, d_in))}
 Problems = Mapping[str, tuple[Tensor, Tensor]]
@@ -121,7 +122,7 @@ class LayerProblem:
         return torch.where(self.squared_norms > 0, shares, 0.0)
 
     def error(self, new: Tensor) -> float:
-        """The relative error of all outputs together, as `helpers.gram.relative_error`."""
+        """The relative error of all outputs together, as `helpers.paper.gram.relative_error`."""
         # which would multiply the dense weight by the gram again in each iteration
         total = self.squared_norms.sum().item()
         lost = self._squared_norms(self.weight - new).sum().item()

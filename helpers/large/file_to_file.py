@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers.block_loop import LayerReport, Loop, PruneReport, Store, Team
 from helpers.code_hashes import LARGE, code_hash, core_code, file_hashes, hash_of
 from helpers.errors import BadParameter, FileError
 from helpers.large.shards import COMPANIONS, INDEX, reading, write_index, write_shard
 from helpers.large.streaming import WeightReader, load_streamed
-from helpers.layer import Sparsity
-from helpers.models import find_layers, state_of
+from helpers.model.block_loop import LayerReport, Loop, PruneReport, Store, Team
+from helpers.model.models import find_layers, state_of
+from helpers.model.prune import check_zeros, checked_loop
+from helpers.paper.layer import Sparsity
 from helpers.paths import replace_file, sha256_file, sync, writing
 from helpers.progress import Progress
-from helpers.prune import check_zeros, checked_loop
 
 # whose versions decide the bits of a weight, like the code of the core and of this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")

@@ -30,7 +30,7 @@ from helpers.errors import (
     first_line,
 )
 from helpers.large.shards import COMPANIONS, INDEX, Checkpoint
-from helpers.models import (
+from helpers.model.models import (
     check_stored_weights,
     explain_loading,
     find_blocks,

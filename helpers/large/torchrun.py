@@ -32,12 +32,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from helpers.block_loop import LayerReport, Team
 from helpers.device import pick_device
 from helpers.errors import BadParameter, RunError, first_line
-from helpers.gram import Gram
 from helpers.large.file_to_file import layer_report
-from helpers.models import read_weight, write_weight
+from helpers.model.block_loop import LayerReport, Team
+from helpers.model.models import read_weight, write_weight
+from helpers.paper.gram import Gram
 
 WAIT = timedelta(hours=2)  # for the slowest layer of a large model
 

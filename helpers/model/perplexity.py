@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from helpers.block_grams import Replay
-from helpers.blocks import eval_mode, forward, logits_of
 from helpers.data.corpora import with_start
 from helpers.errors import BadParameter, NonFinite
-from helpers.models import (
+from helpers.model.block_grams import Replay
+from helpers.model.blocks import eval_mode, forward, logits_of
+from helpers.model.models import (
     check_length,
     check_model,
     check_tokens,

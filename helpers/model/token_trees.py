@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from helpers.models import device_of
+from helpers.model.models import device_of
 
 # what a block may look at of earlier tokens, in the words of configs ("global" is GPT-Neo's): all
 # of them, or those in a window. A recurrence or a convolution looks at neighbours in the sequence

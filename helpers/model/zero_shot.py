@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from helpers.blocks import eval_mode
 from helpers.data.tasks import (
     TASK_TABLE,
     TASKS,
@@ -23,7 +22,8 @@ from helpers.data.tasks import (
     task_rows,
 )
 from helpers.errors import BadParameter, NonFinite
-from helpers.models import check_model, device_of
+from helpers.model.blocks import eval_mode
+from helpers.model.models import check_model, device_of
 from helpers.options import check_choice, check_whole
 
 LOG = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from helpers import (
 )
 from helpers.beyond.distil import distil
 from helpers.paths import notebooks_dir
-from helpers.runner import read_plan
-from helpers.runner.parameters import code_cells
+from reproduction.parameters import code_cells
+from reproduction.plan import read_plan
 
 SMALL = dict(model="tiny", revision="", calibration="embedded", evaluation="embedded")
 SMALL |= dict(sequences=4, length=32, window=32, windows=2, limit=2, batch=2)

@@ -10,11 +10,12 @@ import transformers as hf
 
 from helpers import METHODS, distil, guide, load_model, memory, prune_model
 from helpers.errors import OutOfMemory
-from helpers.gram import Gram
 from helpers.large import torchrun
 from helpers.model.token_trees import TreeLM
+from helpers.paper.gram import Gram
 from helpers.paths import notebooks_dir
-from helpers.runner import open_run, read_parameters_cell
+from reproduction import open_run
+from reproduction.parameters import read_parameters_cell
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.paths import root
-from helpers.runner import plan as plans
+from reproduction import plan as plans
 
 SECONDS = 60  # in which a server must have started
 AUTOSAVE = 5  # seconds

@@ -1,0 +1,355 @@
+"""What claims rest on: the values of a quantity in each calibration draw, or layer problem.
+
+A quantity of a model is measured in pairs of runs of one calibration draw (a sample of the text),
+one setting and one processor, on the same questions. A quantity of a layer is measured on problems:
+a layer at a sparsity, on one mask.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir
+from reproduction.pipelines import BASE, pipeline_table
+from reproduction.pipelines import NOTEBOOK as PIPELINES
+from reproduction.records import Record, Records, read_records
+from reproduction.runs import (
+    CELL,
+    PRUNE_NOTEBOOK,
+    processor_of,
+    runs_frame,
+    with_series,
+)
+from reproduction.tables import DAMPING
+
+RECIPE = f"{BASE} + recipe"
+PAIR = ["at", "draw", "setting", "machine", "questions"]  # what a pair shares
+RUN = [
+    *("record", "notebook", "label", *PAIR, "timed", "scale", "perplexity"),
+    *(
+        "mean_layer_error",
+        "prune_seconds",
+        "solve_seconds",
+        "perplexity_dense",
+        "seconds",
+        "admm_seconds",
+    ),
+]
+ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
+FLAT = 1.1  # a best learning rate at an end that is no better than this is not cut off
+ROUNDING = 1e-6  # an excess smaller than this is the rounding of float32
+Row = dict[str, Any]  # of a series
+
+
+# ------------------------------------------------------------------ the quantities
+
+
+class Quantity(NamedTuple):
+    """What is measured, and how it is printed."""
+
+    words: str
+    number: str = "{:.2g}"
+    scale: float = 1.0
+    unit: str = ""
+    notebook: str = ""  # whose runs it is measured on; "": on layer problems
+    # columns of pairs of runs, where those of the other run end in "_": "value" and, of answers,
+    # "error"
+    measure: Callable[[pd.DataFrame], dict[str, Any]] | None = None
+    logarithm: bool = False  # the values are logarithms of ratios, printed as changes
+    timed: bool = False  # seconds, which decide only in runs that were timed alone
+
+    def show(self, value: float, half: float = math.nan) -> str:
+        """A value, and ± half of its interval unless that is NaN: "−28.4 ± 3.0 %"."""
+        text = self.number.format(self.scale * value)
+        if half >= 0:
+            text += " ± " + self.number.replace("+", "").format(self.scale * half)
+        return text.replace("-", "−").replace("inf", "∞") + self.unit
+
+
+def _change(
+    words: str, column: str, notebook: str = PRUNE_NOTEBOOK, timed: bool = False
+) -> Quantity:
+    """The change of a number from the other run of a pair to this one."""
+
+    def measure(pairs: pd.DataFrame) -> dict[str, Any]:
+        return {"value": np.log(pairs[column] / pairs[f"{column}_"])}
+
+    return Quantity(words, "{:+.1f}", 100, " %", notebook, measure, True, timed)
+
+
+def _closed(pairs: pd.DataFrame) -> dict[str, Any]:
+    """The share of ln(perplexity / dense) of the other run that this one has no longer."""
+    gap = np.log(pairs["perplexity_"] / pairs["perplexity_dense_"])
+    return {"value": np.log(pairs["perplexity_"] / pairs["perplexity"]) / gap}
+
+
+def _answers(pairs: pd.DataFrame, only: str = "") -> dict[str, Any]:
+    """The share of questions that one run answers rightly beyond that of the other, over tasks.
+
+    With its standard error over questions; tasks are taken as independent. only: one task.
+    """
+    values, errors = [], []
+    for own, other in zip(pairs["record"], pairs["record_"], strict=True):
+        tasks, others = (run["series"]["zero_shot"] for run in (own, other))
+        steps = [
+            np.subtract(tasks[name]["acc"], others[name]["acc"])
+            for name in tasks
+            if only in ("", name)
+        ]
+        values.append(np.mean([step.mean() for step in steps]) if steps else math.nan)
+        errors.append(np.linalg.norm([stats.sem(step) for step in steps]) / len(steps))
+    return {"value": values, "error": errors}
+
+
+QUANTITIES = {
+    # of pairs of runs
+    "perplexity": _change("perplexity", "perplexity"),
+    "repaired": _change("perplexity after the repair", "perplexity", PIPELINES),
+    "seconds": _change("seconds", "prune_seconds", timed=True),
+    "solving": _change("seconds of solving alone", "solve_seconds", timed=True),
+    "layers": _change("mean error of the layers", "mean_layer_error"),
+    "answers": Quantity(
+        "right answers",
+        "{:+.3f}",
+        notebook=ZERO_SHOT_NOTEBOOK,
+        measure=_answers,
+    ),
+    "lambada": Quantity(
+        "right answers of LAMBADA",
+        "{:+.3f}",
+        notebook=ZERO_SHOT_NOTEBOOK,
+        measure=lambda pairs: _answers(pairs, "lambada_openai"),
+    ),
+    "closed": Quantity(
+        "share of ADMM-Grad's gap closed", "{:.1f}", 100, " %", PIPELINES, _closed
+    ),
+    "times": Quantity(
+        "seconds",
+        "{:.2f}",
+        unit=" times ADMM-Grad's",
+        notebook=PIPELINES,
+        measure=lambda pairs: {"value": pairs["seconds"] / pairs["admm_seconds_"]},
+        timed=True,
+    ),
+    # of layer problems
+    "gradient iterations": Quantity("iterations of the best gradient method / ADMM's"),
+    "gradient seconds": Quantity(
+        "seconds of the best gradient method / ADMM's", timed=True
+    ),
+    "cg iterations": Quantity("iterations of conjugate gradients / ADMM's"),
+    "cg seconds": Quantity("seconds of conjugate gradients / ADMM's", timed=True),
+    "error": Quantity("ADMM's error / SparseGPT's"),
+    "heldout": Quantity("the same on held-out text"),
+    "excess": Quantity("objective above its optimum", scale=100, unit=" %"),
+    "scaled": Quantity("iterations with preconditioning"),
+    "unscaled": Quantity("iterations without preconditioning"),
+    "one rho": Quantity("iterations at ρ = 1 / at the best ρ"),
+}
+
+
+class Draws:
+    """The runs and the layer problems of the records of one model."""
+
+    def __init__(self, records: Records) -> None:
+        records = list(records)
+        self.own = self.all = _runs(records)
+        if (self.own["label"] == RECIPE).any():
+            # the plan `beyond` scores the recipe alone, with the questions of the plan `full`; the
+            # runs of another model have another setting, and make no pair
+            full = _runs(read_records(reference_dir("full") / "records"))
+            self.all = pd.concat([self.own, full])
+        columns = ["quantity", "at", "timed", "scale", "layer", "value"]
+        self.problems = pd.DataFrame(_problem_values(records), columns=columns)
+
+    def of(self, quantity: str, of: str, against: str) -> pd.DataFrame:
+        """The values of a quantity, a row for each pair of runs, or for each layer problem.
+
+        of, against: the labels of the two runs of a pair. Columns: at, the column of the tables, ""
+        for problems; value, NaN where nothing is known; timed, alone; scale; of pairs also draw,
+        questions, and error, that of the questions; of problems the layer.
+        """
+        notebook, measure = QUANTITIES[quantity].notebook, QUANTITIES[quantity].measure
+        if not notebook:
+            return self.problems[self.problems["quantity"] == quantity]
+        ours, theirs = (
+            runs[(runs["label"] == label) & (runs["notebook"] == notebook)]
+            for runs, label in ((self.own, of), (self.all, against))
+        )
+        pairs = ours.merge(theirs, on=PAIR, suffixes=("", "_"))
+        pairs = pairs.assign(timed=pairs["timed"] & pairs["timed_"], error=0.0)
+        return pairs.assign(**measure(pairs)).dropna(subset="value")
+
+
+def _runs(records: list[Record]) -> pd.DataFrame:
+    """The runs of notebooks 04 and 05 and the pipelines of 08, in the setting of most of each.
+
+    Columns: RUN; label is that of the method with its options, or the pipeline.
+    """
+    tables = []
+    for name in (PRUNE_NOTEBOOK, ZERO_SHOT_NOTEBOOK):
+        table = runs_frame(records, name)
+        tables.append(table.assign(draw=table["seed"].map(str)))
+    pipelines = pipeline_table(records)
+    if len(pipelines):
+        draws = pipelines["draw"].map(str)
+        tables.append(pipelines.assign(label=pipelines["pipeline"], draw=draws))
+    runs = pd.concat(tables).query("usual")
+    return runs.assign(
+        at=runs["target"],
+        notebook=runs["record"].map(lambda run: run["notebook"]),
+        setting=runs["record"].map(_setting),
+        questions=runs["record"].map(_questions),
+        scale=runs["record"].map(_scale),
+    ).reindex(columns=RUN)
+
+
+def _setting(record: Record) -> str:
+    """The parameters that the runs of a pair share; of pipelines those in one setting are left."""
+    parameters = record["parameters"]
+    keys = parameters.keys() - CELL if record["notebook"] != PIPELINES else ()
+    return json.dumps({key: parameters[key] for key in keys}, sort_keys=True)
+
+
+def _questions(record: Record) -> str:
+    """The zero-shot questions of a run; "" without any."""
+    tasks = (record["series"] or {}).get("zero_shot", {})
+    return json.dumps(
+        {name: task["items"] for name, task in tasks.items()}, sort_keys=True
+    )
+
+
+def _scale(record: Record) -> str:
+    """How large a run is: its calibration text, its questions, and the processor."""
+    parts = []
+    if "sequences" in record["parameters"]:
+        parts.append("{sequences} x {length} tokens".format_map(record["parameters"]))
+    if record["parameters"].get("windows"):
+        parts.append("{windows} windows of {window}".format_map(record["parameters"]))
+    tasks = (record["series"] or {}).get("zero_shot", {}).values()
+    if tasks:
+        questions = sum(len(task["items"]) for task in tasks)
+        parts.append(f"{len(tasks)} tasks, {questions:,} questions")
+    return f"{', '.join(parts)} on {processor_of(record) or 'an unknown processor'}"
+
+
+# ------------------------------------------------------------------ layer problems
+
+
+def _problem_values(records: Records) -> Iterator[Row]:
+    """Each quantity of each layer and sparsity of the update study (notebook 02), where it was run.
+
+    ADMM counts with the study's damping.
+    """
+    for record in with_series(records, "update"):
+        parameters = record["parameters"]
+        own = {"at": "", "timed": record.get("timed", False), "scale": _scale(record)}
+        # the rows of a study of one layer may not name it
+        update, curves = (
+            [{"layer": parameters["layer"]} | row for row in record["series"][name]]
+            for name in ("update", "curves")
+        )
+        for layer, sparsity in sorted(
+            {(row["layer"], row["sparsity"]) for row in update}
+        ):
+            problem = {"layer": layer, "sparsity": sparsity}
+            values = _values_of_problem(
+                _matching(update, **problem),
+                _matching(curves, **problem),
+                parameters.get("damping", DAMPING),
+            )
+            block = (parameters.get("block"), layer)
+            for quantity, value in values.items():
+                yield own | {"quantity": quantity, "layer": block, "value": value}
+
+
+def _values_of_problem(
+    update: list[Row], curves: list[Row], damping: float
+) -> dict[str, float]:
+    """The quantities of one problem; NaN where nothing is known, absent what was not run."""
+    values = {}
+    admm = _matching(curves, solver="admm", damping=damping)
+    scaled, unscaled = (_matching(admm, precondition=on) for on in (True, False))
+    ours = _matching(
+        update,
+        solver="admm",
+        damping=damping,
+        iterations=20,
+        precondition=True,
+        rho=1.0,
+    )
+    for done in ours:  # one, or none
+        values["excess"] = done["excess"]
+        for sparsegpt in _matching(update, solver="sparsegpt"):
+            for text in ("error", "heldout"):
+                values[text] = done[text] / sparsegpt[text]
+        for rival, solvers in {"gradient": ("adam", "sgd"), "cg": ("cg",)}.items():
+            own = [curve for curve in curves if curve["solver"] in solvers]
+            for unit in ("iterations", "seconds"):
+                values[f"{rival} {unit}"] = _race(own, done, unit)
+    if scaled and unscaled:
+        values["scaled"] = cost_to_reach(scaled, ENOUGH, "iterations")
+        values["unscaled"] = cost_to_reach(unscaled, ENOUGH, "iterations")
+    if len({curve["rho"] for curve in scaled}) > 1:
+        best = cost_to_reach(scaled, ENOUGH, "iterations")
+        one = cost_to_reach(_matching(scaled, rho=1.0), ENOUGH, "iterations")
+        # where no ρ gets there, ρ = 1 does not fit either
+        values["one rho"] = one / best if best < math.inf else math.inf
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _matching(rows: Iterable[Row], **values: Any) -> list[Row]:
+    """The rows of a series that have these values."""
+    return [row for row in rows if values.items() <= row.items()]
+
+
+def cost_to_reach(curves: Iterable[Row], excess: float, unit: str) -> float:
+    """The least iterations or seconds in which any of the curves gets to an excess, or inf.
+
+    Between two points the logarithm of the excess is taken as straight, so that a curve with few
+    points is not charged up to its next one.
+    """
+    least = math.inf
+    for curve in curves:
+        before = None
+        for cost, reached in zip(curve[unit], curve["excess"], strict=True):
+            if reached <= excess:
+                if before and min(excess, reached) > 0:
+                    start, high = before
+                    share = math.log(high / excess) / math.log(high / reached)
+                    cost = start + share * (cost - start)
+                least = min(least, cost)
+                break
+            before = (cost, reached)
+    return least
+
+
+def _race(curves: Sequence[Row], ours: Row, unit: str) -> float | None:
+    """How many times ADMM's cost the rivals need to get where ADMM is; inf if they never do.
+
+    None if they were stopped before ADMM's own cost, which does not beat them (one that diverged at
+    once has no point). NaN if they need more, but a rate beyond those tried could have been better.
+    """
+    excess = max(ours["excess"], ROUNDING)
+    spent = cost_to_reach(curves, excess, unit)
+    longest = max((curve[unit][-1] for curve in curves if curve[unit]), default=0)
+    if spent == math.inf and longest < ours[unit]:
+        return None
+    ratio = spent / ours[unit]
+    if ratio > 1:
+        for solver in {curve["solver"] for curve in curves}:
+            if not _tuned(_matching(curves, solver=solver), excess, unit):
+                return math.nan
+    return ratio
+
+
+def _tuned(curves: Sequence[Row], excess: float, unit: str) -> bool:
+    """Whether no learning rate at an end of those tried is better than what lies between them."""
+    rates = sorted({curve["learning_rate"] for curve in curves} - {None})
+    between = [curve for curve in curves if curve["learning_rate"] in rates[1:-1]]
+    best, inner = (cost_to_reach(some, excess, unit) for some in (curves, between))
+    return not rates or inner <= FLAT * best

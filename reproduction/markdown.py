@@ -1,0 +1,66 @@
+"""Numbers and tables as text: three or four digits, value ± half, Markdown."""
+
+from numbers import Integral
+from typing import NamedTuple
+
+import pandas as pd
+
+from helpers.explore.names import display_name
+
+NO_SPREAD = pd.DataFrame()
+
+
+def format_number(value: float | str) -> str:
+    """Text and counts as they are, NaN as "–", else three digits below 1 and four from there on."""
+    if isinstance(value, str):
+        return value
+    if pd.isna(value):
+        return "–"
+    if isinstance(value, Integral):
+        return f"{value:,}"
+    size = abs(value)
+    if 0 < size < 0.0995:
+        return f"{value:.3g}"
+    if 0 < size < 1:
+        return f"{value:.3f}"
+    if size < 100:
+        return f"{value:.2f}"
+    if size < 1000:
+        return f"{value:.1f}"
+    return f"{float(f'{value:.4g}'):,.0f}"
+
+
+def with_half(value: float | str, half: float) -> str:
+    """Value ± half with equal decimals, at most two digits of half; no ± where half is NaN or 0.
+
+    The decimals are never more than those of the value alone.
+    """
+    text = format_number(value)
+    if not half > 0:
+        return text
+    exponent = int(f"{half:.1e}".partition("e")[2])
+    decimals = min(len(text.partition(".")[2]), max(0, 1 - exponent))
+    return f"{value:,.{decimals}f} ± {half:,.{decimals}f}"
+
+
+def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
+    """The table in Markdown, with display names, numbers to the right, and "± spread" if any."""
+    spread = spread.reindex_like(table)  # rows such as chance have none
+    cells = [map(with_half, table[name], spread[name]) for name in table]
+    rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * len(cells)]]
+    rows += zip(table.index, *cells, strict=True)
+    lines = (" | ".join(map(str, row)) for row in rows)
+    return "".join(f"| {display_name(line)} |\n" for line in lines)
+
+
+class Table(NamedTuple):
+    """A table with a note in front of it; spread has what stands behind ±."""
+
+    note: str
+    frame: pd.DataFrame  # empty where the records do not allow it
+    spread: pd.DataFrame = NO_SPREAD
+
+    @property
+    def markdown(self) -> str:
+        """Note and table in Markdown."""
+        return f"{self.note}\n\n{to_markdown(self.frame, self.spread)}"

@@ -1,0 +1,423 @@
+"""Tables as pure functions of records, in the paper's shapes, with their notes, and as files.
+
+A cell is the mean over seeds; `reproduction.runs` says which records share a cell.
+"""
+
+import itertools
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers.data.tasks import TASK_TABLE
+from helpers.paths import ZERO_SHOT_NOTEBOOK, replace_file
+from reproduction.labels import TASK_NAMES, column_key, target_name
+from reproduction.markdown import Table
+from reproduction.pipelines import beyond_tables
+from reproduction.published import RATIO_CAPTION, ratio_table
+from reproduction.records import Record
+from reproduction.runs import (
+    PRUNE_NOTEBOOK,
+    SECONDS,
+    by_model,
+    by_windows,
+    half_interval,
+    model_sentence,
+    of_notebook,
+    over_seeds,
+    perplexity_runs,
+    runs_frame,
+    series_frame,
+    setting_sentences,
+)
+
+# ------------------------------------------------------------------ the pruning notebook
+
+PERPLEXITY_CAPTION = (
+    "± is half of Student's 95 % interval over seeds of the calibration text, where there are "
+    "three or more; cells of one column may have different seeds, and claims pair those that two "
+    "methods share. The choice of evaluation windows is not in ±: every cell has the same ones."
+)
+
+
+def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Perplexity, methods by sparsity and pattern, and half of its confidence interval.
+
+    The dense model has the same number in every column. NaN: no run, or the interval of one seed.
+    Variants, and runs on other windows than most, are left out.
+    """
+    means, halves = over_seeds(perplexity_runs(records), "label", "perplexity")
+    if "dense" in means:
+        dense = means.pop("dense")
+        if means.empty:
+            means["0 %"] = dense  # nothing but the dense model was run
+        means = means.apply(lambda column: column.fillna(dense))
+    return means.rename_axis("method"), halves
+
+
+COST_CAPTION = (
+    "Medians over runs; the seconds of runs that were not timed alone are an order of magnitude: "
+    "they may have shared the machine. Solve holds the checks of a layer and the measuring of its "
+    "error, which is all of it for methods without an update; peak memory is the process's, "
+    "evaluation included."
+)
+
+
+def cost_table(records: Iterable[Record]) -> pd.DataFrame:
+    """The paper's overhead table: seconds of each part by method, and peak memory.
+
+    Medians, since a run that shared the machine with something heavy is an outlier. "forward" holds
+    the Gram matrices and the parity gate, "solve" the choice of the mask. Without variants.
+    """
+    runs = runs_frame(records).query("not variant").sort_values("order")
+    groups = runs.groupby("label", sort=False)
+    table = groups[SECONDS].median()
+    table = table.rename(columns=lambda name: name.replace("_seconds", " (s)"))
+    table.insert(0, "runs", groups.size())
+    table["peak memory (GB)"] = groups["memory"].max()
+    return table.rename_axis("method")
+
+
+VARIANTS_CAPTION = (
+    "Other options against the defaults, same cell and same calibration seeds. The change is the "
+    "mean over seeds, and ± half of Student's 95 % interval of it, where there are three or more."
+)
+
+
+def variant_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Perplexity with other options against the defaults on the same seeds, by variant and target.
+
+    With half the interval of the change. Several records of one run count once, with their mean. A
+    variant whose cell has no run of the defaults is left out.
+    """
+    runs = runs_frame(records).sort_values("order", kind="stable")
+    runs["cell"] = [
+        json.dumps(parameters | {"options": None, "device": None}, sort_keys=True)
+        for parameters in runs["record"].str["parameters"]
+    ]
+    defaults = runs.query("not variant").groupby("cell")["perplexity"].mean()
+    runs["default"] = runs["cell"].map(defaults)
+    cells = runs.query("variant").groupby(["label", "target", "cell"], sort=False)
+    pairs = cells[["perplexity", "default"]].mean().dropna()
+    pairs["change (%)"] = 100 * (pairs["perplexity"] / pairs["default"] - 1)
+    groups = pairs.groupby(["label", "target"], sort=False)
+    table = groups.mean()
+    table.insert(0, "seeds", groups.size())
+    table = table.rename_axis(index=["variant", "at"]).reset_index("at")
+    return table, groups[["change (%)"]].agg(half_interval).set_axis(table.index)
+
+
+def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
+    """The tables of the pruning notebook, by name, of the records of one model."""
+    runs = of_notebook(records, PRUNE_NOTEBOOK)
+    if not runs:
+        return
+    for group in by_windows(runs):
+        table, spread = perplexity_table(group)
+        note = f"{setting_sentences(group)} {PERPLEXITY_CAPTION}"
+        if "dense" not in table.index:
+            note += " The dense model was not run on these."
+        yield "perplexity", Table(note, table, spread)
+    setting = setting_sentences(runs)
+    devices = "; ".join(sorted({run["device"] for run in runs}))
+    timed = runs_frame(runs).query("not variant")["timed"]
+    note = (
+        f"{setting} Device: {devices}. {timed.sum()} of {len(timed)} runs were timed alone. "
+        f"{COST_CAPTION}"
+    )
+    yield "cost", Table(note, cost_table(runs))
+    yield "variants", Table(f"{setting} {VARIANTS_CAPTION}", *variant_table(runs))
+    yield "published_ratios", Table(f"{setting} {RATIO_CAPTION}", ratio_table(runs))
+
+
+# ------------------------------------------------------------------ the zero-shot notebook
+
+QUESTION = ["model", "seed", "task", "item"]
+
+
+def answers_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """The answers of the zero-shot runs, a row for each model, seed, task and question.
+
+    Columns: model, its row in the tables; seed, 0 for the dense model; task, by the paper's name;
+    item, the question; acc and acc_norm, 1 where the answer is right, NaN where a task has no
+    acc_norm. In the order of the methods; of several answers of a model to a question the last.
+    """
+    rows = []
+    runs = runs_frame(records, ZERO_SHOT_NOTEBOOK)
+    for run in runs.sort_values(["order", "target", "seed"]).itertuples():
+        model = (run.label, 0)
+        if run.target != "dense":
+            model = (f"{run.label}, {run.target}", run.seed)
+        for task, score in run.record["series"]["zero_shot"].items():
+            normalised = score["acc_norm"] or itertools.repeat(math.nan)
+            answers = zip(score["items"], score["acc"], normalised, strict=False)
+            rows += [(*model, TASK_NAMES[task], *answer) for answer in answers]
+    table = pd.DataFrame(rows, columns=[*QUESTION, "acc", "acc_norm"])
+    return table.drop_duplicates(QUESTION, keep="last")
+
+
+def paired_differences(records: Iterable[Record]) -> pd.DataFrame:
+    """Differences in acc between each two models on the questions of a task that both were asked.
+
+    Of one seed; the dense model is paired with every seed. Columns: pair ("second − first"), seed,
+    task, difference, and its standard error.
+    """
+    answers = answers_frame(records)
+    answers["rank"] = pd.factorize(answers["model"])[0]
+    pairs = answers.merge(answers, on=["task", "item"], suffixes=("", "_1"))
+    pairs = pairs.query("rank_1 < rank and (seed_1 == seed or model_1 == 'dense')")
+    pairs = pairs.sort_values(["rank_1", "rank", "seed"])
+    pairs["pair"] = pairs["model"] + " − " + pairs["model_1"]
+    # two models mostly fail on the same, hard questions: their difference is known far better than
+    # either accuracy
+    pairs["difference"] = pairs["acc"] - pairs["acc_1"]
+    groups = pairs.groupby(["pair", "seed", "task"], sort=False)["difference"]
+    return groups.agg(difference="mean", error="sem").reset_index()
+
+
+def _by_task(
+    cells: pd.DataFrame, row: str, value: str, error: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Values and standard errors by row and task, with their mean over tasks in the last column.
+
+    All seeds have the same items, so the error from the items does not shrink: it is their mean.
+    Tasks are taken as independent.
+    """
+    values, errors = (
+        cells.pivot_table(number, row, "task", sort=False)
+        .reindex(columns=list(TASK_NAMES.values()))
+        .dropna(axis=1, how="all")
+        .rename_axis(columns=None)
+        for number in (value, error)
+    )
+    errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / values.count(axis=1)
+    values["mean"] = values.mean(axis=1)
+    # shares of so many questions are often half a printed digit: without its last bits, which
+    # differ by the version of pandas, a mean is printed alike everywhere
+    return values.round(12), errors
+
+
+def accuracy_table(
+    records: Iterable[Record], metric: str = "acc"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy and its standard error, in the paper's columns with a mean.
+
+    A row is the mean over seeds of the calibration text. `metric` is "acc" or, for tasks that have
+    it, "acc_norm" (normalised by the answers' length).
+    """
+    answers = answers_frame(records).dropna(subset=metric)
+    groups = answers.groupby(["model", "seed", "task"], sort=False)[metric]
+    # sem is the sample deviation over √n, as in lm-eval
+    cells = groups.agg(accuracy="mean", error="sem").reset_index()
+    values, errors = _by_task(cells, "model", "accuracy", "error")
+    # a mean over fewer tasks than the other rows have could not be compared with theirs
+    incomplete = values.isna().any(axis=1)
+    for numbers in (values, errors):
+        numbers.loc[incomplete, "mean"] = math.nan
+    return values, errors
+
+
+PAIRED_CAPTION = (
+    "Paired differences in accuracy on the same items. ± is one standard error over items here; "
+    "bold where they exceed two, which one in twenty would by chance. Means are over the tasks of "
+    "a row."
+)
+
+
+def paired_table(records: Iterable[Record]) -> pd.DataFrame:
+    """`paired_differences` as text, "difference ± standard error", means over seeds."""
+    pairs = paired_differences(records)
+    if pairs.empty:
+        return pairs
+    values, errors = _by_task(pairs, "pair", "difference", "error")
+    texts = values.map("{:+.3f}".format) + " ± " + errors.map("{:.3f}".format)
+    texts = texts.mask(values.abs() > 2 * errors, "**" + texts + "**")
+    return texts.where(values.notna()).rename_axis("difference")
+
+
+def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """The row of what guessing scores on each task of an accuracy table, and the mean."""
+    known = {name: TASK_TABLE[task].chance for task, name in TASK_NAMES.items()}
+    chance = pd.Series(known).reindex(accuracy.columns)
+    return chance.fillna(chance.mean()).to_frame("chance").T
+
+
+def _items_note(records: Iterable[Record]) -> str:
+    """How many items each task has, whether the same for every model, and by which harness."""
+    answers = answers_frame(records).groupby(["model", "seed", "task"])
+    questions = answers["item"].agg(frozenset)
+    sizes = questions.map(len)
+    amount = " to ".join(map(str, sorted({sizes.min(), sizes.max()})))
+    alike = (questions.groupby("task").nunique() == 1).all()
+    same = "the same" if alike else "not the same"
+    runs = of_notebook(records, ZERO_SHOT_NOTEBOOK)
+    harness = ", ".join(sorted({run["versions"]["lm-eval"] for run in runs}))
+    return f"{amount} items a task, {same} for every model; lm-eval {harness}."
+
+
+def zero_shot_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
+    """The tables of the zero-shot notebook, by name, of the records of one model."""
+    model = model_sentence(records)
+    for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
+        table, errors = accuracy_table(records, metric)
+        if not table.empty:
+            table = pd.concat([chance_accuracy(table), table]).rename_axis("model")
+            note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(records)}"
+            yield "zero_shot", Table(note, table, errors)
+    yield "zero_shot", Table(f"{model} {PAIRED_CAPTION}", paired_table(records))
+
+
+# ------------------------------------------------------------------ the layer studies
+
+SOLVERS = {
+    "none": "no update",
+    "sparsegpt": "SparseGPT",
+    "sgd": "SGD",
+    "adam": "Adam",
+    "cg": "conjugate gradients",
+    "admm": "ADMM",
+    "exact": "exact optimum",
+}
+DAMPING = 0.1  # ADMM's default
+DEFAULT_MASK = "default"
+
+UPDATE_CAPTION = (
+    "Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix). A problem "
+    "is a layer at a sparsity. Excess: the damped objective over its exact optimum. Adam and SGD "
+    "count with the rate or momentum that is best for a problem after so many iterations, and only "
+    "its own seconds count."
+)
+
+
+def update_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Errors and seconds of each solver of the series "update", means over problems.
+
+    ADMM with other settings than its defaults has a row after 20 iterations only.
+    """
+    rows = series_frame(records, "update")
+    if rows.empty:
+        return rows
+    rows = rows.query(
+        "solver != 'admm' or iterations == 20"
+        " or (rho == 1 and precondition == True and damping == @DAMPING)"
+    ).copy()
+    # None where a solver has no such setting
+    settings = ["precondition", "damping", "rho", "iterations"]
+    rows[settings] = rows[settings].astype(float)
+    rows["rank"] = rows["solver"].map(list(SOLVERS).index)
+    rows = rows.sort_values(["rank", *settings])
+    named = rows[["solver", "precondition", "damping", "rho"]]
+    rows["update"] = [_update_label(*row) for row in named.itertuples(index=False)]
+    row = ["update", "iterations"]
+    problem = ["record", "layer", "sparsity"]
+    groups = rows.groupby([*row, *problem], sort=False, dropna=False)
+    best = rows.loc[groups["excess"].idxmin()]
+    # the excess is of the damped objective: it says nothing of solvers of another one
+    damped = best.eval("solver == 'none' or damping == @DAMPING")
+    best["excess"] = 100 * best["excess"].where(damped)
+    columns = {
+        "problems": ("error", "size"),
+        "error": ("error", "mean"),
+        "held-out": ("heldout", "mean"),
+        "excess, mean (%)": ("excess", "mean"),
+        "excess, worst (%)": ("excess", "max"),
+        "seconds": ("seconds", "mean"),
+    }
+    table = best.groupby(row, sort=False, dropna=False).agg(**columns)
+    return table.reset_index("iterations").astype({"iterations": "Int64"})
+
+
+def _update_label(solver: str, precondition: float, damping: float, rho: float) -> str:
+    """The name of a solver with the settings that are not its defaults; NaN is no setting."""
+    best = {"admm": f"ρ = {rho:g}", "adam": "best rate", "sgd": "best momentum"}
+    details = [best[solver]] if solver in best else []
+    if precondition == 1 and solver not in ("admm", "cg"):
+        details.append("preconditioned")
+    if precondition == 0 and solver in ("admm", "cg"):
+        details.append("not preconditioned")
+    if solver != "sparsegpt" and damping >= 0 and damping != DAMPING:
+        details.append(f"damping {damping:g}")
+    name = SOLVERS[solver]
+    return f"{name} ({', '.join(details)})" if details else name
+
+
+MASK_CAPTION = (
+    "What mask steps, schedule and budget change: relative error, % of the default's on the same "
+    "layer (geometric mean over layers)."
+)
+
+
+def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame:
+    """The error of each rule for the mask, in percent of the default's on the same layer.
+
+    Of the series "ablation". A geometric mean over layers, on calibration text ("error") or on
+    held-out text ("heldout").
+    """
+    rules = series_frame(records, "ablation")
+    if rules.empty:
+        return rules
+    rules["target"] = list(map(target_name, rules["pattern"], rules["sparsity"]))
+    named = rules[["mask_steps", "schedule", "budget"]]
+    rules["rule"] = [_mask_label(*row) for row in named.itertuples(index=False)]
+    errors = rules.pivot_table(text, ["record", "block", "layer", "target"], "rule")
+    logs = np.log(errors.div(errors[DEFAULT_MASK], axis=0))
+    table = 100 * np.exp(logs.groupby(level="target").mean()).T
+    columns = sorted(table.columns, key=column_key)
+    return table.loc[rules["rule"].unique(), columns].rename_axis("mask")
+
+
+def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
+    """The name of a rule for the mask: what is not the default."""
+    details = []
+    if mask_steps == 0:
+        details.append("one-shot mask (no steps)")
+    elif mask_steps != 15:
+        details.append(f"{mask_steps} mask steps")
+    if schedule != "paper":
+        details.append(f"{schedule} schedule")
+    if budget != "matrix":
+        details.append(f"budget per {budget}")
+    return ", ".join(details) or DEFAULT_MASK
+
+
+def layer_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
+    """The tables of the layer studies, by name, of the records of one model."""
+    model = model_sentence(records)
+    yield "weight_update", Table(f"{model} {UPDATE_CAPTION}", update_table(records))
+    for text, column in ("calibration", "error"), ("held-out", "heldout"):
+        note = f"{model} On {text} text. {MASK_CAPTION}"
+        yield "mask", Table(note, mask_table(records, column))
+
+
+# ------------------------------------------------------------------ all tables of a plan
+
+
+def all_tables(records: Iterable[Record]) -> dict[str, list[Table]]:
+    """Every table that the records allow, by name: a list, since each model has its own.
+
+    `all_tables(records)["perplexity"][0].frame` is a DataFrame.
+    """
+    tables = defaultdict(list)
+    for runs in by_model(records).values():
+        for kind in (pruning_tables, zero_shot_tables, layer_tables, beyond_tables):
+            for name, table in kind(runs):
+                if not table.frame.empty:
+                    tables[name].append(table)
+    return dict(tables)
+
+
+def write_tables(records: Iterable[Record], folder: str | Path) -> list[Path]:
+    """Write every table of `all_tables` as NAME.md and return the paths.
+
+    Raises FileError if the folder cannot be written.
+    """
+    return [
+        replace_file(
+            Path(folder) / f"{name}.md", "\n".join(table.markdown for table in tables)
+        )
+        for name, tables in sorted(all_tables(records).items())
+    ]
