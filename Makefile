@@ -15,8 +15,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_UI := $(VENV)/.installed-ui
-RUN := $(PY) -m helpers
-PLANS := $(PY) -m reproduction.__main__
+RUN := $(PY) -m reproduction
 NO_BARS = [ -t 2 ] || export TQDM_DISABLE=1;# of a conversion, where they would fill a file
 COLAB := .venv-colab/bin/python
 OWNER = $(if $(filter command,$(origin NAME)),$(NAME))# not of the environment: WSL sets a NAME there
@@ -73,14 +72,14 @@ constraints: $(INSTALLED) ## resolve constraints.txt for every supported Python 
 
 # Gemma, which has terms of its own, is fetched for the plan that prunes it only
 assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CACHE moves them)
-	@$(NO_BARS) $(RUN) assets
-	@$(if $(filter second,$(PLAN)),$(NO_BARS) $(RUN) assets embedded-gemma)
+	@$(NO_BARS) $(PY) -m helpers assets
+	@$(if $(filter second,$(PLAN)),$(NO_BARS) $(PY) -m helpers assets embedded-gemma)
 
 reproduce: assets ## run a plan, write its tables and figures, compare with the committed results
-	@$(PLANS) reproduce $(CHOSEN) --jobs $(JOBS) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)')
+	@$(RUN) reproduce $(CHOSEN) --jobs $(JOBS) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)')
 
 tables: $(INSTALLED) ## write tables and figures again from the records of a plan
-	@$(PLANS) tables --plan $(PLAN)
+	@$(RUN) tables --plan $(PLAN)
 
 book: $(INSTALLED) ## write results/book/index.html, the project and what was reproduced as a site
 	@$(PY) -m book
@@ -92,15 +91,15 @@ drawings: $(INSTALLED) ## write docs/drawings again from book/drawings.py
 
 # of laptop the notebooks too, with the outputs that they had
 accept: $(INSTALLED) ## make the results of a plan here the committed reference (STALE=1: keep older ones too)
-	@$(PLANS) accept $(CHOSEN) $(if $(filter 1,$(STALE)),--stale)
+	@$(RUN) accept $(CHOSEN) $(if $(filter 1,$(STALE)),--stale)
 	@$(if $(filter laptop,$(PLAN)),$(PY) -m book.executed)
 
 plan: $(INSTALLED) ## list the runs of a plan: what is done, what is to do
-	@$(PLANS) list $(CHOSEN)
+	@$(RUN) list $(CHOSEN)
 
 # records stay of today's code through a rename, a move, or a mended bug that touches no digit of them
 same: assets ## prove that today's code computes the same bits as the records' (FROM=commit)
-	@$(PY) tests/same_bits.py $(if $(FROM),--from '$(FROM)')
+	@$(PY) -m reproduction.proof $(if $(FROM),--from '$(FROM)')
 
 # its root is the project's, so that a link from a notebook to ../results opens; after assets, since
 # the first conversion of the model draws bars, which would stay in the outputs of a notebook; book/lab
@@ -120,7 +119,7 @@ test-colab: ## run tests and the smoke plan with the versions of Google Colab (p
 	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -c tests/colab-constraints.txt -e . hypothesis
 	@$(COLAB) -m helpers assets
 	@$(COLAB) -m pytest --ignore tests/test_cluster.py --ignore tests/test_book.py
-	@PRUNING_RESULTS=results/colab $(COLAB) -m reproduction.__main__ run --plan smoke
+	@PRUNING_RESULTS=results/colab $(COLAB) -m reproduction run --plan smoke
 
 test-gpu: assets ## run the tests of GPUs, on an NVIDIA GPU where there is one, else on a pretended one
 	@$(PY) -m pytest tests/gpu
@@ -139,7 +138,7 @@ $(INSTALLED_UI): $(INSTALLED)
 # runs before, and without, a set-up: that is when one needs it
 doctor: ## look for what is missing or broken, say what to do
 	@if $(PY) -c '' 2>/dev/null; then python=$(PY); else python=$(PYTHON); fi; \
-	  $$python -m reproduction.__main__ doctor
+	  $$python -m reproduction doctor
 
 # the address of the repository stands in the notebooks' first cells and in links
 owner: ## put your GitHub name into the notebooks and pages, for Colab: make owner NAME=...
@@ -151,7 +150,7 @@ owner: ## put your GitHub name into the notebooks and pages, for Colab: make own
 
 lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
-	@$(PY) -m compileall -q helpers tests benchmarks examples
+	@$(PY) -m compileall -q helpers reproduction tests benchmarks examples
 	@$(VENV)/bin/lint-imports --no-cache
 	@$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb
 
@@ -160,7 +159,7 @@ bench: assets ## measure speed: tables and figures in results/reference/bench
 	@$(PY) -m benchmarks $(BENCH)
 
 clean: ## remove the results made here and caches; .venv, downloads and the reference stay
-	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ tests/__pycache__ \
+	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ reproduction/__pycache__ tests/__pycache__ \
 	  tests/ui/__pycache__ benchmarks/__pycache__ book/__pycache__ examples/__pycache__
 	@[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name reference \
 	  ! -name families.md -exec rm -rf {} +

@@ -18,7 +18,7 @@ import nbformat
 from nbformat import NotebookNode
 from sphinx.cmd.build import build_main
 
-from book.conf import public_names
+from book.conf import page_of, public_names
 from book.executed import annotate, as_it_ran, copy_path, nearness
 from helpers.errors import HelpersError
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
@@ -30,6 +30,7 @@ from reproduction.records import read_records
 
 COPIED = (
     *("README.md", "CHANGES.md", "CONTRIBUTING.md", "docs", "helpers/own"),
+    *("helpers/README.md", "reproduction/README.md"),
     *("results/families.md", "reproduction/papers", "results/reference/bench"),
 )
 PLANS = ("laptop", "full", "beyond", "second", "original", "smoke", "t4", "paper")
@@ -79,9 +80,8 @@ class Sources:
                 return f"[{words}](/notebooks/{name or 'index.md'})"
             if path.startswith("helpers/own/"):
                 return f"[{words}](#own-file)"
-            if path.startswith("helpers/"):
-                # a wing's module is on the page of the wing
-                module = ".".join(path.removesuffix(".py").split("/")[:2])
+            if path.startswith(("helpers/", "reproduction/")) and path.endswith(".py"):
+                module = page_of(path.removesuffix(".py").replace("/", "."))
                 return f"{{py:mod}}`{words} <{module}>`"
             if (root() / path).is_dir():
                 return words

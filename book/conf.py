@@ -12,7 +12,6 @@ from typing import Any
 from sphinx.application import Sphinx
 
 import helpers
-from helpers.code_hashes import CORE_FOLDERS
 
 html_title = project = "Pruning a language model and refitting what is left"
 extensions = [
@@ -58,17 +57,28 @@ html_css_files = ["book.css"]
 html_show_search_summary = False
 
 
+PACKAGES = ("helpers.", "reproduction.")
+# packages that have one page of what they offer; of the others each module has a page
+WHOLE = (
+    *("helpers.cli", "helpers.explore", "helpers.large", "helpers.share"),
+    *("reproduction.machine", "reproduction.proof", "reproduction.studies"),
+)
+
+
+def page_of(module: str) -> str:
+    """The page that documents a module: its own, or that of its package."""
+    package = ".".join(module.split(".")[:2])
+    return package if package in WHOLE else module
+
+
 @functools.cache
 def public_names() -> dict[str, str]:
-    """Map each public name to the page that documents it: a wing's is that of its package."""
+    """Map each public name to the place that documents it."""
     homes = {}
     for name in helpers.__all__:
         # METHODS is a dict, which does not know its module
         module = getattr(getattr(helpers, name), "__module__", "helpers.paper.methods")
-        home = module.split(".")
-        if len(home) > 2 and home[1] not in CORE_FOLDERS:
-            home = home[:2]
-        homes[name] = ".".join([*home, name])
+        homes[name] = f"{page_of(module)}.{name}"
     return homes
 
 
@@ -101,7 +111,7 @@ def to_rst(
 
 def linked(code: str) -> str:
     """Link code in a docstring to its documentation if it is a public or a full name."""
-    home = public_names().get(code, code if code.startswith("helpers.") else None)
+    home = public_names().get(code, code if code.startswith(PACKAGES) else None)
     return f":py:obj:`{code} <{home}>`" if home else f"`{code}`"
 
 
@@ -109,7 +119,7 @@ def skip(
     app: Sphinx, kind: str, name: str, item: Any, skipped: bool, options: Any
 ) -> bool | None:
     """Leave out names that a module imports from other packages."""
-    if getattr(item, "__module__", "helpers").startswith("helpers"):
+    if getattr(item, "__module__", "helpers.").startswith(PACKAGES):
         return None
     return True
 

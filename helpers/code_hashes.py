@@ -15,12 +15,13 @@ from typing import Any
 
 from helpers.paths import root, visible_files
 
-# folders of helpers/ that decide numbers
-CORE_FOLDERS = ("data", "model", "fast", "beyond")
 # Patterns of files from the project's root; "!" takes files out again
 CORE = (
     "helpers/[!_]*.py",  # __init__ and __main__ decide no number
-    *(f"helpers/{folder}/**/*.py" for folder in CORE_FOLDERS),
+    "helpers/paper/**/*.py",
+    "helpers/model/**/*.py",
+    "helpers/data/**/*.py",
+    "helpers/beyond/**/*.py",
     "helpers/data/pins.yaml",  # which texts and models are used
     "!helpers/model/token_trees.py",
 )

@@ -1,4 +1,4 @@
-"""The command line of plans: `python -m reproduction.__main__ VERB`.
+"""The command line of plans: `python -m reproduction VERB`.
 
 What a value may be is checked by the function that takes it. Only the standard library is imported
 at the top: `--help` answers at once, and `doctor` works before anything is installed, and with a
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from helpers.cli import OneLineParser, exit_code
 
-PROGRAM = "python -m reproduction.__main__"
+PROGRAM = "python -m reproduction"
 VERBS = {
     "reproduce": "run a plan, write tables and figures, and compare with the committed results",
     "run": "run a plan",

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_output
 
+from book.conf import page_of
 from helpers import __all__ as public_names
 from helpers.paths import notebooks_dir, reference_dir, root
 
@@ -126,7 +127,13 @@ def test_notebooks_are_shown_as_they_ran_here(book):
 
 
 def test_the_code_is_documented(book):
-    api = Page(book / "api" / "helpers.large.html").ids
-    assert "helpers.large.prune_checkpoint" in api
-    links = Page(book / "code.html").links
-    assert {link.rpartition(".")[2] for link in links} >= set(public_names)
+    """Each module has a page, or is on that of its package."""
+    for package in ("helpers", "reproduction"):
+        for path in (root() / package).rglob("[!_.]*.py"):
+            name = ".".join(path.relative_to(root()).with_suffix("").parts)
+            if "own" not in path.parts and ".ipynb_checkpoints" not in path.parts:
+                page = page_of(name)
+                assert f"module-{page}" in Page(book / "api" / f"{page}.html").ids
+    assert "helpers.large.prune_checkpoint" in Page(book / "api/helpers.large.html").ids
+    linked = {link.rpartition(".")[2] for link in Page(book / "code.html").links}
+    assert set(public_names) <= linked, "names that README shows"
