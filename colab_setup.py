@@ -7,7 +7,7 @@ import sysconfig
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-PACKAGES = ("helpers",)
+PACKAGES = ("helpers", "reproduction")
 
 
 def main() -> str:

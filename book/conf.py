@@ -60,7 +60,7 @@ html_show_search_summary = False
 PACKAGES = ("helpers.", "reproduction.")
 # packages that have one page of what they offer; of the others each module has a page
 WHOLE = (
-    *("helpers.cli", "helpers.explore", "helpers.large", "helpers.share"),
+    *("helpers.explore", "helpers.large"),
     *("reproduction.machine", "reproduction.proof", "reproduction.studies"),
 )
 

@@ -40,7 +40,14 @@ PACKAGES = (
     "pruning-reproduction",
 )
 # what decides a number; a change elsewhere in the tree does not make a record "dirty"
-SOURCES = ("helpers", "reproduction", "notebooks", "runs", "pyproject.toml", "constraints.txt")
+SOURCES = (
+    "helpers",
+    "reproduction",
+    "notebooks",
+    "runs",
+    "pyproject.toml",
+    "constraints.txt",
+)
 # notebook and name together are the name of a record's file, and must not lead to another folder
 FileName = Annotated[str, Field(pattern=r"^\w[^/\\\x00-\x1f]{0,99}$")]
 

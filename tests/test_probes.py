@@ -3,12 +3,12 @@
 import contextlib
 import json
 
-import probes
 import pytest
 from mutants import MUTANTS, Mutant, default
 
 from helpers.beyond import allocation, recipe
 from helpers.errors import HelpersError
+from reproduction.proof import probes
 
 # enough to see that something is broken
 probes.SEQUENCES = 2

@@ -5,13 +5,13 @@ import importlib.metadata
 import json
 
 import pytest
-import same_bits as same
-from probes import flat
 
 from helpers.errors import RunError
 from helpers.paths import root
 from reproduction import fingerprint
 from reproduction.fingerprint import equal_hashes, tree_hashes
+from reproduction.proof import same_bits as same
+from reproduction.proof.probes import flat
 
 HEAD = "b" * 40
 RECORDS = "a" * 40

@@ -1,6 +1,6 @@
 """Small computations on real data, one for each path by which a number reaches a record.
 
-    python tests/probes.py [--only admm]    # one JSON: name → value
+    python reproduction/proof/probes.py [--only admm]    # one JSON: name → value
 
 `make same` runs them in two checkouts and compares all values bit for bit: a float is written in
 full, and a tensor as a hash of its bytes. The model is the first two blocks of the embedded one,

@@ -1,6 +1,6 @@
-"""Does today's code compute what the code of the records computed? Run as a script by `make same`.
+"""Does today's code compute what the code of the records computed? `make same` asks it.
 
-    python tests/same_bits.py [--from COMMIT]
+    python -m reproduction.proof [--from COMMIT]
 
 Records name the hashes of the code that made them. Where today's hashes are others, the code may
 still compute the same, and that is proven here and not argued: the probes (probes.py beside this
@@ -291,7 +291,7 @@ def values_of(tree: Path, commit: str) -> dict[str, Any]:
 
     Raises RunError.
     """
-    from probes import flat  # here, since it loads torch
+    from reproduction.proof.probes import flat  # here, since it loads torch
 
     probes, package = layout(tree)
     with tempfile.TemporaryDirectory() as folder:
@@ -352,7 +352,3 @@ def compare(
         if name not in today or json.dumps(value) != json.dumps(today[name])
     ]
     return unequal, [name for name in today if name not in earlier]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
