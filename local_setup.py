@@ -5,7 +5,8 @@ GPU has no use for. Such a machine gets the CPU build of the version that the co
 came from, out of torch's own index. Where the user has told pip where packages are (`find-links`
 or an index, in PIP_ARGS or in pip's configuration), that is left to pip.
 
-Only the standard library is imported, by `reproduction.machine.nvidia` too: nothing else is there yet.
+Only the standard library is imported, by `reproduction.machine.nvidia` too: nothing else is there
+yet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tiny random causal models of many families, each with its prunable layers listed by hand.
 
-The lists are written from the architectures' papers and source, not from `helpers.model.models`: they
-are the independent answer to "which layers should have been pruned?".
+The lists are written from the architectures' papers and source, not from `helpers.model.models`:
+they are the independent answer to "which layers should have been pruned?".
 """
 
 import contextlib

@@ -172,9 +172,9 @@ class Team:
 class Loop:
     """Prunes a model block by block, and collects the report and the seconds of its parts.
 
-    `helpers.model.prune.checked_loop` makes one of arguments that are checked; see `prune_model` for
-    them. ignored: the layers that stay dense, by their `layer_key`; the target has a sparsity for
-    each of the others.
+    `helpers.model.prune.checked_loop` makes one of arguments that are checked; see `prune_model`
+    for them. ignored: the layers that stay dense, by their `layer_key`; the target has a sparsity
+    for each of the others.
     """
 
     model: nn.Module

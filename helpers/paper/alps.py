@@ -1,15 +1,15 @@
 """The method "alps": ADMM that chooses its mask by itself, under a penalty that rises.
 
 Meng, Behdin, Wang & Mazumder, "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for
-Large Language Models", NeurIPS 2024 (arXiv 2406.07831). As in `helpers.paper.admm`, W fits the outputs
-and Z, a copy of it, is sparse. There zeros are added by a schedule and ρ is constant. Here Z has
-the full sparsity from the start, and ρ is small: W may stay far from Z, and the mask still changes
-much. While it does ρ rises, quickly at first, until W and Z agree on a mask:
+Large Language Models", NeurIPS 2024 (arXiv 2406.07831). As in `helpers.paper.admm`, W fits the
+outputs and Z, a copy of it, is sparse. There zeros are added by a schedule and ρ is constant. Here
+Z has the full sparsity from the start, and ρ is small: W may stay far from Z, and the mask still
+changes much. While it does ρ rises, quickly at first, until W and Z agree on a mask:
 
     W = (W₀ G + ρ Z − V) (G + ρI)⁻¹;   Z = the largest entries of W + V/ρ;   V = V + ρ (W − Z)
 
-V is the dual variable itself. `helpers.paper.admm` has U = V/ρ, which would have to be rescaled each time
-ρ rises. Conjugate gradients then finish the weights on the mask.
+V is the dual variable itself. `helpers.paper.admm` has U = V/ρ, which would have to be rescaled
+each time ρ rises. Conjugate gradients then finish the weights on the mask.
 """
 
 from collections.abc import Callable

@@ -1,10 +1,10 @@
 """What a layer is to become, the problem that this sets, and a method's result for it.
 
 A `Target` names a method and a sparsity or a pattern; an entry point such as
-`helpers.model.prune.prune_model` makes one of its arguments, and the block loop carries it to the method.
-The problem is then to minimise ‖XW − XŴ‖² over Ŵ that is zero outside a mask, which is given or
-still to be chosen. `Layer.of` checks weight, gram, mask and target once; code that takes a `Layer`
-trusts it.
+`helpers.model.prune.prune_model` makes one of its arguments, and the block loop carries it to the
+method. The problem is then to minimise ‖XW − XŴ‖² over Ŵ that is zero outside a mask, which is
+given or still to be chosen. `Layer.of` checks weight, gram, mask and target once; code that takes a
+`Layer` trusts it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Top-k mask selection without sorting.
 
-`keep_largest` answers what a stable sort would (`helpers.paper.masks.keep_largest_by_sorting`), bit for
-bit. A mask needs no order, only the largest score that is pruned (the threshold) and a comparison
-with it:
+`keep_largest` answers what a stable sort would (`helpers.paper.masks.keep_largest_by_sorting`), bit
+for bit. A mask needs no order, only the largest score that is pruned (the threshold) and a
+comparison with it:
 
 - Over a whole matrix on a CPU: a sample says between which two scores the threshold lies. Counting,
   which is far cheaper than copying, draws these bounds together, and the few scores that are left
