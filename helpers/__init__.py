@@ -56,7 +56,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "model.prune": ("prune_model",),
         "pruning": ("prune_loaded", "prune_on_disk"),
         "model.block_grams": ("layer_problems",),
-        "report.records": ("read_records",),
         "share": ("save_pruned",),
     },
 )

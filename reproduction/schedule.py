@@ -24,12 +24,10 @@ from helpers.errors import RunError
 from helpers.memory import ram
 from helpers.paths import TABLES_NOTEBOOK, results_dir
 from reproduction.cluster import dask_pool
-from reproduction.compare import main_number, same_run
 from reproduction.execute import Pool, execute, run_variables
 from reproduction.fingerprint import fingerprint, is_done
 from reproduction.labels import run_title
 from reproduction.machine import cpus, has_nvidia_driver
-from reproduction.markdown import format_number
 from reproduction.plan import Run, read_plan
 from reproduction.records import read_record
 
@@ -251,6 +249,10 @@ def outcome(run: Run) -> str:
     """The main number of a run that is done, the committed one beside it; "done" without one."""
     if not run.record_path.is_file():  # a cluster's shared folder may show it later
         return "done"
+    # here: pandas takes a second
+    from reproduction.compare import main_number
+    from reproduction.markdown import format_number
+
     main = main_number(read_record(run.record_path))
     if not main:
         return "done"
@@ -266,6 +268,8 @@ def committed_record(run: Run) -> dict[str, Any] | None:
     """The committed record of a run; None if there is none with the run's parameters."""
     if not run.reference_path.is_file():
         return None
+    from reproduction.compare import same_run  # here: pandas takes a second
+
     record = read_record(run.reference_path)
     today = {"notebook": run.notebook, "parameters": run.effective}
     return record if same_run(today, record, run.defaults) else None

@@ -138,7 +138,7 @@ def test_a_model_in_a_folder_and_a_text_count_by_what_they_hold(project):
 @pytest.mark.parametrize(
     "cell",
     [
-        "%matplotlib inline\nfrom helpers import load_model, studies",
+        "%matplotlib inline\nfrom reproduction import open_run, studies",
         "import reproduction.studies as s",
         "from reproduction.studies import (\n    check_method\n)",
     ],
@@ -153,7 +153,9 @@ def test_a_notebook_counts_the_studies_that_its_cells_name(cell, package):
     ):
         write_notebook(notebooks, "01_work", [PARAMETERS, source], [["parameters"], []])
         before = notebook_hash(notebooks / "01_work.ipynb")
-        with open(package / "studies/updates.py", "a", encoding="utf-8") as stream:
+        with open(
+            package.parent / "reproduction/studies/updates.py", "a", encoding="utf-8"
+        ) as stream:
             stream.write("\nextra = 1\n")
         hashes.append(before != notebook_hash(notebooks / "01_work.ipynb"))
     assert hashes == [True, False, False]
@@ -173,31 +175,30 @@ def test_the_tables_count_the_records_of_the_other_runs(project):
 
 @pytest.fixture
 def package(tmp_path):
-    """A copy of helpers/."""
-    folder = tmp_path / "helpers"
-    shutil.copytree(
-        root() / "helpers", folder, ignore=shutil.ignore_patterns("__pycache__")
-    )
-    return folder
+    """helpers/ of a copy of both packages."""
+    for name in ("helpers", "reproduction"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(root() / name, tmp_path / name, ignore=ignore)
+    return tmp_path / "helpers"
 
 
 def test_what_leaves_the_core_as_it_is(package):
     before = core_code(package.parent)
-    text = (package / "admm.py").read_text("utf-8")
+    text = (package / "paper/admm.py").read_text("utf-8")
     text = "# a comment\n" + text.replace('"""', '"""New words. ', 1)
-    (package / "admm.py").write_text(text, "utf-8")
+    (package / "paper/admm.py").write_text(text, "utf-8")
     assert core_code(package.parent) == before, "comments and docstrings"
     (package / "wing").mkdir()
-    wings = ["cli/parser.py", "wing/x.py", "own/mine.py", "model/token_trees.py"]
+    wings = ["explore/layer.py", "wing/x.py", "own/mine.py", "model/token_trees.py"]
     for name in (*wings, "__init__.py", "__main__.py"):
         (package / name).write_text("x = 1\n")
-    (package / "cli" / "parser.py").rename(package / "cli" / "verbs.py")
+    (package / "explore" / "layer.py").rename(package / "explore" / "solve.py")
     assert core_code(package.parent) == before
 
 
 def test_what_a_tool_leaves_beside_code_is_no_code(package):
     before = tree_hashes(package.parent)
-    for folder in ("", "data", "fast", "studies", "large"):
+    for folder in ("", "data", "paper/fast", "../reproduction/studies", "large"):
         hidden = package / folder / ".ipynb_checkpoints"
         hidden.mkdir()
         (hidden / "gram-checkpoint.py").write_text("x = 1\n")
@@ -207,16 +208,16 @@ def test_what_a_tool_leaves_beside_code_is_no_code(package):
 
 def test_what_changes_the_core(package):
     seen = [core_code(package.parent)]
-    core = ["admm.py", "fast/__init__.py", "beyond/new.py"]
+    core = ["paper/admm.py", "paper/fast/__init__.py", "beyond/new.py", "paths.py"]
     for name in (*core, "data/tasks.py", "data/pins.yaml"):
         with open(package / name, "a", encoding="utf-8") as stream:
             stream.write("\nextra = 1\n")
         seen.append(core_code(package.parent))
-    (package / "masks.py").unlink()
+    (package / "paper/masks.py").unlink()
     seen.append(core_code(package.parent))
     # within the core, out of it, and back
-    moves = ["gram.py", "grams.py", "fast/grams.py", "data/grams.py"]
-    for old, new in itertools.pairwise([*moves, "report/grams.py", "back.py"]):
+    moves = ["paper/gram.py", "grams.py", "paper/fast/grams.py", "data/grams.py"]
+    for old, new in itertools.pairwise([*moves, "large/grams.py", "back.py"]):
         (package / old).rename(package / new)
         seen.append(core_code(package.parent))
     assert all(one != other for one, other in itertools.combinations(seen, 2))
