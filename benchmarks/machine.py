@@ -17,26 +17,32 @@ from reproduction.records import git_state, processor
 
 BUSY = 0.7  # load average per core above which other work disturbs a measurement
 NO_GPU = "no GPU here"
-MEASURED = ("helpers", "benchmarks")
+MEASURED = ("helpers", "reproduction", "benchmarks")
 SHARED = ("problems", "timing")  # by all benchmarks
-MODEL = ("[!_]*.py", "fast/*.py", "beyond/*.py")
-# what each benchmark times, as files of helpers/
+MODEL = tuple(
+    f"helpers/{part}/**/*.py" for part in ("paper", "model", "data", "beyond")
+) + ("helpers/[!_]*.py",)
+# what each benchmark times, as files of the project
 TIMED = {
     "solver": (
-        "admm.py",
-        "device.py",
-        "gram.py",
-        "layer.py",
-        "masks.py",
-        "methods.py",
-        "fast/fused.py",
-        "fast/selection.py",
+        "helpers/device.py",
+        "helpers/paper/admm.py",
+        "helpers/paper/gram.py",
+        "helpers/paper/layer.py",
+        "helpers/paper/masks.py",
+        "helpers/paper/methods.py",
+        "helpers/paper/fast/fused.py",
+        "helpers/paper/fast/selection.py",
     ),
     "model": MODEL,
     "passes": MODEL,
     "repair": MODEL,
-    "zero_shot": ("model/zero_shot.py", "data/tasks.py", "model/token_trees.py"),
-    "use": ("share/sizes.py",),
+    "zero_shot": (
+        "helpers/model/zero_shot.py",
+        "helpers/data/tasks.py",
+        "helpers/model/token_trees.py",
+    ),
+    "use": ("reproduction/studies/sizes.py",),
     "architecture": MODEL,
 }
 
@@ -77,7 +83,7 @@ def timed_code(name: str, project: Path | None = None) -> str:
     measuring = [
         code_hash(path.read_text(encoding="utf-8")) for path in own if path.is_file()
     ]
-    timed = file_hashes([f"helpers/{each}" for each in TIMED[name]], project)
+    timed = file_hashes(TIMED[name], project)
     return hash_of([timed, measuring])
 
 
