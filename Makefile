@@ -116,7 +116,7 @@ test: assets ## run the tests
 test-colab: ## run tests and the smoke plan with the versions of Google Colab (python3.13, 6 GB)
 	@[ -x .venv-colab/bin/python ] || python3.13 -m venv .venv-colab
 	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -r tests/colab-constraints.txt
-	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -c tests/colab-constraints.txt -e . hypothesis
+	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -c tests/colab-constraints.txt -e . hypothesis pytest-regressions
 	@$(COLAB) -m helpers assets
 	@$(COLAB) -m pytest --ignore tests/test_cluster.py --ignore tests/test_book.py
 	@PRUNING_RESULTS=results/colab $(COLAB) -m reproduction run --plan smoke
