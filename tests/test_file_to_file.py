@@ -195,10 +195,10 @@ def test_another_request_is_refused(llama, to, tmp_path, monkeypatch, one_line_e
         refused(path.parent)
     core = file_to_file.core_code()
     wing = file_to_file.file_hashes(LARGE)
-    assert "fast/fused.py" in core and "large/file_to_file.py" in wing
+    assert "paper/fast/fused.py" in core and "large/file_to_file.py" in wing
     for owner, name, value in (
         (importlib.metadata, "version", "0.1"),
-        (file_to_file, "core_code", core | {"masks.py": "0"}),
+        (file_to_file, "core_code", core | {"paper/masks.py": "0"}),
         (file_to_file, "file_hashes", wing | {"large/shards.py": "0"}),
     ):
         with monkeypatch.context() as patch:
