@@ -64,10 +64,10 @@ def register(
     """Add a method to `METHODS` under `name`; see the module's text for its signature.
 
     Args:
-        needs_calibration: False allows `gram=None`. shares_factor: True gives the function the
-        `helpers.paper.gram.Gram` itself, which layers with the
-            same input share, so that it can keep there what it derives from it; others get its
-            matrix.
+        needs_calibration: False allows `gram=None`.
+        shares_factor: True gives the function the `helpers.paper.gram.Gram` itself, which layers
+            with the same input share, so that it can keep there what it derives from it; others
+            get its matrix.
         budget: where a method that has no option of that name counts its zeros: over the whole
             "matrix", where half a weight is all that rounding explains, or in each "output".
 
