@@ -11,9 +11,6 @@ from typing import Any
 
 from helpers.errors import RunError
 from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir
-from reproduction.claims_page import write_claims
-from reproduction.compare import comparison_lines, judge, verdict_page, verdict_summary
-from reproduction.figures import write_figures
 from reproduction.fingerprint import is_current, is_done
 from reproduction.plan import Run, plan_names, read_plan
 from reproduction.records import read_record, read_records, write_record
@@ -24,13 +21,14 @@ from reproduction.schedule import (
     run_plan,
     write_line,
 )
-from reproduction.tables import all_tables, write_tables
 
 # --- verbs ------------------------------------------------------------------------------------
 
 
 def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     """Run a plan, write its tables and figures, and compare; 1 if a result is not reproduced."""
+    from reproduction.tables import all_tables  # here: pandas takes a second
+
     run_plan(plan, only, jobs, scheduler)
     tables(plan)
     records = current_records(without_tables(read_plan(plan, only)))
@@ -70,8 +68,10 @@ def write_verdict(plan: str, only: str = "*") -> Any:
     Prints the verdict and what differs, writes every comparison to results/<plan>/verdict.txt, and
     returns the `reproduction.compare.Verdict`.
     """
+    from reproduction import compare  # here: pandas takes a second
+
     runs = without_tables(read_plan(plan, only))
-    verdict = judge(
+    verdict = compare.judge(
         current_records(runs).values(),
         committed_records(runs).values(),
         read_records(reference_dir(plan) / "records"),
@@ -82,10 +82,10 @@ def write_verdict(plan: str, only: str = "*") -> Any:
         if not item.within and item.what != "record"
     ]
     if differing:
-        write_line("\n".join(comparison_lines(differing[:12])))
-    page = verdict_page(verdict)
+        write_line("\n".join(compare.comparison_lines(differing[:12])))
+    page = compare.verdict_page(verdict)
     path = replace_file(results_dir(plan) / "verdict.txt", page)
-    write_line(f"{verdict_summary(verdict)}\nevery comparison: {path}")
+    write_line(f"{compare.verdict_summary(verdict)}\nevery comparison: {path}")
     return verdict
 
 
@@ -214,6 +214,10 @@ def note_earlier_code(plan: str) -> str:
 
 def write_tables_and_figures(records: dict[str, Any], folder: Path) -> None:
     """Write the tables and figures of records. No model is loaded."""
+    from reproduction.claims_page import write_claims  # here: pandas takes a second
+    from reproduction.figures import write_figures
+    from reproduction.tables import write_tables
+
     # in the order of their files, as `read_records` has them: a sum's last digit depends on it
     ordered = [records[key] for key in sorted(records, key=lambda name: f"{name}.json")]
     write_tables(ordered, folder / "tables")

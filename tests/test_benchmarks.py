@@ -91,7 +91,7 @@ def test_the_page_says_what_is_of_earlier_code():
 
 
 def test_what_is_timed_is_there(tmp_path):
-    for name in ("helpers", "benchmarks"):
+    for name in ("helpers", "reproduction", "benchmarks"):
         shutil.copytree(root() / name, tmp_path / name)
     codes = {name: timed_code(name) for name in TIMED}
     for file, moved in {
