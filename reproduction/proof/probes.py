@@ -366,6 +366,19 @@ def definitions():
     }
 
 
+@probe("masks/equal")
+def equal_scores():
+    """One score everywhere, and for all that stay."""
+    rising = torch.arange(16.0).clamp(max=8).expand(4, -1)
+    return {
+        f"{name}, {budget}": masks.mask_hash(
+            helpers.select(score, 0.5, "unstructured", budget)
+        )
+        for name, score in {"one": torch.ones(4, 16), "two": rising}.items()
+        for budget in masks.BUDGETS
+    }
+
+
 @probe("schedules")
 def schedules():
     return {
