@@ -204,7 +204,6 @@ def test_another_request_is_refused(llama, to, tmp_path, monkeypatch, one_line_e
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, Mock(return_value=value))
             refused()
-    del METHODS["by-hand"]  # which is taken for the package's own
     register("by-hand")(METHODS["magnitude"].__wrapped__)
     refused()
 

@@ -17,6 +17,7 @@ moves by a share of the rms of its own values.
 import logging
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -151,9 +152,7 @@ def distil(
         finally:
             # also after an error, or Ctrl-C: no model is left half trained
             if kept != len(text):
-                with torch.no_grad():
-                    for parameter, value in zip(rates, values, strict=True):
-                        parameter.copy_(value)
+                restore(rates, values)
     warning = ""
     if not kept:
         step, last = looks[-1]
@@ -190,6 +189,13 @@ def check_pair(
             f"{len(tokens)} windows of text, of which {held_out} are held out, leave none to train "
             "on: give more text, or a smaller held_out"
         )
+
+
+def restore(parameters: Iterable[nn.Parameter], values: Iterable[Tensor]) -> None:
+    """Give parameters the values that were kept of them."""
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
 
 
 def rms(values: Tensor) -> float:

@@ -47,6 +47,7 @@ Method = Callable[..., LayerResult]
 
 #: The methods by name, to be called as `METHODS["admm-grad"](weight, gram, sparsity=0.6)`.
 METHODS: dict[str, Method] = {}
+_OURS: frozenset[str] = frozenset()  # the names that this module itself registers
 
 ROUNDING = 1e-3  # of a weight
 Budget = one_of(*BUDGETS)
@@ -144,7 +145,7 @@ def _check_registration(name: str, function: Method) -> None:
         raise BadParameter(
             "method name 'dense' stands for the unpruned model: choose another name"
         )
-    if _is_ours(name):
+    if name in _OURS:
         raise BadParameter(
             f"method {name!r} is one of the package's own, and tables and figures use that name "
             "for it: choose another name"
@@ -158,11 +159,6 @@ def _check_registration(name: str, function: Method) -> None:
             f"method {name!r} lacks the parameters {join_names(missing)}: define it as "
             "(weight, gram, *, sparsity, pattern, keep=None, **options)"
         )
-
-
-def _is_ours(name: str) -> bool:
-    """Whether the package itself registers a method of that name."""
-    return name in METHODS and METHODS[name].__module__.startswith("helpers.")
 
 
 # --- the package's own methods ---------------------------------------------------------------
@@ -247,6 +243,9 @@ def sparse_gpt(
 register("admm-grad", shares_factor=True)(admm_grad)
 # a baseline that is not in the paper
 register("alps", shares_factor=True)(alps)
+
+
+_OURS = frozenset(METHODS)
 
 
 # --- checks of a call and of its result ------------------------------------------------------
@@ -341,7 +340,7 @@ def get_method(name: str) -> Method:
         }
         check_choice("method", name, {*own, *METHODS})
         _load_own(name, own[name])
-    elif _is_ours(name) and own_method_file(name).exists():
+    elif name in _OURS and own_method_file(name).exists():
         raise BadParameter(
             f"helpers/own/{own_method_file(name).name} is named like the package's own method "
             f"{name!r} and would never be used: rename the file and what it registers"
