@@ -75,6 +75,14 @@ GEMMA = transformers.Gemma3TextConfig(
 )
 # weights that are stored transposed
 GPT2 = transformers.GPT2Config(**WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=128)
+GPT2_WITH_MASKS = transformers.GPT2Config(
+    **WORDS,
+    n_embd=32,
+    n_layer=2,
+    n_head=4,
+    n_positions=128,
+    attn_implementation="eager",
+)
 # positions that are computed, and windows of attention, which trees of texts cannot have
 BLOOM = transformers.BloomConfig(**WORDS, hidden_size=32, n_layer=2, n_head=4)
 GPT_NEO = transformers.GPTNeoConfig(
@@ -519,6 +527,27 @@ def with_dead_inputs():
     return found | {"exact, no damping": digest(exact)}
 
 
+@probe("layers/few weights")
+def with_few_weights():
+    """Outputs that keep nothing, one weight or two, which are solved before the last iteration."""
+    weight, gram, _ = problem()
+    weight = weight[:4] / 10_000
+    keep = torch.zeros_like(weight, dtype=torch.bool)
+    keep[1, 5] = keep[2, 7] = keep[2, 70] = True
+    one = torch.zeros_like(keep)
+    one[1, 5] = True
+    adam = dict(optimiser="adam", learning_rate=0.1, iterations=5)
+    cg = gradient_methods.conjugate_gradients
+    return {
+        "cg": digest(cg(weight, gram, keep, iterations=8).weight),
+        "adam": digest(
+            gradient_methods.gradient_refit(weight, gram, one, **adam).weight
+        ),
+        "admm": digest(helpers.refit(weight, gram, keep).weight),
+        "exact": digest(helpers.exact_least_squares(weight, gram, keep)),
+    }
+
+
 @probe("studies/update")
 def study_of_updates():
     return updates.update_study(*problem(), sparsities=(0.6,), iterations=25)
@@ -558,6 +587,7 @@ NARROW = dict(blocks=1, ignore=["*.mlp.*", "*.q_proj", "*.o_proj"])
 @probe("methods/sparsegpt-ladder", method="sparsegpt", damping=0.0, blocks=1)
 @probe("methods/alps-60", **FEW, method="alps")
 @probe("methods/alps-2of4", **NARROW, method="alps", pattern="2:4")
+@probe("methods/alps-short", **NARROW, method="alps", iterations=4)
 @probe("methods/own", **FEW, method="wanda-refit")
 @probe("passes/one", method="wanda", passes=1)
 @probe("passes/batch", **FEW, method="wanda", passes=1, batch=3)
@@ -664,10 +694,11 @@ def of_family(config: Any):
     }
 
 
-@probe("families/gpt-neo")
-def of_blocks_that_return_more():
-    """A block's output is a tuple."""
-    model, text = tiny(GPT_NEO)
+@probe("families/gpt-neo", config=GPT_NEO)
+@probe("families/gpt2 with masks", config=GPT2_WITH_MASKS)
+def of_blocks_with_more(config: Any):
+    """A block's output is a tuple, or masks are its second argument."""
+    model, text = tiny(config)
     calls = blocks.record_calls(model, text[:2])
     found = [blocks.check_parity(model, calls, text[2:])]
     found.append(digest(hidden_states.stream_norms(model, text)))
