@@ -61,7 +61,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
 
 
 def admm_grad(weight: Tensor, gram: Tensor | Gram) -> Tensor:
-    """Prune a layer (d_out, d_in) by ADMM-Grad without the registry's checks; its new weight."""
+    """Prune a layer (d_out, d_in) by ADMM-Grad without the checks of METHODS; its new weight."""
     solved = admm.admm_grad(
         weight,
         Gram.of(gram),

@@ -1,8 +1,9 @@
 """Prune a language model layer by layer and refit the surviving weights.
 
-The modules in this folder, in data/, model/, fast/ and beyond/ decide the numbers; the other
-packages (wings) do not. Public names are loaded on first use, so that importing the package costs
-nothing.
+README.md beside this file says what to read first. The modules in this folder and in paper/,
+model/, data/ and beyond/ decide the numbers. large/ does for models that are pruned file to file,
+own/ for methods of a user's own, and explore/ for none. Public names are loaded on first use, so
+that importing the package costs nothing.
 """
 
 from __future__ import annotations

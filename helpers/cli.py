@@ -1,4 +1,4 @@
-"""The command line, `python -m helpers VERB`: prune a model, or evaluate one.
+"""The command line, `python -m helpers VERB`: prune or evaluate a model, or download assets.
 
 Only the standard library is imported at the top, so that `--help` answers at once. What a value may
 be is checked by the function that takes it. A failure is one line.

@@ -1,8 +1,8 @@
 """Hashes of Python code: what a record and a checkpoint say of the code that made them.
 
 Comments, docstrings, layout and the text of errors do not count, and every Python gives the same
-hash. `CORE` is what decides the numbers of every run, and the next lists what decides those of
-some (`reproduction.fingerprint` says of which).
+hash. `CORE` is what decides the numbers of every run, and the lists after it what decides those
+of some (`reproduction.fingerprint` says of which).
 """
 
 import ast

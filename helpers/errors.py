@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class HelpersError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that `helpers` and `reproduction` raise on purpose."""
 
 
 class BadParameter(HelpersError):

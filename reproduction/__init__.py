@@ -1,4 +1,7 @@
-"""From a run file to a table: running the notebooks, recording, comparing, reporting."""
+"""From a run file to a table: plans are run, records kept and compared, tables and claims made.
+
+README.md beside this file follows a number, file by file. `helpers` never imports this package.
+"""
 
 from helpers import lazy_names
 

@@ -6,7 +6,7 @@ writes such pairs of hashes to results/reference/same.json.
 
     {"core": …, "notebook": …, "files": …}
 
-- core, and for some runs scoring and large: the code that `PARTS` names;
+- core, and for some runs scoring and large: the code in `helpers` that `PARTS` names;
 - notebook: the cells of the run's notebook that compute something, not those that only draw, and
   reproduction/studies where they name it;
 - own: the file of its method, if a user added one (helpers/own);

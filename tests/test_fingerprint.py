@@ -1,4 +1,4 @@
-"""What makes a run stale, and what does not: tried on copies of the package and of a notebook."""
+"""What makes a run stale, and what does not: tried on copies of the packages and of a notebook."""
 
 import itertools
 import json

@@ -33,7 +33,7 @@ def masked(weight, keep, _given=False):
     return LayerResult(weight * keep, keep)
 
 
-# ---------------------------------------------------------------- what the registry checks
+# ---------------------------------------------------------------- what `register` checks
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The explorers of the notebooks, and the progress bar.
+"""The explorers of the notebooks, their figures, and the progress bar.
 
 Each explorer has a static twin for pages without a kernel, as `figure` or `still`.
 `twin(explorer, figure)` puts both into one output: with a kernel the page shows the explorer, in

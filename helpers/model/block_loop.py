@@ -308,7 +308,7 @@ class Loop:
     ) -> LayerReport:
         """Solve a layer, and overwrite its weight."""
         started = time.perf_counter()
-        # (d_out, d_in), the layer's own memory: the registry refuses a method that writes there
+        # (d_out, d_in), the layer's own memory: a method that writes there is refused
         weight = read_weight(layer)
         with self.timed("solve"), explain_errors(f"block {index} {name}"):
             result = self.solve(layer_key(index, name), weight, gram)

@@ -1,4 +1,4 @@
-"""The studies that notebooks 01, 02, 03, 07, 08 and 09 run; no other record depends on them."""
+"""What notebooks 02, 03, 07, 08 and 09 measure with; no other record depends on it."""
 
 from helpers import lazy_names
 

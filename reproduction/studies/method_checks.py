@@ -15,8 +15,8 @@ def check_method(name: str) -> dict[str, str]:
     """Check the behaviour of a registered method on a layer of 24 x 32 weights.
 
     Returns each requirement with the reason why the method fails it, "" where it passes: the
-    registry's checks of a result hold, a mask that is passed is used, the same arguments give the
-    same result, and at sparsity 0 the weights stay. A HelpersError counts as failing; any other
+    checks of `register` hold for a result, a mask that is passed is used, the same arguments give
+    the same result, and at sparsity 0 the weights stay. A HelpersError counts as failing; any other
     error is raised. Raises BadParameter for a method that does not exist.
     """
     method = get_method(name)
@@ -51,7 +51,7 @@ def check_method(name: str) -> dict[str, str]:
             )
 
     trials = {
-        # the registry checks what comes back
+        # `register` has put checks around the method: they look at what comes back
         "an exact answer for unstructured 50 %": lambda: solve(sparsity=0.5),
         "an exact answer for 2:4": lambda: solve(pattern="2:4"),
         "an exact answer for 4:8": lambda: solve(pattern="4:8"),

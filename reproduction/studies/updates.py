@@ -220,7 +220,7 @@ class _Case:
         # the two ends of the scale are the masked weight without an update and the optimum
         masked = self.weight * self.keep
         rows = [self.row(_settings(solver="none"), None, masked, 0.0)]
-        # the solver itself: the registry's checks and error would count as its time
+        # the solver itself: the checks and the error of METHODS would count as its time
         (new, _, used), seconds = self.timed(
             sparsegpt.solve,
             self.weight,

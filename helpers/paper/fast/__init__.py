@@ -1,1 +1,1 @@
-"""The arithmetic of the core, quicker: one trick a module, each tested equal to the plain one."""
+"""The arithmetic of the paper, quicker: one trick a module, each tested equal to the plain one."""
