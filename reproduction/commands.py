@@ -27,10 +27,10 @@ from reproduction.schedule import (
 
 def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     """Run a plan, write its tables and figures, and compare; 1 if a result is not reproduced."""
-    from reproduction.tables import all_tables  # here: pandas takes a second
-
     run_plan(plan, only, jobs, scheduler)
     tables(plan)
+    from reproduction.tables import all_tables  # here: pandas takes a second
+
     records = current_records(without_tables(read_plan(plan, only)))
     perplexities = all_tables(records.values()).get("perplexity", [])
     write_line("\n".join(["", *(table.markdown for table in perplexities)]))
