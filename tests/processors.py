@@ -3,10 +3,10 @@
 processors.json holds pairs of records by one code each, in a compact form: of a pair the
 parameters, the numbers on either side, the perplexity of the dense model, how far the error of each
 layer is apart, in millionths, block by block, and of answers how many there are and how many
-turned. "pairs" are the 53 that the verdict's limits were chosen on. Seen after that: "later", five
-runs of `laptop` on an Intel Xeon of family 6, model 167, beside AMD EPYC of family 25, model 17 (20
-more have the digits of the pairs of `laptop`, on either side). "answers": 13 on AMD EPYC of family
-25 beside an Intel Xeon of model 207.
+turned. "pairs" are the 53 that the verdict's limits were chosen on. Seen after that: "later", the
+25 runs of `laptop` on an Intel Xeon of family 6, model 167, beside AMD EPYC of family 25, model 17
+(20 of them have the digits of the 20 pairs of `laptop`, on either side). "answers": 13 on AMD EPYC
+of family 25 beside an Intel Xeon of model 207.
 """
 
 import copy
