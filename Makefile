@@ -38,7 +38,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup constraints assets known reproduce tables book report drawings accept plan same lab test test-ui recording doctor owner test-colab lint bench test-gpu clean
+.PHONY: help setup constraints assets reproduce tables book report drawings accept plan same lab test test-ui recording doctor owner test-colab lint bench test-gpu clean
 
 help: ## show this list
 	@echo "make TARGET [PLAN=smoke|laptop|full|beyond|second|original|t4|paper] [ONLY=glob] [STALE=1] [JOBS=n] [SCHEDULER=tcp://host:8786] [FROM=commit] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [TORCH_INDEX=...] [LAB_ARGS=--no-browser]"
@@ -75,11 +75,10 @@ assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CAC
 	@$(NO_BARS) $(PY) -m helpers assets
 	@$(if $(filter second,$(PLAN)),$(NO_BARS) $(PY) -m helpers assets embedded-gemma)
 
-# a misspelt plan or pattern is refused before anything is fetched
-known: $(INSTALLED)
+# a misspelt plan, pattern or run file is refused before anything is fetched
+reproduce: $(INSTALLED) ## run a plan, write its tables and figures, compare with the committed results
 	@$(RUN) list $(CHOSEN) >/dev/null
-
-reproduce: known assets ## run a plan, write its tables and figures, compare with the committed results
+	@$(MAKE) --no-print-directory assets
 	@$(RUN) reproduce $(CHOSEN) --jobs $(JOBS) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)')
 
 tables: $(INSTALLED) ## write tables and figures again from the records of a plan
