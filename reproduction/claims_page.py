@@ -112,12 +112,14 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
     }
     deciding = " and ".join(pages.values())
     others = _elsewhere(["second"] if decides else DECIDING)
+    models = {model for model, *_ in others.values()} - {_model(records)}
+    theirs = f" on {' and '.join(sorted(models))}" if models else ""
     heads = ["#", "claim", "verdict", "the number that decides", "table"]
     opening = count_sentence(verdicts)
     if not decides:
         heads[2:4] = [
             "these runs point to",
-            f"{deciding}: verdict, with its own number",
+            f"{deciding}{theirs}: verdict, with its own number",
         ]
         opening = (
             f"These runs are too few to decide any of the {len(shown)} claims that they say "
@@ -139,8 +141,7 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         lines[row.source != OURS].append(
             [str(row.number), row.sentence.rstrip("."), *middle, link]
         )
-        another = decides and other and other[0] != _model(records)
-        details.append(_details(row, own, other if another else None))
+        details.append(_details(row, own, other if decides and models else None))
     titles = {True: "The paper's claims", False: "Our own, which are not in the paper"}
     missing = ", ".join(map(str, verdicts["number"][verdicts["n"] == 0]))
     notes = [f"Claims {missing} have no runs here: see {deciding}."] if missing else []
