@@ -6,6 +6,7 @@ comparison is in results/<plan>/verdict.txt.
 
 import os
 import shutil
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
 
     records = current_records(without_tables(read_plan(plan, only)))
     perplexities = all_tables(records.values()).get("perplexity", [])
-    write_line("\n".join(["", *(table.markdown for table in perplexities)]))
+    for table in perplexities:
+        note = textwrap.fill(table.note, 100)
+        write_line(f"\n{table._replace(note=note).markdown}")
     verdict = write_verdict(plan, only)
     done = len(current_records(read_plan(plan, only)))
     others = ""
