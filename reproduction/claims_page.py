@@ -50,9 +50,7 @@ COUNTED = {  # a verdict on one claim, and on several
     OPEN: ("is undecided", "are undecided"),
     UNTESTED: ("is not tested", "are not tested"),
 }
-SCALE = ("", "model", "calibration text", "evaluated on")
 PAPER = (  # as the plan `paper` lays it out
-    "the paper",
     "LLaMA-7B; LLaMA-2-7B, 13B, 70B",
     "128 x 2048 tokens",
     "all windows of 2048 tokens; 7 tasks, all questions",
@@ -111,6 +109,8 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         for plan in DECIDING
     }
     deciding = " and ".join(pages.values())
+    if shown.empty:
+        return f"No claim has runs here: see {deciding}.\n"
     others = _elsewhere(["second"] if decides else DECIDING)
     models = {model for model, *_ in others.values()} - {_model(records)}
     theirs = f" on {' and '.join(sorted(models))}" if models else ""
@@ -181,7 +181,7 @@ def count_sentence(verdicts: pd.DataFrame) -> str:
         listed = " and ".join([", ".join(kinds[:-1]), kinds[-1]]).removeprefix(" and ")
         texts.insert(0, f"of {owner} {len(own)} claims {listed}")
     text = "; ".join(texts)
-    return f"{text[:1].upper()}{text[1:]}." if text else "No claim has runs here."
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def main_number(row: Any, rows: pd.DataFrame) -> str:
@@ -331,14 +331,20 @@ def _number(row: Any) -> str:
 
 
 def _scale(records: Records, rows: pd.DataFrame) -> str:
-    """The scale of these runs and of the paper's, in two rows, with minutes and processors."""
+    """The scale of these runs and of the paper's, a line each, with minutes and processors."""
     every = dict.fromkeys(each for scale in rows["scale"] for each in scale)
     columns = zip(*every, strict=True)
     texts = ["; ".join(dict.fromkeys(filter(None, own))) for own in columns]
-    here = ["this reproduction", _model(records), *texts[:2]]
     minutes = sum(run.get("seconds", 0.0) for run in records) / 60
-    table = text_table(SCALE, [here, PAPER])
-    return f"{table}\nHere: {minutes:.0f} minutes of runs on {texts[2]}."
+    lines = {
+        "This reproduction": (_model(records), *texts[:2]),
+        "The paper": PAPER,
+    }
+    here, paper = (
+        f"- {who}: {model}. Calibrated on {text}, evaluated on {windows}."
+        for who, (model, text, windows) in lines.items()
+    )
+    return f"{here} {minutes:.0f} minutes of runs, on {texts[2]}.\n{paper}"
 
 
 def _fold(title: str, text: str) -> str:

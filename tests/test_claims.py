@@ -576,6 +576,11 @@ def test_no_number_of_a_claim_is_missing_without_a_word(committed, tmp_path):
         assert f"\n- {rule}\n" in rest
 
 
+def test_a_page_without_a_claim_says_so(committed, tmp_path):
+    page = claims_markdown(draws("dense", "60 %", 20.0), tmp_path)
+    assert page.startswith("No claim has runs here") and "|" not in page
+
+
 def test_a_claim_has_a_table_of_all_its_numbers(committed, tmp_path):
     runs = against(-0.1, ["admm1"], **{"80 %": (0.5, FIVE[:2])}) + CASES[5][HOLDS]
     page = claims_markdown(runs, tmp_path)
