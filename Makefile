@@ -75,7 +75,10 @@ assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CAC
 	@$(NO_BARS) $(PY) -m helpers assets
 	@$(if $(filter second,$(PLAN)),$(NO_BARS) $(PY) -m helpers assets embedded-gemma)
 
-reproduce: assets ## run a plan, write its tables and figures, compare with the committed results
+# a misspelt plan, pattern or run file is refused before anything is fetched
+reproduce: $(INSTALLED) ## run a plan, write its tables and figures, compare with the committed results
+	@$(RUN) list $(CHOSEN) >/dev/null
+	@$(MAKE) --no-print-directory assets
 	@$(RUN) reproduce $(CHOSEN) --jobs $(JOBS) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)')
 
 tables: $(INSTALLED) ## write tables and figures again from the records of a plan

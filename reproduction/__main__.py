@@ -54,7 +54,13 @@ def call(verb: str, options: dict[str, str]) -> int | None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; in what it returns, `verb` is the one that was given."""
-    parser = OneLineParser(PROGRAM, description="Run a plan of notebooks.")
+    parser = OneLineParser(
+        PROGRAM,
+        description="Run a plan of notebooks.",
+        epilog="A run made here leaves its record in results/PLAN/records; the committed ones are "
+        "in results/reference/PLAN/records. records.md, beside the tables, leads from a number to "
+        "its records.",
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, text in VERBS.items():
         description = f"{text[0].upper()}{text[1:]}."

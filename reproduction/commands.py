@@ -4,7 +4,9 @@
 comparison is in results/<plan>/verdict.txt.
 """
 
+import os
 import shutil
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,21 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
 
     records = current_records(without_tables(read_plan(plan, only)))
     perplexities = all_tables(records.values()).get("perplexity", [])
-    write_line("\n".join(["", *(table.markdown for table in perplexities)]))
+    for table in perplexities:
+        note = textwrap.fill(table.note, 100)
+        write_line(f"\n{table._replace(note=note).markdown}")
     verdict = write_verdict(plan, only)
+    done = len(current_records(read_plan(plan, only)))
+    others = ""
+    if done > len(records):
+        others = f": {done - len(records)} only write tables"
+    folder = os.path.relpath(results_dir(plan))
     write_line(
+        f"\n{done} runs done, {verdict.compared} compared{others}\n"
+        f"tables   {folder}/tables (records.md: which records a number is made of)\n"
+        f"figures  {folder}/figures\n"
+        f"records  {folder}/records\n"
+        f"verdict  {folder}/verdict.txt (every comparison)\n"
         "next: make book (all of this as a site), make lab (the notebooks, to change and to try)"
     )
     return int(verdict.reproduced < verdict.compared)
@@ -82,10 +96,9 @@ def write_verdict(plan: str, only: str = "*") -> Any:
         if not item.within and item.what != "record"
     ]
     if differing:
-        write_line("\n".join(compare.comparison_lines(differing[:12])))
-    page = compare.verdict_page(verdict)
-    path = replace_file(results_dir(plan) / "verdict.txt", page)
-    write_line(f"{compare.verdict_summary(verdict)}\nevery comparison: {path}")
+        write_line("\n".join(compare.comparison_lines(differing[:12])) + "\n")
+    replace_file(results_dir(plan) / "verdict.txt", compare.verdict_page(verdict))
+    write_line(compare.verdict_summary(verdict))
     return verdict
 
 
@@ -129,7 +142,7 @@ def accept(plan: str, only: str, stale: bool) -> None:
 def list_runs(plan: str, only: str) -> None:
     """Print the runs of a plan: done, failed or to do, and how long the committed runs took.
 
-    The last line counts the committed records that are of today's code.
+    The last lines count the committed records that are of today's code, and say where records are.
     """
     runs = read_plan(plan, only)
     records = committed_records(runs)
@@ -150,6 +163,11 @@ def list_runs(plan: str, only: str) -> None:
         write_line(
             f"{len(records) - len(earlier)} of {len(records)} committed records are of today's code"
         )
+    here, there = (
+        os.path.relpath(folder(plan) / "records")
+        for folder in (results_dir, reference_dir)
+    )
+    write_line(f"records: {here} (made here), {there} (committed)")
 
 
 # --- records ----------------------------------------------------------------------------------

@@ -26,8 +26,10 @@ The chance that an answer turns comes from 13 pairs of zero-shot records: 624 of
 (the recipe), none of 2,000 (dense), and of `laptop` 3 and 0 of 36.
 """
 
+import itertools
 import math
-from collections import defaultdict
+import textwrap
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -36,9 +38,17 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from helpers.explore.names import display_name
+from reproduction.labels import run_title
 from reproduction.markdown import format_number
 from reproduction.records import Record, Records, record_id
-from reproduction.runs import processor_of
+from reproduction.runs import (
+    PRUNE_NOTEBOOK,
+    of_notebook,
+    over_seeds,
+    perplexity_runs,
+    processor_of,
+)
 
 EQUAL = 1e-13  # Python 3.12 adds floats more exactly than 3.11
 SAME = 1e-3
@@ -54,6 +64,15 @@ NOT_JUDGED = ("s", "min", "h", "bytes", "MB", "MiB", "GB", "GiB")
 # what two perplexities must have in common to be compared with one dense model
 MEASURED_ON = ("model", "revision", "evaluation", "window", "windows", "dtype")
 COUNTED = ("mask", "answers", "normalised")
+KINDS = {  # of comparisons, for a person
+    "metrics": "results of runs",
+    "tokens": "texts",
+    "error": "errors of layers",
+    "rows": "rows of layer studies",
+    "mask": "masks",
+    "answers": "answers",
+    "normalised": "normalised answers",
+}
 COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "lm-eval")  # packages
 # the main metric of each notebook, and what it is called
 MAIN = {
@@ -65,11 +84,13 @@ MAIN = {
     "condition_q_proj": "condition number of q_proj's Gram matrix",
     "records": "records",
 }
-HEADS = ("run", "what", "here", "reference", "difference", "limit", "within")
+FOLDED = 0.01  # comparisons that use less of what is allowed are a line together
+WIDTH = 100  # of what is printed
+HEADS = ("run", "what", "here", "ours", "apart", "allowed", "used", "agrees")
 LEGEND = """\
-The nearest to its limit comes first. Where limits come from: docs/glossary.md, "Verdict".
-share of the damage: of ln(perplexity / dense), by method; 5 % where no dense run is known.
-error/B/L: of a layer L in block B, that is the furthest of n; differences grow from block to block.
+used: the part of what is allowed, the most first. Where limits come from: docs/glossary.md, Verdict
+damage: allowed is a share of ln(perplexity / dense), by method; 5 % where no dense run is known.
+error/B/L: of a layer L in block B, the furthest of n; differences grow from block to block.
 mask, answers, normalised (answers by length-normalised likelihood): how many are equal, of n."""
 
 
@@ -99,6 +120,7 @@ class Comparison:
     limit: float
     damage: bool = False  # the limit is a share of it
     same: bool = False  # on the same kind of machine
+    kind: str = ""  # the first part of its path: one of KINDS
 
     @property
     def within(self) -> bool:
@@ -120,6 +142,9 @@ class Verdict:
     reproduced: int
     without: int  # run here, without a reference
     machines: dict[str, dict[str, tuple]]  # by run that is here: `machine_differences`
+    pairs: dict[
+        str, tuple[Record, Record]
+    ]  # by run, the record here and the committed one
 
 
 def judge(records: Records, reference: Records, plan: Sequence[Record]) -> Verdict:
@@ -146,6 +171,7 @@ def judge(records: Records, reference: Records, plan: Sequence[Record]) -> Verdi
         reproduced=len(committed) - len(apart),
         without=len(here.keys() - committed.keys()),
         machines=machines,
+        pairs={run: (here[run], committed[run]) for run in machines},
     )
 
 
@@ -225,10 +251,11 @@ def compare(
             limit = stats.binom.isf(RARE, number, limit) / number
         if kind == "error":
             errors += apart.values()
-        yield Comparison(run, what, *values, limit, rule.damage, same)
+        yield Comparison(run, what, *values, limit, rule.damage, same, kind)
     if errors and not same:
         median = np.median(errors)
-        yield Comparison(run, "error, median", 1 + median, 1.0, median, MEDIAN)
+        values = 1 + median, 1.0, median, MEDIAN
+        yield Comparison(run, "error, median", *values, kind="error")
 
 
 def flatten(record: Record) -> dict[str, Any]:
@@ -357,75 +384,193 @@ def main_number(record: Record) -> tuple[str, float] | None:
 
 
 def verdict_summary(verdict: Verdict) -> str:
-    """For a person: how many runs agree, how far perplexities and answers differ, and where."""
+    """For a person: how many runs agree, how far numbers differ and where, and on which machine.
+
+    The first line says whether all is well; no line is longer than WIDTH.
+    """
     if not verdict.compared:
         return "nothing to compare: these runs have no committed record"
-    first = f"{verdict.reproduced} of {verdict.compared} runs reproduced"
+    lines = [
+        f"{verdict.reproduced} of {verdict.compared} runs agree with the committed ones."
+    ]
     missing = verdict.compared - len(verdict.machines)
     if missing:
-        first += f", {missing} not run here with this code"
+        lines.append(f"Not run here with this code: {missing}.")
     if verdict.without:
-        first += f", {verdict.without} more without a committed record"
-    if not verdict.machines:
-        return first
-    if verdict.reproduced + missing < verdict.compared:
-        first += ": some numbers differ by more than rounding does"
-    else:
-        first += ": all numbers are as close as rounding allows"
-    lines = [first]
-    for what, values in (("perplexity", "{} (ours {})"), ("answers", "{} of {} equal")):
-        found = [item for item in verdict.comparisons if item.what.startswith(what)]
-        if found:
-            item = max(found, key=lambda item: abs(item.difference))
-            run, _, here, ours, apart, limit, _ = cells(item)
-            lines.append(
-                f"{what} of {len({item.run for item in found})} runs: at most "
-                f"{apart.lstrip('+-')} apart, {values.format(here, ours)} in {run}, limit: {limit}"
+        lines.append(f"Run here, without a committed record: {verdict.without}.")
+    if verdict.machines:
+        lines += [*_differences(verdict), *machine_lines(verdict)]
+    return "\n".join(
+        textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in lines
+    )
+
+
+def _differences(verdict: Verdict) -> Iterator[str]:
+    """Sentences about the numbers: perplexities, answers, the nearest to its limit, ranks."""
+    titles = {
+        run: run_title(run, reference["parameters"])
+        for run, (_, reference) in verdict.pairs.items()
+    }
+    found = [item for item in verdict.comparisons if math.isfinite(item.difference)]
+    found.sort(key=lambda item: -abs(item.difference))
+    moving = [item for item in found if item.limit > ROUNDING]
+    if own := [item for item in moving if item.what.startswith("perplexity")]:
+        worst = own[0]
+        half = _percent(np.median([abs(item.difference) for item in own]))
+        text = f"Perplexities: all {len(own)} are equal."
+        if worst.difference:
+            text = (
+                f"Perplexities: half within {half}, at most {_percent(worst.difference)} apart "
+                f"({titles[worst.run]}: {format_number(worst.here)}, ours "
+                f"{format_number(worst.reference)}; {_percent(worst.limit)} allowed)."
             )
-    lines.append(machine_line(verdict.machines))
-    return "\n".join(f"{line}." for line in lines)
+        yield text
+    if own := [item for item in found if item.kind == "answers"]:
+        worst = own[0]
+        text = f"Answers: all are equal in {len(own)} runs."
+        if worst.difference:
+            text = (
+                f"Answers: {worst.here:,} of {worst.reference:,} are equal, or more "
+                f"({titles[worst.run]}; {_percent(worst.limit)} may differ)."
+            )
+        yield text
+    item = verdict.comparisons[0]
+    what = f"{item.what.partition(',')[0]} of {titles.get(item.run, item.run)}"
+    if not item.within:
+        yield f"Furthest beyond its limit: {what}."
+    elif item.used:
+        yield f"The nearest to its limit used {100 * item.used:.0f} % of it ({what})."
+    ranks = changed_places(verdict)
+    changed = [(at, *pair) for at, pairs in ranks.items() for pair in pairs]
+    for at, first, second in changed:
+        names = f"{display_name(first)} and {display_name(second)}"
+        yield f"At {at}, {names} have changed places: ours has {display_name(first)} lower."
+    if ranks and not changed:
+        yield "Every method keeps its rank at every sparsity."
+    steady = [
+        item for item in verdict.comparisons if item.kind and item.limit <= ROUNDING
+    ]
+    if steady:
+        most = max(abs(item.difference) for item in steady)
+        how = "is equal"
+        if most > EQUAL:
+            how += f" to within {100 * ROUNDING:g} %"
+        if not all(item.within for item in steady):
+            how = "differs, which it must not"
+        yield (
+            "What does not depend on the processor (texts, sparsities, runs that read no "
+            f"calibration text) {how}."
+        )
+    deep = [item for item in moving if item.what.startswith("error/") and not item.same]
+    if deep and deep[0].difference:
+        worst = deep[0]
+        yield (
+            "Errors of single layers deep in the model differ by up to "
+            f"{_percent(worst.difference)} ({titles[worst.run]}; "
+            f"{_percent(worst.limit)} allowed): small differences grow from block to block."
+        )
 
 
-def machine_line(machines: Mapping[str, Mapping[str, tuple]]) -> str:
+def changed_places(verdict: Verdict) -> dict[str, list[tuple[str, str]]]:
+    """The pairs of methods that have changed places, by each column that has two or more.
+
+    A pair is in the order of the reference's perplexities, means over the seeds that are here.
+    """
+    sides = list(zip(*verdict.pairs.values(), strict=True))
+    if not of_notebook(sides[0], PRUNE_NOTEBOOK):
+        return {}
+    here, there = (
+        over_seeds(perplexity_runs(side), "label", "perplexity")[0] for side in sides
+    )
+    changed = {}
+    for column in there.columns.intersection(here.columns):
+        ranked = there[column].dropna().sort_values().index
+        ranked = ranked.intersection(here[column].dropna().index, sort=False)
+        if len(ranked) > 1:
+            changed[column] = [
+                (first, second)
+                for first, second in itertools.combinations(ranked, 2)
+                if here.loc[first, column] > here.loc[second, column]
+            ]
+    return changed
+
+
+def _percent(part: float) -> str:
+    """A part of one without its sign: "6.0 %"."""
+    return f"{100 * abs(part):.1f} %"
+
+
+def machine_lines(verdict: Verdict) -> Iterator[str]:
     """On which kind of machine the runs were made, and how it differs from the reference's."""
-    others = [each for each in machines.values() if each]
+    others = [each for each in verdict.machines.values() if each]
     reasons = defaultdict(dict)  # a dictionary keeps an order
     for each in others:
         for key, (here, ours) in each.items():
-            reasons[f"{key} {here}"][f"{ours}"] = None
-    where = "another machine: "
+            reasons[key, f"{here}"][f"{ours}"] = None
+    level = "another kind of machine than ours"
     if not others:
-        where = "the same kind of machine"
-    elif len(others) < len(machines):
-        where = f"the same kind of machine, but another for {len(others)} of them: "
-    elif all(reason.startswith(COMPUTING) for reason in reasons):
-        where = "the same kind of processor with other packages (for equal digits install ours): "
-    parts = [f"{here} (ours: {' or '.join(ours)})" for here, ours in reasons.items()]
-    return f"on {where}{'; '.join(parts)}"
+        level = "the same kind of machine as ours"
+    elif len(others) < len(verdict.machines):
+        level = (
+            f"the same kind of machine as ours, but another for {len(others)} of them"
+        )
+    elif all(key in COMPUTING for key, _ in reasons):
+        level = (
+            "the same kind of processor as ours, with other packages (for equal digits install "
+            "ours)"
+        )
+    parts = [
+        f"{key} {here} (ours: {' or '.join(ours)})"
+        for (key, here), ours in reasons.items()
+        if key != "processor"
+    ]
+    yield f"Your runs are of {level}{': ' if parts else ''}{'; '.join(parts)}."
+    here, ours = (
+        " and ".join(dict.fromkeys(processor_of(each) or "unknown" for each in side))
+        for side in zip(*verdict.pairs.values(), strict=True)
+    )
+    yield f"Your processor: {here}."
+    if ours != here:
+        yield f"Ours: {ours}."
 
 
 def cells(item: Comparison) -> list[str]:
     """A comparison as a row of `comparison_lines`."""
     apart = f"{100 * item.difference:+.2f} %"
+    used = f"{100 * item.used:.0f} %"
     if math.isinf(item.difference):
         apart = "missing" if item.here is None else "not equal"
+        used = "–"
     limit = f"{100 * item.limit:.3g} %" if item.limit > EQUAL else "equal"
-    limit += " (share of the damage)" if item.damage else ""
+    limit += " (damage)" if item.damage else ""
     within = "yes" if item.within else "NO"
     if not item.same and 1 < item.used < CLOSE:
         within += ", but close: another kind of processor may do that"
     values = format_number(item.here), format_number(item.reference)
-    return [item.run, item.what, *values, apart, limit, within]
+    return [item.run, item.what, *values, apart, limit, used, within]
 
 
 def comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
-    """The comparisons as aligned lines with a heading; the last column says what is within."""
+    """The comparisons as aligned lines with a heading; the last column says yes or NO."""
     rows = [HEADS, *map(cells, comparisons)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def verdict_page(verdict: Verdict) -> str:
-    """The text of verdict.txt: the summary, a legend and every comparison."""
-    lines = "\n".join(comparison_lines(verdict.comparisons))
-    return f"{verdict_summary(verdict)}\n\n{LEGEND}\n\n{lines}\n"
+    """The text of verdict.txt: the summary, a legend and every comparison.
+
+    Those that are equal, or nearly so, are counted in the last lines.
+    """
+    near = [item for item in verdict.comparisons if item.used < FOLDED]
+    shown = [item for item in verdict.comparisons if item.used >= FOLDED]
+    parts = [verdict_summary(verdict), LEGEND, "\n".join(comparison_lines(shown))]
+    if near:
+        kinds = Counter(KINDS[item.kind] for item in near)
+        listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+        text = (
+            f"{len(near)} more are equal, or use less than {100 * FOLDED:.0f} % of what is "
+            f"allowed: {listed}."
+        )
+        parts.append(textwrap.fill(text, WIDTH))
+    return "\n\n".join(parts) + "\n"

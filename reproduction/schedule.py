@@ -130,10 +130,8 @@ class Progress:
     """
 
     def __init__(self, runs: list[Run], todo: list[Run], pool: Pool) -> None:
-        self._titles = {
-            run.id: f"[{n}/{len(runs)}] {run_title(run.id, run.effective)}"
-            for n, run in enumerate(runs, 1)
-        }
+        self._titles = {run.id: run_title(run.id, run.effective) for run in runs}
+        self._done = len(runs) - len(todo)
         # what each run took, and whether it is alone
         self._left = {run.id: (reference_seconds(run), is_alone(run)) for run in todo}
         self._slots = pool.slots
@@ -156,6 +154,7 @@ class Progress:
             self._there += committed
         text = f"FAILED: {error}"
         if error is None:
+            self._done += 1
             text = f"{outcome(run)}, {format_seconds(seconds)}"
         slots = min(self._slots(), len(self._left))
         left = sum(
@@ -163,7 +162,8 @@ class Progress:
         )
         if self._there and left > 0:
             text += f"; about {format_seconds(self._here / self._there * left)} left"
-        write_line(f"{self._titles[run.id]}: {text}")
+        done = f"({self._done} of {len(self._titles)} done)"
+        write_line(f"{done} {self._titles[run.id]}: {text}")
 
 
 def execute_runs(runs: list[Run], todo: list[Run], pool: Pool) -> list[tuple[Run, str]]:

@@ -5,10 +5,17 @@ from typing import Any
 
 import processors
 import pytest
-from handmade import metric, update_row
+from handmade import metric, pruned, update_row
 
 from helpers.paths import reference_dir
-from reproduction.compare import comparison_lines, judge, verdict_page, verdict_summary
+from reproduction.compare import (
+    WIDTH,
+    changed_places,
+    comparison_lines,
+    judge,
+    verdict_page,
+    verdict_summary,
+)
 from reproduction.records import read_records
 
 Record = dict[str, Any]
@@ -64,29 +71,77 @@ def test_a_run_is_reproduced_within_its_limit():
     gone, apart = apart_in(found)
     assert (apart.run, apart.what, gone.what) == ("04--b-0", "perplexity", "record")
     assert apart.difference == pytest.approx(-0.6 / 10.6)
-    for words in ("1 of 3 runs", "1 not run here", "1 more without", "some numbers"):
-        assert words in verdict_summary(found)
+    first, gone, more, *rest = verdict_summary(found).splitlines()
+    assert "1 of 3 runs agree" in first
+    assert "Not run here" in gone and "without a committed record" in more
+    assert "record of 04--gone-0" in rest[1], (
+        "what is missing is furthest from its limit"
+    )
 
 
 def test_what_a_person_reads():
-    """The worst perplexity and answer, no layer; in the file what is nearest to its limit first."""
+    """Perplexities and answers at their furthest, what is nearest to its limit, and the machine."""
     dense = run(10.0, method="dense")
     reference = [dense, run(20.0), run(20.0, method="alps"), scored(*[0] * 100)]
     here = [record | OTHER for record in (dense, run(20.1), run(20.8, method="alps"))]
     here.append(scored(1, *[0] * 99) | OTHER)
     found = judge(here, reference, reference)
-    first, perplexity, answers, machine = verdict_summary(found).splitlines()
-    assert "4 of 4 runs" in first and "as close as rounding" in first
-    assert "4.00 %" in perplexity and "04--alps-0, limit: 5.34 %" in perplexity
-    assert "1.00 %" in answers and "99 of 100 equal" in answers
-    assert "another machine: processor another (ours: one)" in machine
-    summary, legend, table = verdict_page(found).split("\n\n")
+    summary, legend, table, folded = verdict_page(found).split("\n\n")
+    assert summary == verdict_summary(found)
+    assert max(map(len, f"{summary}\n{legend}".splitlines())) <= WIDTH
+    text = " ".join(summary.splitlines())
+    assert summary.startswith("4 of 4 runs agree with the committed ones.\n")
+    # the perplexities 20.1, 20.8 of 20
+    assert (
+        "half within 2.3 %, at most 4.0 % apart (04--alps-0: 20.80, ours 20.00" in text
+    )
+    assert "; 5.3 % allowed)" in text
+    assert "99 of 100 are equal" in text
+    assert "used 75 % of it (perplexity of 04--alps-0)" in text
+    assert (
+        "the processor (texts, sparsities, runs that read no calibration text) is equal."
+        in text
+    )
+    assert "Your processor: another. Ours: one." in text
     assert len(legend.splitlines()) <= 4
     heads, *rows = table.splitlines()
-    assert heads.endswith("within")
-    assert rows[0].startswith("04--alps-0") and rows[0].endswith("yes")
+    assert heads.endswith("agrees")
+    assert rows[0].startswith("04--alps-0") and rows[0].endswith("75 %  yes")
     used = [item.used for item in found.comparisons]
     assert used == sorted(used, reverse=True)
+    assert len(rows) == sum(part >= 0.01 for part in used)
+    assert folded.startswith(f"{len(used) - len(rows)} more are equal")
+
+
+def test_a_processor_is_named_once():
+    here, there = processors.records("later")["laptop"]
+    there = [run | {"metrics": run["metrics"] | {"x": metric(1.0)}} for run in there]
+    text = verdict_summary(judge(here, there, there))
+    assert text.startswith("0 of 5 runs agree")
+    for record in (here[0], there[0]):
+        assert text.count(record["platform"]["processor"]) == 1
+
+
+def test_methods_that_change_places_are_named():
+    def runs(*perplexities):
+        return [
+            pruned(method, "60 %", value, seed)
+            for seed in (0, 1)
+            for method, value in zip(
+                ("wanda", "alps", "mine"), perplexities, strict=True
+            )
+        ]
+
+    reference = [*runs(30.0, 31.0, 40.0), pruned("alps", "70 %", 50.0)]
+    same = judge(reference, reference, reference)
+    assert changed_places(same) == {"60 %": []}, "a column with one method has no ranks"
+    assert "keeps its rank" in verdict_summary(same)
+    here = [*runs(31.2, 31.1, 40.0), pruned("alps", "70 %", 50.0)]
+    found = judge(here, reference, reference)
+    assert changed_places(found) == {"60 %": [("wanda", "alps")]}
+    text = " ".join(verdict_summary(found).splitlines())
+    assert "At 60 %, Wanda and ALPS have changed places" in text
+    assert "keeps its rank" not in text
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
@@ -116,19 +171,19 @@ def test_two_kinds_of_processor_agree_and_are_not_one(name, runs):
     "change, said",
     [
         ({}, ["same kind of machine"]),
-        (OTHER, ["another machine", "processor another (ours: one)"]),
-        ({"device": "cpu, 2 threads"}, ["another machine", "2 threads", "1 thread"]),
+        (OTHER, ["another kind of machine", "processor: another", "Ours: one"]),
+        ({"device": "cpu, 2 threads"}, ["another kind", "2 threads", "1 thread"]),
         ({"versions": {"torch": "2.14"}}, ["same kind of processor", "torch 2.14"]),
-        (OTHER | {"versions": {"torch": "2.14"}}, ["another machine", "torch", "one"]),
+        (OTHER | {"versions": {"torch": "2.14"}}, ["another kind", "torch", "one"]),
         # another label
         ({"versions": {"torch": "2.13+cpu"}}, ["same kind of machine"]),
         ({"series": {"batch": 2}}, ["same kind of machine"]),  # not always written
-        ({"platform": {}}, ["another machine", "unknown"]),
+        ({"platform": {}}, ["another kind", "unknown"]),
     ],
 )
 def test_the_level_and_why(change, said):
     found = one(run(10.1) | change, run(10.0))  # 1 % apart
-    assert all(words in verdict_summary(found).splitlines()[-1] for words in said)
+    assert all(words in verdict_summary(found) for words in said)
     assert found.reproduced == ("same kind of machine" not in said)
 
 

@@ -86,7 +86,8 @@ def test_dense_and_pruned_rows(smoke, tmp_path):
 
 
 def test_tables_notebook_writes_tables_and_figures(smoke):
-    for name in ("perplexity", "claims", "cost"):
+    assert "No claim" in (smoke / "tables/claims.md").read_text("utf-8")
+    for name in ("perplexity", "records", "cost"):
         text = (smoke / f"tables/{name}.md").read_text("utf-8")
         assert text.count("\n| ") > 2, f"{name} has no rows"
     assert (smoke / "figures/perplexity.png").exists()

@@ -224,6 +224,11 @@ def test_make_refuses_what_it_does_not_know(given, word):
     assert not answer.stdout
 
 
+def test_make_looks_at_a_plan_before_anything_is_fetched():
+    lines = make("-n", "reproduce", "PLAN=lapto").stdout
+    assert lines.index("list --plan lapto") < lines.index("helpers assets")
+
+
 def files_of(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
