@@ -1,4 +1,4 @@
-"""README and the page of numbers: filled from the records, true of them, and their links lead on."""
+"""README and the page of numbers: filled from the records, true of them, linked."""
 
 import json
 import math
