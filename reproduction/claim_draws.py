@@ -223,18 +223,32 @@ def _questions(record: Record) -> str:
     )
 
 
-def _scale(record: Record) -> str:
-    """How large a run is: its calibration text, its questions, and the processor."""
-    parts = []
-    if "sequences" in record["parameters"]:
-        parts.append("{sequences} x {length} tokens".format_map(record["parameters"]))
-    if record["parameters"].get("windows"):
-        parts.append("{windows} windows of {window}".format_map(record["parameters"]))
+class Scale(NamedTuple):
+    """How large a run is, in words; "" for what it lacks."""
+
+    calibration: str  # "32 x 512 tokens"
+    evaluation: str  # "12 windows of 1024 tokens", "10 tasks, 2,000 questions"
+    processor: str
+
+    def __str__(self) -> str:
+        sizes = ", ".join(filter(None, self[:2]))
+        return f"{sizes} on {self.processor}"
+
+
+def _scale(record: Record) -> Scale:
+    """How large a run is: its calibration text, what it was evaluated on, and the processor."""
+    parameters = record["parameters"]
+    calibration, evaluation = "", []
+    if "sequences" in parameters:
+        calibration = "{sequences} x {length} tokens".format_map(parameters)
+    if parameters.get("windows"):
+        evaluation.append("{windows} windows of {window} tokens".format_map(parameters))
     tasks = (record["series"] or {}).get("zero_shot", {}).values()
     if tasks:
         questions = sum(len(task["items"]) for task in tasks)
-        parts.append(f"{len(tasks)} tasks, {questions:,} questions")
-    return f"{', '.join(parts)} on {processor_of(record) or 'an unknown processor'}"
+        evaluation.append(f"{len(tasks)} tasks, {questions:,} questions")
+    processor = processor_of(record) or "an unknown processor"
+    return Scale(calibration, ", ".join(evaluation), processor)
 
 
 # ------------------------------------------------------------------ layer problems

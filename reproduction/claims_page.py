@@ -1,4 +1,4 @@
-"""The page of claims: verdicts beside their numbers and scale, then how each was tested.
+"""The page of claims: a line for each claim with its verdict, then how each was tested.
 
 This is the one place where sentences are made of what `judge_claims` returns.
 """
@@ -19,6 +19,7 @@ from reproduction.claims import (
     DECIDING,
     FAILS,
     FEWEST_LAYERS,
+    GONE,
     HALF,
     HOLDS,
     LEVEL,
@@ -27,12 +28,13 @@ from reproduction.claims import (
     OPEN,
     OURS,
     UNTESTED,
-    VERDICTS,
     holm,
     judge_claims,
 )
+from reproduction.labels import column_key
+from reproduction.markdown import text_table
 from reproduction.pipelines import BASE
-from reproduction.records import Record, Records, read_records
+from reproduction.records import Records, read_records
 from reproduction.runs import (
     FEWEST,
     by_model,
@@ -41,15 +43,24 @@ from reproduction.runs import (
     model_sentence,
 )
 
-POINTS = {HOLDS: "points to yes: ", FAILS: "points to no: ", "": ""}
-PAPER = {  # as the plan `paper` lays it out
-    "": "the paper",
-    "models": "LLaMA-7B; LLaMA-2-7B, 13B and 70B",
-    "runs": "128 x 2048 tokens of calibration text, perplexity on all windows of 2048 tokens; "
-    "7 tasks, all questions",
-    "minutes": "–",
+POINTS = {HOLDS: "yes", FAILS: "no"}
+COUNTED = {  # a verdict on one claim, and on several
+    HOLDS: ("holds", "hold"),
+    FAILS: ("does not hold", "do not hold"),
+    OPEN: ("is undecided", "are undecided"),
+    UNTESTED: ("is not tested", "are not tested"),
 }
-HOW = "How each was tested, with all numbers"
+SCALE = ("", "model", "calibration text", "evaluated on")
+PAPER = (  # as the plan `paper` lays it out
+    "the paper",
+    "LLaMA-7B; LLaMA-2-7B, 13B, 70B",
+    "128 x 2048 tokens",
+    "all windows of 2048 tokens; 7 tasks, all questions",
+)
+NOWHERE = (
+    "No page tests the abstract's “wide range of LLMs”: the models here have 135M and 270M "
+    "parameters, the paper's 7B to 70B."
+)
 RULES = (
     "Methods are compared in pairs of one calibration draw (seed), one setting (that of most runs) "
     "and one processor. Several records of one draw count once, with their mean.",
@@ -63,7 +74,7 @@ RULES = (
     "(p is the smallest, times their number).",
     "Interval claims of a page are one family: p is corrected for their number by Holm's method, "
     f"and must be at most {LEVEL:g}. ± is not corrected.",
-    f"“No more than” and “equals” leave a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity: "
+    f"“No more than” leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity: "
     "rounding on another processor does as much.",
     f"Claims about layers must be true of {100 * MOST:.0f} % of the problems (a layer at a "
     f"sparsity, on one mask by Wanda's score, budget per matrix) on {FEWEST_LAYERS} layers or "
@@ -77,87 +88,126 @@ RULES = (
 )
 
 
-def claims_markdown(
-    records: Records, tables: Path, page: Path | None = None, folded: bool = False
-) -> str:
-    """The page of claims on the records of one model: verdicts, scale, and how each was tested.
+Other = tuple[
+    str, Any, pd.DataFrame
+]  # a model, the verdict on its claim and its evidence
 
-    A column says what the committed runs of another model say (the plan `second`) or, beside runs
-    that decide nothing, those of `full` and `beyond`.
-    Args: tables, the folder of the tables; page, where links start, by default there; folded, hide
-    how each was tested until it is clicked, for a notebook.
+
+def claims_markdown(records: Records, tables: Path, page: Path | None = None) -> str:
+    """The page of claims on the records of one model.
+
+    It begins with how many claims hold. Then comes a line for each with its verdict and the number
+    that decides it; rules and all other numbers are folded. Of runs that decide nothing the line
+    says where they point, beside the verdict of the plans `full` and `beyond`.
+    Args: tables, the folder of the tables; page, where links start, by default there.
     """
     records = list(records)
     page = page or tables
     verdicts, rows = judge_claims(records)
-    decides = verdicts["verdict"].ne(UNTESTED).any()
-    others, others_say = _others(records, ["second"] if decides else DECIDING)
-    table, details = [], []
-    for row in verdicts[verdicts["n"] > 0].itertuples():
-        own = rows[rows["number"] == row.number]
-        link = os.path.relpath(tables / f"{row.table}.md", page)
-        cells = {
-            "#": str(row.number),
-            "claim": row.sentence,
-            "source": row.source,
-            "verdict": _verdict(row, own),
-            "number": main_number(row, own),
-            others: others_say.get(row.number, "–"),
-            "evidence": f"[{row.table}]({link})",
-        }
-        table.append(cells if others else {k: v for k, v in cells.items() if k})
-        details.append(f"{row.number}. {row.how} {_details(row, own)}")
-    scale = {
-        "": "this reproduction",
-        "models": f"{_model(records)}, a toy beside the paper's",
-        "runs": "; ".join(dict.fromkeys(filter(None, rows["scale"]))),
-        "minutes": f"{sum(run.get('seconds', 0.0) for run in records) / 60:.0f}",
-    }
-    text = f"{model_sentence(records)} {count_sentence(verdicts)}"
-    if decides:
-        text += f" {_together(verdicts)}"
-    how = "\n".join([*(f"- {rule}" for rule in RULES), "", *details])
-    fold = f"<details><summary>{HOW}</summary>\n\n{how}\n\n</details>"
-    untested = ", ".join(map(str, verdicts["number"][verdicts["n"] == 0]))
-    links = (
-        f"[{plan}]({os.path.relpath(reference_dir(plan) / 'tables/claims.md', page)})"
+    shown = verdicts[verdicts["n"] > 0]
+    decides = shown["verdict"].ne(UNTESTED).any()
+    pages = {
+        plan: f"[{plan}]({os.path.relpath(reference_dir(plan) / 'tables/claims.md', page)})"
         for plan in DECIDING
-    )
+    }
+    deciding = " and ".join(pages.values())
+    others = _elsewhere(["second"] if decides else DECIDING)
+    heads = ["#", "claim", "verdict", "the number that decides", "table"]
+    opening = count_sentence(verdicts)
+    if not decides:
+        heads[2:4] = [
+            "these runs point to",
+            f"{deciding}: verdict, with its own number",
+        ]
+        opening = (
+            f"These runs are too few to decide any of the {len(shown)} claims that they say "
+            "something of."
+        )
+    lines = {True: [], False: []}  # of the paper's claims, and of our own
+    details = []
+    for row in shown.itertuples():
+        own = rows[rows["number"] == row.number]
+        other = others.get(row.number)
+        middle = [f"**{row.verdict}**", _decided_by(row, own)]
+        if not decides:
+            middle = [
+                _points_to(row, own).removeprefix("points to "),
+                _verdict_there(row, own, other),
+            ]
+        table = os.path.relpath(tables / f"{row.table}.md", page)
+        link = f"[{row.table}]({table})"
+        lines[row.source != OURS].append(
+            [str(row.number), row.sentence.rstrip("."), *middle, link]
+        )
+        another = decides and other and other[0] != _model(records)
+        details.append(_details(row, own, other if another else None))
+    titles = {True: "The paper's claims", False: "Our own, which are not in the paper"}
+    missing = ", ".join(map(str, verdicts["number"][verdicts["n"] == 0]))
+    notes = [f"Claims {missing} have no runs here: see {deciding}."] if missing else []
+    notes += [GONE, NOWHERE, _together(verdicts)] if decides else [GONE]
     parts = [
-        text,
-        _markdown([scale, PAPER]),
-        _markdown(table) if table else "No claim has runs here.",
-        fold if folded else f"{HOW}:\n\n{how}",
-        f"No runs here for claims {untested}. " if untested else "",
+        f"**{opening}**",
+        f"{model_sentence(records)} It is a toy beside the paper's models: a verdict is about it "
+        "and these texts.",
+        _scale(records, rows),
+        *(
+            f"**{titles[papers]}**\n\n{text_table(heads, own)}"
+            for papers, own in lines.items()
+            if own
+        ),
+        "\n".join(f"- {note}" for note in notes),
+        _fold(
+            "How a claim is decided: the rules",
+            "\n".join(f"- {rule}" for rule in RULES),
+        ),
+        _fold("How each claim was tested, with all numbers", "\n\n".join(details)),
     ]
-    return "\n\n".join(parts) + f"The committed pages: {', '.join(links)}.\n"
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def count_sentence(verdicts: pd.DataFrame) -> str:
     """How many of the claims that the records say something of hold, and so on."""
     verdicts = verdicts[verdicts["n"] > 0]
-    whose = np.where(verdicts["source"] == OURS, "Our own", "The paper's")
+    whose = np.where(verdicts["source"] == OURS, "our own", "the paper's")
     texts = []
-    for owner, own in verdicts["verdict"].groupby(whose, sort=False):
-        counts = own.value_counts().reindex(VERDICTS).dropna()
-        kinds = (f"{kind} {count:.0f}" for kind, count in counts.items())
-        texts.append(f"{owner} {len(own)} claims: {', '.join(kinds)}.")
-    return " ".join(texts)
-
-
-def _verdict(row: Any, rows: pd.DataFrame) -> str:
-    """The verdict on a claim with what it lacks, or what it would be without correction."""
-    text = f"**{row.verdict}**"
-    if row.verdict == UNTESTED:
-        needs = rows[rows["needed"] & rows["decides"]].groupby("lacks", sort=False)[
-            "at"
+    for owner, own in verdicts["verdict"].groupby(whose):
+        counts = own.value_counts()
+        kinds = [
+            f"{counts[kind]} {words[int(counts[kind] > 1)]}"
+            for kind, words in COUNTED.items()
+            if kind in counts
         ]
-        texts = (
-            f"{lacks} at {', '.join(dict.fromkeys(at))}".removesuffix(" at ")
-            for lacks, at in needs
-            if lacks
-        )
-        text += f": needs {'; '.join(texts)}"
+        listed = " and ".join([", ".join(kinds[:-1]), kinds[-1]]).removeprefix(" and ")
+        texts.insert(0, f"of {owner} {len(own)} claims {listed}")
+    text = "; ".join(texts)
+    return f"{text[:1].upper()}{text[1:]}." if text else "No claim has runs here."
+
+
+def main_number(row: Any, rows: pd.DataFrame) -> str:
+    """The numbers of the column that decides a claim, or of its layer problems."""
+    own = rows[(rows["at"] == row.at) & rows["decides"] & (rows["n"] > 0)]
+    if not row.at:
+        (each,) = own[own["quantity"] == row.quantity].itertuples()
+        quantity = QUANTITIES[each.quantity]
+        return f"{quantity.words}: median {quantity.show(each.median)}, {_right(each)}"
+    numbers = {}  # by their words; a dictionary keeps an order
+    for each in own.itertuples():
+        words = QUANTITIES[each.quantity].words
+        text = f"{_number(each)} {_beside(each)}".strip()
+        numbers.setdefault(words, {})[text] = None
+    texts = [f"{words} {' and '.join(found)}" for words, found in numbers.items()]
+    draws = "1 draw" if row.n == 1 else f"{row.n} draws"
+    return f"{', '.join(texts)}, at {row.at} ({draws})"
+
+
+# ------------------------------------------------------------------ the cells of a line
+
+
+def _decided_by(row: Any, rows: pd.DataFrame) -> str:
+    """The number that decides a claim, with what is lacking or what the correction has changed."""
+    if row.verdict == UNTESTED:
+        return f"{_points_to(row, rows)}; needs {_needs(rows)}"
+    text = main_number(row, rows)
     if row.alone != row.verdict:
         text += (
             f"; {row.alone} alone (p = {row.p:.2g}), not after correction for {row.family} "
@@ -166,36 +216,99 @@ def _verdict(row: Any, rows: pd.DataFrame) -> str:
     return text
 
 
-def main_number(row: Any, rows: pd.DataFrame) -> str:
-    """The numbers of the column that decides a claim, with where they point if none does."""
-    own = rows[(rows["at"] == row.at) & rows["decides"] & (rows["n"] > 0)]
-    if not row.at:
-        own = own[own["quantity"] == row.quantity]
-    texts = [
-        f"{QUANTITIES[each.quantity].words} {_number(each)} {_beside(each)}".strip()
-        for each in own.itertuples()
-    ]
-    text = ", ".join(dict.fromkeys(texts))
-    if row.at:
-        text = f"{row.at}: {text} ({row.n} {'draw' if row.n == 1 else 'draws'})"
-    return POINTS[row.points] + text if row.verdict == UNTESTED else text
+def _points_to(row: Any, rows: pd.DataFrame) -> str:
+    """Where runs point that decide nothing, and their number."""
+    number = main_number(row, rows)
+    return f"points to {POINTS[row.points]}: {number}" if row.points else number
 
 
-def _details(row: Any, rows: pd.DataFrame) -> str:
-    """The numbers of all columns of a claim with their draws, p, and the scale of the runs."""
-    texts = []
-    for _, own in rows.groupby(["quantity", "against"], sort=False):
-        columns = []
-        for each in own.itertuples():
-            number = f"{each.at} {_number(each) if each.n else '–'}".strip()
-            columns.append(f"{number} ({each.n})" if each.at else number)
-        words = f"{QUANTITIES[each.quantity].words} {_beside(each)}".strip()
-        texts.append(f"{words}: {', '.join(dict.fromkeys(columns))}")
-    if row.family and row.verdict != UNTESTED:
-        texts.append(
-            f"p = {row.p:.2g}, {row.corrected:.2g} corrected for {row.family} claims"
+def _needs(rows: pd.DataFrame) -> str:
+    """What a claim lacks to be tested."""
+    needs = rows[rows["needed"] & rows["decides"]].groupby("lacks", sort=False)["at"]
+    return "; ".join(
+        f"{lacks} at {', '.join(dict.fromkeys(at))}".removesuffix(" at ")
+        for lacks, at in needs
+        if lacks
+    )
+
+
+def _verdict_there(row: Any, rows: pd.DataFrame, other: Other | None) -> str:
+    """The verdict of the deciding plans with their own number, beside runs that decide nothing."""
+    if not other:
+        return "–"
+    _, there, evidence = other
+    text = f"**{there.verdict}**: {main_number(there, evidence)}"
+    if there.verdict == UNTESTED:
+        text = f"**{UNTESTED}**, {_points_to(there, evidence)}"
+    if {row.points, there.points} == {HOLDS, FAILS}:
+        both = rows.merge(evidence, on=["quantity", "against", "limit", "at"])
+        unlike = (both["lead_x"] * both["lead_y"] < 0).any()
+        text += (
+            "; these runs point the other way"
+            if unlike
+            else f"; {there.at} was not run here"
         )
-    return f"*{'; '.join(texts)}.* Scale: {row.scale}."
+    return text
+
+
+# ------------------------------------------------------------------ how a claim was tested
+
+
+def _details(row: Any, rows: pd.DataFrame, other: Other | None) -> str:
+    """How a claim was tested, a table of all its numbers, p and the scale of the runs."""
+    notes = []
+    if row.verdict == UNTESTED:
+        notes.append(f"Needs {_needs(rows)}.")
+    elif row.family:
+        notes.append(
+            f"p = {row.p:.2g}, and {row.corrected:.2g} after correction for {row.family} claims."
+        )
+    notes.append(f"Runs: {'; '.join(map(str, row.scale))}.")
+    if other:
+        model, there, own = other
+        notes.append(f"On {model}: {_points_to(there, own)}.")
+    heads = ["", "median", "worst", "how many"]
+    if row.at:
+        heads = ["", *sorted(set(rows["at"]), key=column_key)]
+    table = []
+    for _, own in rows.groupby(["quantity", "against", "limit"], sort=False):
+        first = next(own.itertuples())
+        quantity = QUANTITIES[first.quantity]
+        words = f"{quantity.words} {_beside(first)}".strip()
+        if not first.decides:
+            words += " (decides nothing)"
+        elif row.at:
+            words += f": {_limit(first)}"
+        if row.at:
+            cells = {
+                each.at: f"{_number(each)} ({each.n})" if each.n else "–"
+                for each in own.itertuples()
+            }
+            numbers = [cells.get(at, "–") for at in heads[1:]]
+        else:
+            numbers = [quantity.show(first.median), quantity.show(first.worst)]
+            numbers.append(_right(first))
+        table.append([words, *numbers])
+    return (
+        f"**{row.number}. {row.sentence}** {row.how} Source: {row.source}.\n\n"
+        f"{text_table(heads, table)}\n{' '.join(notes)}"
+    )
+
+
+def _limit(row: Any) -> str:
+    """What must be true of a number: "below 0", "at most +25.0 %"."""
+    if not row.limit:
+        return "above 0" if row.side > 0 else "below 0"
+    side = "above" if row.side > 0 else "at most"
+    return f"{side} {QUANTITIES[row.quantity].show(row.limit)}"
+
+
+def _right(row: Any) -> str:
+    """On how many layer problems a claim is true: "above 1 on 32 of 32 problems"."""
+    text = f"{_limit(row)} on {row.right:.0f} of {row.n} problems"
+    if row.unknown:
+        text += f", not known on {row.unknown:.0f}"
+    return f"{text} (on a shared machine)" if row.lacks == ALONE else text
 
 
 def _beside(row: Any) -> str:
@@ -208,18 +321,28 @@ def _beside(row: Any) -> str:
 
 
 def _number(row: Any) -> str:
-    """The number of a row of `evidence`: "−28 ± 3 %", of layers with the count."""
-    quantity = QUANTITIES[row.quantity]
-    text = quantity.show(row.mean, row.half)
-    if not quantity.notebook:
-        side = "above" if row.side > 0 else "at most"
-        text = (
-            f"{quantity.show(row.median)} (median; worst {quantity.show(row.worst)}), "
-            f"{side} {quantity.show(row.limit)} on {row.right:.0f} of {row.n} problems"
-        )
-        if row.unknown:
-            text += f", not known on {row.unknown:.0f}"
+    """The number of a row of `evidence` about a model: "−28 ± 3 %"."""
+    text = QUANTITIES[row.quantity].show(row.mean, row.half)
     return f"{text} (on a shared machine)" if row.lacks == ALONE else text
+
+
+# ------------------------------------------------------------------ the page around the lines
+
+
+def _scale(records: Records, rows: pd.DataFrame) -> str:
+    """The scale of these runs and of the paper's, in two rows, with minutes and processors."""
+    every = dict.fromkeys(each for scale in rows["scale"] for each in scale)
+    columns = zip(*every, strict=True)
+    texts = ["; ".join(dict.fromkeys(filter(None, own))) for own in columns]
+    here = ["this reproduction", _model(records), *texts[:2]]
+    minutes = sum(run.get("seconds", 0.0) for run in records) / 60
+    table = text_table(SCALE, [here, PAPER])
+    return f"{table}\nHere: {minutes:.0f} minutes of runs on {texts[2]}."
+
+
+def _fold(title: str, text: str) -> str:
+    """Markdown that is hidden until its title is clicked."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def _together(verdicts: pd.DataFrame) -> str:
@@ -244,37 +367,21 @@ def _committed(plan: str) -> list[dict[str, Any]]:
     return read_records(reference_dir(plan) / "records")
 
 
-def _others(records: list[Record], plans: Sequence[str]) -> tuple[str, dict[int, str]]:
-    """A column's title, and what the committed records of other plans say of each claim.
-
-    ("", {}) if the only other plan has no records, or is of the same model.
-    """
-    texts = {}
-    title = f"plans {' and '.join(plans)}"
+def _elsewhere(plans: Sequence[str]) -> dict[int, Other]:
+    """What the committed records of plans say of each claim, by its number."""
+    found = {}
     for plan in plans:
-        others = _committed(plan)
-        if len(plans) == 1:
-            if not others or _model(others) == _model(records):
-                return "", {}
-            title = f"on {_model(others)}"
-        verdicts, rows = judge_claims(others)
+        records = _committed(plan)
+        verdicts, rows = judge_claims(records)
         for row in verdicts[verdicts["n"] > 0].itertuples():
-            number = main_number(row, rows[rows["number"] == row.number])
-            decided = "" if row.verdict == UNTESTED else f"**{row.verdict}**: "
-            texts[row.number] = decided + number
-    return title, texts
+            found[row.number] = _model(records), row, rows[rows["number"] == row.number]
+    return found
 
 
 def _model(records: Records) -> str:
     """The name of the model, without how it was converted."""
     name = full_name("model", common_parameters(records).get("model"))
     return str(name).partition(" (")[0]
-
-
-def _markdown(rows: list[dict[str, str]]) -> str:
-    """A Markdown table of texts; the keys are its heads."""
-    lines = [rows[0], [":--"] * len(rows[0]), *(row.values() for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_claims(records: Records, folder: str | Path) -> list[Path]:

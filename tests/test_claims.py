@@ -1,6 +1,7 @@
 """Claims: hand-written records on both sides of every limit, so that a verdict can be foreseen."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -551,36 +552,87 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     tables = tmp_path / "tables"
     page = claims_markdown(runs, tables, tmp_path)
     rows = rows_of(page)
+    # the paper's claims, then our own
     assert list(rows) == [5, 10, 11, 12, 21]
-    assert rows[5][3] == "**holds**"
-    assert rows[10][3] == "**not tested**: needs runs at 50 %, 70 %, 80 %"
-    assert "−10.0 ± 2.2 %" in rows[10][4]
-    assert "(5 draws)" in rows[10][4]
+    assert [row[2] for row in rows.values()] == ["**holds**", *["**not tested**"] * 4]
+    assert "needs runs at 50 %, 70 %, 80 %" in rows[10][3]
+    assert "points to yes: perplexity −10.0 ± 2.2 %" in rows[10][3]
+    assert "(5 draws)" in rows[10][3]
     assert rows[10][-1] == "[perplexity](tables/perplexity.md)"
-    assert "No runs here for claims 1, 2, 3, 4, 6" in page
+    assert page.startswith(f"**{count_sentence(judge_claims(runs)[0])}**")
+
+
+def test_no_number_of_a_claim_is_missing_without_a_word(committed, tmp_path):
+    page = claims_markdown(CASES[5][HOLDS], tmp_path)
+    shown, rest = page.split("<details>", 1)
+    listed = {
+        int(word) for word in re.findall(r"\b\d+\b", shown.split("\n- Claims ")[1])
+    }
+    numbers = set(rows_of(page)) | listed
+    assert set(range(1, max(BY_NUMBER) + 1)) <= numbers
+    assert 16 not in BY_NUMBER and "no claim 16" in shown
+    assert rest.count("<details>") == 1  # the rules, and how each was tested
     for rule in claims_page.RULES:
-        assert f"\n- {rule}\n" in page
-    folded = claims_markdown(runs, tables, tmp_path, folded=True)
-    assert folded.count("<details>") == folded.count("</details>") == 1
-    assert "<details>" not in page
+        assert f"\n- {rule}\n" in rest
 
 
-def test_it_counts_the_verdicts(committed):
-    runs = CASES[5][HOLDS] + against(-0.1, ["admm1"])
-    runs += draws("alps", "60 %", 15.0)
+def test_a_claim_has_a_table_of_all_its_numbers(committed, tmp_path):
+    runs = against(-0.1, ["admm1"], **{"80 %": (0.5, FIVE[:2])}) + CASES[5][HOLDS]
+    page = claims_markdown(runs, tmp_path)
+    *_, layers, models = (part.split("\n") for part in page.split("\n|  | "))
+    assert layers[0] == "median | worst | how many |"
+    assert layers[2].endswith("| 0.9 % | 0.9 % | at most 1 % on 10 of 10 problems |")
+    assert models[0] == "50 % | 60 % | 70 % | 80 % | 2:4 | 4:8 |"
+    name, *cells, _ = models[2].strip("| ").split(" | ")
+    assert name == "perplexity against ADMM1: below 0"
+    assert cells == [*["−10.0 ± 2.2 % (5)"] * 3, "+47.0 % (2)", "−10.0 ± 2.2 % (5)"]
+
+
+def test_a_row_says_that_only_the_correction_leaves_a_claim_open(committed, tmp_path):
+    runs = timed(110.0, 115.0, 118.0) + CASES[14][OPEN]
     verdicts, _ = judge_claims(runs)
-    assert count_sentence(verdicts) == (
-        "The paper's 2 claims: holds 2. Our own 1 claims: does not hold 1."
-    )
+    row = next(row for row in verdicts.itertuples() if row.number == 12)
+    assert (row.verdict, row.alone) == (OPEN, HOLDS)
+    _, _, verdict, number, _ = rows_of(claims_markdown(runs, tmp_path))[12]
+    assert verdict == "**undecided**"
+    assert f"holds alone (p = {row.p:.2g})" in number
+    assert f"correction for {row.family} claims" in number
 
 
-def test_runs_that_decide_nothing_stand_beside_the_committed_ones(committed, tmp_path):
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (1, "of the paper's 1 claims 1 is undecided"),
+        (2, "of the paper's 2 claims 2 hold"),
+        (3, "of the paper's 3 claims 1 holds and 2 do not hold"),
+    ],
+)
+def test_it_counts_the_verdicts(number, words):
+    kinds = {1: [OPEN], 2: [HOLDS] * 2, 3: [FAILS, HOLDS, FAILS]}[number]
+    verdicts = pd.DataFrame({"verdict": kinds, "source": "figure", "n": 1})
+    assert count_sentence(verdicts) == f"O{words[1:]}."
+    both = pd.concat([verdicts, verdicts.assign(source=OURS), verdicts.assign(n=0)])
+    text = f"O{words[1:]}; {words.replace('the paper', 'our own').replace(chr(39) + 's', '')}."
+    assert count_sentence(both) == text
+
+
+def test_runs_that_decide_nothing_have_no_verdict_beside_their_number(
+    committed, tmp_path
+):
     committed["full"] = against(-0.1, ["admm1"])
     one = against(0.3, ["admm1"], ["60 %"], **{"60 %": (0.3, [1.0])})
-    row = rows_of(claims_markdown(one, tmp_path))[10]
-    assert row[4].startswith("points to no")
-    assert "+30.0 %" in row[4]
-    assert row[5].startswith("**holds**")
+    page = claims_markdown(one, tmp_path)
+    row = rows_of(page)[10]
+    assert row[2].startswith("no: perplexity +30.0 %")
+    assert row[3].startswith("**holds**: perplexity −10.0")
+    assert row[3].endswith("point the other way")
+    assert "too few to decide" in page.splitlines()[0]
+    # of another column than the one that speaks against it there
+    committed["full"] = against(-0.1, ["admm1"], **{"80 %": (0.5, FIVE[:2])})
+    row = rows_of(claims_markdown(against(-0.1, ["admm1"], ["60 %"]), tmp_path))[10]
+    assert row[2].startswith("yes: ")
+    assert "**not tested**, points to no" in row[3]
+    assert row[3].endswith("80 % was not run here")
 
 
 def test_a_claim_says_where_the_runs_of_a_second_model_point(committed, tmp_path):
@@ -591,9 +643,9 @@ def test_a_claim_says_where_the_runs_of_a_second_model_point(committed, tmp_path
         for run in theirs:
             run["parameters"]["model"] = "embedded-gemma"
         committed["second"] = theirs
-        page = claims_markdown(ours, tmp_path)
-        assert "| on Gemma-3-270M |" in page
-        assert rows_of(page)[10][5].startswith(said)
+        assert f"On Gemma-3-270M: {said}" in claims_markdown(ours, tmp_path)
+        committed["second"] = ours  # the same model says nothing new
+        assert "On SmolLM2" not in claims_markdown(ours, tmp_path)
 
 
 def test_a_page_says_what_a_family_of_all_pages_would_change(committed, tmp_path):
