@@ -124,6 +124,11 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
+def unbroken(text: str) -> str:
+    """A text whose numbers stay with their ± and % where a line is broken."""
+    return text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
+
+
 def grid(rows: Iterable[Sequence[str]], align: str) -> str:
     """A Markdown table, the first row its head; align has l or r for each column."""
     head, *others = rows
@@ -148,34 +153,26 @@ def start() -> str:
     plan = minutes(committed("laptop")) / 2
     (own,) = (run for run in committed("laptop") if run["name"] == "my-method-60")
     rows = [
-        ("you want to", "start with", "time"),
-        (
-            "**touch it**",
-            "`make book`, then [this page](book/touch_it.md): drag sliders while ADMM prunes",
-            "1 minute",
-        ),
+        ("to", "do", "minutes"),
+        ("**touch it**", "`make book`, open [this page](book/touch_it.md)", "2"),
         (
             "**learn**",
-            "`make lab`: the [first of ten notebooks](notebooks/00_start_here.ipynb) opens",
-            f"1 minute to the first result, {minutes(tour):.0f} in all",
+            "`make lab`, the [first notebook](notebooks/00_start_here.ipynb)",
+            f"{minutes(tour):.0f} (first result: 1)",
+        ),
+        ("**check**", "`make reproduce`, a small plan beside ours", f"{plan:.0f}"),
+        (
+            "**use**",
+            "[prune your own model](#your-own-model)",
+            f"{minutes(prune) / len(prune):.0f} (our small model)",
         ),
         (
-            "**check our numbers**",
-            "`make reproduce`: runs a small plan and compares",
-            f"{plan:.0f} minutes",
-        ),
-        (
-            "**prune your model**",
-            "[five lines of Python, or one of a shell](#your-own-model)",
-            f"{minutes(prune) / len(prune):.0f} minutes for the small model",
-        ),
-        (
-            "**try your method**",
-            "one cell of [notebook 07](notebooks/07_your_own_method.ipynb)",
-            f"{minutes([own]):.0f} minutes",
+            "**try an idea**",
+            "your method, in [notebook 07](notebooks/07_your_own_method.ipynb)",
+            f"{minutes([own]):.0f}",
         ),
     ]
-    return grid(rows, "lll")
+    return grid(rows, "llr")
 
 
 def one_column() -> str:
@@ -193,15 +190,15 @@ def plus_minus() -> str:
     """What ± is, and what it leaves out."""
     n = compared("sparsegpt")["n"]
     windows = common_parameters(committed("full"))["windows"]
-    return (
+    return unbroken(
         f"±: half of a 95 % interval over {n} calibration samples. It leaves out the choice of the "
-        f"{windows} evaluation windows,\nand the processor: another kind moved perplexities of "
-        f"smaller plans by up to {processor_moves()}."
+        f"{windows} evaluation windows\nand the processor; another kind moved smaller plans by up "
+        f"to {processor_moves()}."
     )
 
 
 def findings() -> str:
-    """README's findings."""
+    """README's findings, and why to read Gemma's table."""
     others = [at for at in perplexity_table(committed("full"))[0] if at != AT]
     rivals = ("sparsegpt", "wanda")
     for rival in rivals:
@@ -211,28 +208,19 @@ def findings() -> str:
     must(level, "ALPS is level with ADMM-Grad at 50 %")
     high = ("70 %", "80 %")
     more = listed([f"{apart('above', 'alps', at)} at {at}" for at in high])
-    return (
-        "- **The paper's method beats SparseGPT and Wanda.**\n"
-        f"  At {AT} its perplexity is {apart('below', 'sparsegpt')} below SparseGPT's and "
-        f"{apart('below', 'wanda')} below Wanda's;\n"
-        f"  at {listed(others)} it is lower too ({samples(rivals, others)}).\n"
-        "- **Pruning step by step pays.**\n"
-        f"  ADMM-Grad is {apart('below', 'admm1')} below ADMM1, the same refit on a mask that is "
-        "chosen at once.\n"
-        "- **ALPS is lower still from 60 % on.**\n"
-        f"  ADMM-Grad is {apart('above', 'alps')} above it at {AT}, {more} "
-        f"({samples(['alps'], high)}); at 50 % the two are level."
-    )
-
-
-def before_a_conclusion() -> str:
-    """Why to read Gemma's table."""
     apart("below", "sparsegpt", plan="second")
     apart("above", "sparsegpt", of="admm1", plan="second")
-    return (
-        f"One small model is no law: on [Gemma-3-270M](docs/numbers.md#another-model), at {AT}, "
-        f"ADMM-Grad beats SparseGPT too,\nbut ADMM1 does not "
-        f"({samples(['sparsegpt'], [AT], 'second')}). Look there before you conclude anything."
+    return unbroken(
+        f"- **The paper's method beats SparseGPT and Wanda.** At {AT} its perplexity is "
+        f"{apart('below', 'sparsegpt')} and\n  {apart('below', 'wanda')} below theirs. At "
+        f"{listed(others)} it is lower too ({samples(rivals, others)}).\n"
+        f"- **Pruning step by step pays.** It is {apart('below', 'admm1')} below ADMM1, the same "
+        "refit on a mask chosen at once.\n"
+        f"- **ALPS is lower still from 60 % on.** ADMM-Grad is {apart('above', 'alps')} above it "
+        f"at {AT},\n  {more} ({samples(['alps'], high)}). At 50 % the two are level.\n"
+        f"- **One small model is no law.** On [Gemma-3-270M](docs/numbers.md#another-model), at "
+        f"{AT}, ADMM-Grad beats\n  SparseGPT too, but ADMM1 does not "
+        f"({samples(['sparsegpt'], [AT], 'second')})."
     )
 
 
@@ -246,9 +234,9 @@ def beyond() -> str:
         with_half(*confidence_interval(own["perplexity"])) for own in (before, after)
     ]
     closed = with_half(*confidence_interval(100 * after["closed"]))
-    return (
+    return unbroken(
         f"At {AT} it brings ADMM-Grad's {numbers[0]} down to **{numbers[1]}** ({len(after)} "
-        f"calibration samples):\n{closed} % of the damage is undone, in "
+        f"samples),\nso {closed} % of the damage is undone, in "
         f"{after['times'].mean():.1f} times the seconds."
     )
 
