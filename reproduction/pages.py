@@ -304,7 +304,8 @@ def against_rivals(plan: str) -> str:
 def change(row: pd.Series) -> str:
     """A change in percent with ±, and the number of samples in brackets."""
     half = f" ± {100 * row['half']:.1f}" if row["half"] >= 0 else ""
-    return f"{100 * row['mean']:+.1f}{half} ({row['n']})".replace("-", "−")
+    text = f"{100 * row['mean']:+.1f}{half} ({row['n']})"
+    return text.replace("-", "−").replace(" ", "\u00a0")  # on one line
 
 
 def gemma() -> str:
