@@ -38,7 +38,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup constraints assets reproduce tables book report drawings accept plan same lab test test-ui recording doctor owner test-colab lint bench test-gpu clean
+.PHONY: help setup constraints assets reproduce tables pages book report drawings accept plan same lab test test-ui recording doctor owner test-colab lint bench test-gpu clean
 
 help: ## show this list
 	@echo "make TARGET [PLAN=smoke|laptop|full|beyond|second|original|t4|paper] [ONLY=glob] [STALE=1] [JOBS=n] [SCHEDULER=tcp://host:8786] [FROM=commit] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [TORCH_INDEX=...] [LAB_ARGS=--no-browser]"
@@ -84,6 +84,10 @@ reproduce: $(INSTALLED) ## run a plan, write its tables and figures, compare wit
 tables: $(INSTALLED) ## write tables and figures again from the records of a plan
 	@$(RUN) tables --plan $(PLAN)
 
+# README.md and docs/numbers.md, between their comments
+pages: $(INSTALLED) ## write the numbers of README and docs/numbers.md again from the committed records
+	@$(PY) -m reproduction.pages
+
 book: $(INSTALLED) ## write results/book/index.html, the project and what was reproduced as a site
 	@$(PY) -m book
 
@@ -96,6 +100,7 @@ drawings: $(INSTALLED) ## write docs/drawings again from book/drawings.py
 accept: $(INSTALLED) ## make the results of a plan here the committed reference (STALE=1: keep older ones too)
 	@$(RUN) accept $(CHOSEN) $(if $(filter 1,$(STALE)),--stale)
 	@$(if $(filter laptop,$(PLAN)),$(PY) -m book.executed)
+	@$(PY) -m reproduction.pages
 
 plan: $(INSTALLED) ## list the runs of a plan: what is done, what is to do
 	@$(RUN) list $(CHOSEN)

@@ -78,6 +78,8 @@ class Sources:
             if path.startswith(COPIES):
                 name = path.removeprefix(COPIES).strip("/").replace(".ran.", ".")
                 return f"[{words}](/notebooks/{name or 'index.md'})"
+            if path.startswith("book/") and path.endswith(".md"):
+                return f"[{words}](/{path.removeprefix('book/')})"
             if path.startswith("helpers/own/"):
                 return f"[{words}](#own-file)"
             if path.startswith(("helpers/", "reproduction/")) and path.endswith(".py"):

@@ -1,123 +1,112 @@
-"""The README keeps its promises: its tables are the committed ones, its example runs."""
+"""README and the page of numbers: filled from the records, true of them, linked."""
 
+import json
+import math
 import re
+import statistics
 import subprocess
+import unicodedata
 
-import processors
+import pytest
 
+from helpers import masks_of
+from helpers.errors import RunError
 from helpers.paths import reference_dir, root
-from reproduction.claims import judge_claims
-from reproduction.claims_page import count_sentence, main_number
-from reproduction.records import read_record, read_records
-from reproduction.tables import paired_differences
+from reproduction import pages
 
 README = (root() / "README.md").read_text("utf-8")
-FLAT = README.replace("\n", " ")
+FLAT = re.sub(r"\s+", " ", README)
+T = {3: 4.303, 5: 2.776}  # Student's t at 97.5 %, by the number of draws
 
 
-def committed(table, plan="full"):
-    return (reference_dir(plan) / "tables" / f"{table}.md").read_text("utf-8")
+def test_the_pages_are_as_the_committed_records_fill_them():
+    pytest.importorskip("cogapp", reason="of the developers' packages: make setup")
+    assert pages.fill("--check", "--diff") == 0, "run make pages"
 
 
-TIMES = "60 %, seconds / ADMM-Grad's"
-TABLE = re.compile(r"(?m)(?:^\|.*\n)+")
+def test_a_number_by_hand_is_noticed_and_written_again(tmp_path, monkeypatch):
+    pytest.importorskip("cogapp", reason="of the developers' packages: make setup")
+    pages.processor_pairs()  # kept from here on
+    page = tmp_path / "README.md"
+    page.write_text(README.replace("| 18.83 |", "| 17.83 |"), "utf-8")
+    monkeypatch.setattr(pages, "root", lambda: tmp_path)
+    monkeypatch.setattr(pages, "PAGES", ("README.md",))
+    assert pages.fill("--check") == 5
+    assert pages.fill("-r") == 0
+    assert page.read_text("utf-8") == README
 
 
-def cells_of(table):
-    """A table in Markdown: row → column → cell."""
-    head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.split("\n")
-                      if line)  # fmt: skip
-    return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
+def at_60(method):
+    """Perplexity by draw, of the raw files."""
+    files = (reference_dir("full") / "records").glob(f"04_prune_model--{method}-60*")
+    runs = [json.loads(path.read_text("utf-8")) for path in files]
+    return {
+        run["parameters"]["calibration_seed"]: run["metrics"]["perplexity"]["value"]
+        for run in runs
+        if not run["parameters"]["options"]
+    }
 
 
-def test_the_table_is_that_of_the_committed_records():
-    for plan in ("full", "second"):
-        found = TABLE.findall(committed("perplexity", plan))
-        assert len(found[0].splitlines()) > 5
-        assert found[0] in README
-    # on the one seed of the others
-    for method in ("ADMM1", "ADMM-Grad"):
-        name = f"04_prune_model--{method.lower()}-2of4"
-        run = read_record(reference_dir("full") / f"records/{name}.json")
-        assert f"{method} {run['metrics']['perplexity']['value']:.2f}" in FLAT
+def half(values):
+    return T[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def test_the_rows_of_the_recipe_are_those_of_its_tables():
-    recipe = ", guide, one pass{} + distil (64)"
-    steps = ["", ", guide (2), one pass", *map(recipe.format, ("", ", bfloat16", ""))]
-    shown = cells_of(TABLE.findall(README)[2]).items()
-    for (row, cells), step in zip(shown, steps, strict=True):
-        plan = "second" if "Gemma" in row else "beyond"
-        name = f"ADMM-Grad{step}"
-        perplexities, _, costs = map(
-            cells_of, TABLE.findall(committed("beyond", plan))[:3]
-        )
-        wanted = {"steps": cells["steps"], "perplexity": perplexities[name]["60 %"]}
-        for number in ("closed (%)", "seconds", "memory (GB)"):
-            wanted[number] = costs[name][f"60 %, {number}"]
-        assert cells == wanted
-    # of Gemma, whose runs were not alone
-    assert f"({costs[name][TIMES]} times ADMM-Grad's seconds)" in README
-    assert f"{costs[name]['50 %, closed (%)']} % is closed" in README
+@pytest.mark.parametrize("name", ["Wanda", "SparseGPT", "ADMM1", "ADMM-Grad", "ALPS"])
+def test_a_row_is_the_mean_of_its_records(name):
+    (cell,) = re.findall(rf"(?m)^\| {name} \| [^|]+ \| (.+) \|$", README)
+    draws = list(at_60(name.lower()).values())
+    shown = [float(number) for number in cell.split(" ± ")]
+    assert shown == pytest.approx([statistics.mean(draws), half(draws)], abs=0.051)
 
 
-def test_the_answers_of_the_recipe_are_those_of_the_records():
-    records = read_records(reference_dir("full") / "records")
-    records += read_records(reference_dir("beyond") / "records")
-    tasks = paired_differences(records).set_index("task")
-    tasks = tasks[tasks["pair"] == "admm-grad + recipe, 50 % − admm-grad, 50 %"]
-    assert tasks.index.is_unique  # one seed
-    error = (tasks["error"] ** 2).sum() ** 0.5 / len(tasks)
-    texts = [f"{tasks['difference'].mean():+.3f} ± {2 * error:.3f}"]
-    row = tasks.loc["LAMBADA (no breaks)"]
-    texts += [f"{row['difference']:+.3f} ± {2 * row['error']:.3f}".replace("-", "−")]
-    answers = cells_of(TABLE.findall(committed("zero_shot", "beyond"))[0])
-    right, _ = answers["ADMM-Grad + recipe, 50 %"]["mean"].split(" ± ")
-    assert (
-        f"at 50 % the recipe's accuracy is {right}, against ADMM-Grad {texts[0]} (two standard "
-        f"errors over items); on LAMBADA (no breaks), {texts[1]}: both undecided with one seed"
-        in FLAT
+@pytest.mark.parametrize(
+    ("rival", "sentence"),
+    [
+        ("sparsegpt", "its perplexity is {} and"),
+        ("wanda", "and {} below theirs"),
+        ("admm1", "{} below ADMM1"),
+        ("alps", "ADMM-Grad is {} above it at 60 %"),
+    ],
+)
+def test_a_finding_is_the_mean_over_pairs_of_draws(rival, sentence):
+    ours, theirs = at_60("admm-grad"), at_60(rival)
+    logs = [math.log(ours[draw] / theirs[draw]) for draw in ours]
+    ratio = math.exp(statistics.mean(logs))
+    number = f"{100 * abs(ratio - 1):.0f} ± {100 * ratio * half(logs):.0f} %"
+    assert sentence.format(number) in FLAT
+
+
+def test_a_sentence_that_the_records_do_not_carry_is_not_written():
+    with pytest.raises(RunError, match="write that sentence"):
+        pages.apart("below", "alps")
+    with pytest.raises(RunError, match="compared with"):
+        pages.apart("below", "alps", "4:8")
+
+
+def test_minutes_are_those_of_the_records():
+    files = (reference_dir("laptop") / "records").glob("*.json")
+    seconds = [json.loads(path.read_text("utf-8"))["run_seconds"] for path in files]
+    (said,) = re.findall(r"make reproduce`.*\| (\d+) \|", README)
+    assert float(said) == pytest.approx(sum(seconds) / 120, abs=0.51)
+
+
+def test_it_says_how_many_records_are_of_earlier_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "reference_dir", lambda plan: tmp_path / plan)
+    assert pages.earlier_code() == ""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "earlier.txt").write_text(
+        "3 of 78 records of full are of ...\n"
     )
+    assert "3 of 78 records" in pages.earlier_code()
 
 
-def test_what_another_processor_does_is_what_pairs_of_runs_have_shown():
-    pairs = processors.known()["pairs"]
-    runs = [pair["metrics"].get("perplexity", [1, 1]) for pair in pairs]
-    most = 100 * max(max(both) / min(both) - 1 for both in runs)
-    assert f"by up to {most:.0f} % ({len(pairs)} pairs, none at 80 %)." in FLAT
-    assert all(pair["parameters"].get("sparsity") != 0.8 for pair in pairs)
-
-
-def test_its_number_of_families_is_that_of_their_page():
-    (families,) = re.findall(r"\[(\d+) families", README)
-    assert f"## Pruned: {families} families" in (
-        root() / "results/families.md"
-    ).read_text("utf-8")
-
-
-def test_the_claims_are_those_of_the_committed_records():
-    verdicts, rows = judge_claims(read_records(reference_dir("full") / "records"))
-    lines = set()
-    for row in verdicts.itertuples():
-        number = main_number(row, rows[rows["number"] == row.number])
-        lines.add(f"- **{row.verdict}**: {row.sentence.rstrip('.')} ({number}).")
-    shown = re.findall(r"(?m)^- (?:.+\(.+\)\.)$", README)
-    assert len(shown) == 4
-    assert set(shown) < lines
-    assert count_sentence(verdicts) in FLAT
-
-
-EARLIER = r"\d+ of \d+ records of \w+ are of earlier code"
-
-
-def test_it_says_how_many_records_of_its_tables_are_of_earlier_code():
-    """As `make accept` has counted them, and nothing where there are none."""
-    plans = dict.fromkeys(re.findall(r"results/reference/(\w+)/tables", README))
-    notes = [reference_dir(plan) / "earlier.txt" for plan in plans]
-    said = re.findall(EARLIER, README)
-    assert said == [
-        note.read_text().splitlines()[0] for note in notes if note.is_file()
-    ]
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"(?m)^#+ (.+)$", page.read_text("utf-8"))
+    words = (
+        re.sub(r"[^\w\- ]", "", unicodedata.normalize("NFC", head)) for head in heads
+    )
+    return {each.strip().lower().replace(" ", "-") for each in words}
 
 
 def test_links_of_every_page_lead_to_files():
@@ -127,19 +116,24 @@ def test_links_of_every_page_lead_to_files():
     for page in filter(None, names.split("\0")):
         folder = root() if page.startswith("book/") else (root() / page).parent
         text = (root() / page).read_text("utf-8")
-        for link in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text):
+        for link in re.findall(r"\]\((?!\w+:|#)([^)\s]+)\)", text):
+            path, _, anchor = link.partition("#")
             # a page of the book stands in the root once the book is made
-            if not ((folder / link).exists() or (root() / "book" / link).exists()):
+            places = (folder / path, root() / "book" / path)
+            found = next((place for place in places if place.exists()), None)
+            if not found or (anchor and anchor not in anchors(found)):
                 dead.append((page, link))
     assert dead == []
     assert "README.md" in names
 
 
-def test_the_example_runs(capsys, monkeypatch, tmp_path):
+def test_the_example_runs(monkeypatch, tmp_path):
     # the same lines on the tiny model: a name that moved, or a changed signature, breaks this
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     code = example.replace('load_model("embedded"', 'load_model("tiny"')
-    exec(code.replace("sequences=32", "sequences=2"), {"__name__": "readme"})
-    assert float(capsys.readouterr().out) > 1
+    names = {"__name__": "readme"}
+    exec(code.replace("sequences=32", "sequences=2"), names)
+    kept = [keep.float().mean().item() for keep in masks_of(names["model"]).values()]
+    assert kept == pytest.approx([0.4] * len(kept), abs=0.01)
     assert (tmp_path / "my-pruned-model").is_dir()

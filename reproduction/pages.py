@@ -1,0 +1,464 @@
+"""What README.md and docs/numbers.md say in numbers, made of the committed records.
+
+The two pages call these functions in comments, and `make pages` (cog) writes what they return below
+each call. A sentence says more than its numbers, such as "below" or "ahead". Where the records no
+longer say so, it is not written: `must` raises, and a person has to write another sentence.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from helpers.errors import RunError
+from helpers.explore.names import display_name
+from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir, root
+from reproduction.claims import NEGLIGIBLE, judge_claims
+from reproduction.claims_page import count_sentence
+from reproduction.labels import row_key
+from reproduction.markdown import to_markdown, with_half
+from reproduction.pipelines import BASE, GUIDED, gain_table, pipeline_table
+from reproduction.pipelines import perplexity_table as pipeline_perplexities
+from reproduction.records import read_records
+from reproduction.runs import (
+    common_parameters,
+    confidence_interval,
+    perplexity_runs,
+    processor_of,
+    setting_sentences,
+)
+from reproduction.tables import accuracy_table, perplexity_table
+
+PAGES = ("README.md", "docs/numbers.md")
+AT = "60 %"  # README's one column
+WHAT = {
+    "dense": "nothing is removed",
+    "magnitude": "removes the smallest weights",
+    "wanda": "looks at the inputs too, refits nothing",
+    "sparsegpt": "refits in one sweep while it prunes",
+    "admm1": "the paper's refit, on Wanda's mask",
+    "admm-grad": "**the paper's method**: prunes step by step while it refits",
+    "alps": "a method of the same year, not in the paper",
+}
+RECIPE = f"{GUIDED} + distil (64)"
+EFFORTS = {  # rows of the recipe's table: plan, pipeline, what it does
+    "none": ("beyond", BASE, "ADMM-Grad, two passes"),
+    "fast": ("beyond", "admm-grad, guide (2), one pass", "guide of 2 sequences"),
+    "balanced": ("beyond", RECIPE, "guide of 4, repair of 64 windows"),
+    "balanced, bfloat16": (
+        "beyond",
+        f"{GUIDED}, bfloat16 + distil (64)",
+        "the same",
+    ),
+    "balanced, Gemma-3-270M": ("second", RECIPE, "the same"),
+}
+
+
+# ------------------------------------------------------------------ what sentences are made of
+
+
+@functools.cache
+def committed(plan: str) -> list:
+    """The committed records of a plan."""
+    return read_records(reference_dir(plan) / "records")
+
+
+@functools.cache
+def judged(plan: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Verdicts and evidence of a plan's committed records, see `judge_claims`."""
+    return judge_claims(committed(plan))
+
+
+def must(true: bool, sentence: str) -> None:
+    """Raise RunError unless the records say what a sentence says."""
+    if not true:
+        raise RunError(
+            f"the committed records no longer say that {sentence}: write that sentence of "
+            "reproduction/pages.py again"
+        )
+
+
+def compared(
+    rival: str,
+    at: str = AT,
+    of: str = BASE,
+    quantity: str = "perplexity",
+    plan: str = "full",
+) -> pd.Series:
+    """The evidence for a method against a rival in a column: n, mean, half and more."""
+    rows = judged(plan)[1].query(
+        "quantity == @quantity and of == @of and against == @rival and at == @at and n > 0"
+    )
+    must(len(rows), f"{of} was compared with {rival} at {at} (plan {plan})")
+    return rows.iloc[0]
+
+
+def apart(
+    side: str, rival: str, at: str = AT, of: str = BASE, plan: str = "full"
+) -> str:
+    """By how much a method's perplexity is "above" or "below" a rival's: "28 ± 3 %".
+
+    Raises RunError where it is not, or where the interval leaves that open.
+    """
+    row = compared(rival, at, of, plan=plan)
+    lead = row["mean"] if side == "above" else -row["mean"]
+    must(lead > 0 and not lead <= row["half"], f"{of} is {side} {rival} at {at}")
+    spread = f" ± {100 * row['half']:.0f}" if row["half"] >= 0 else ""
+    return f"{100 * lead:.0f}{spread} %"
+
+
+def samples(rivals: Iterable[str], columns: Iterable[str], plan: str = "full") -> str:
+    """How many calibration samples some comparisons rest on: "one sample each"."""
+    counts = [compared(r, at, plan=plan)["n"] for r in rivals for at in columns]
+    fewest, most = min(counts), max(counts)
+    if most == 1:
+        return "one sample each" if len(counts) > 1 else "one sample"
+    return f"{fewest} samples each" if fewest == most else f"{fewest} to {most} samples"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words in a row: "50 %, 70 % and 2:4"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def unbroken(text: str) -> str:
+    """A text whose numbers stay with their ± and % where a line is broken."""
+    return text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
+
+
+def grid(rows: Iterable[Sequence[str]], align: str) -> str:
+    """A Markdown table, the first row its head; align has l or r for each column."""
+    head, *others = rows
+    rule = [":--" if side == "l" else "--:" for side in align]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *others])
+
+
+def minutes(records: Iterable[dict]) -> float:
+    """The minutes that runs took, notebooks and kernels included, one after the other."""
+    return sum(run.get("run_seconds", run["seconds"]) for run in records) / 60
+
+
+# ------------------------------------------------------------------ README
+
+
+def start() -> str:
+    """README's table of what to do, with minutes."""
+    tour = [run for run in committed("full") if run["notebook"] == "00_start_here"]
+    cells = perplexity_runs(committed("full"))
+    prune = cells.query("label == @BASE and target == @AT")["record"]
+    # two runs at a time, as on two cores
+    plan = minutes(committed("laptop")) / 2
+    (own,) = (run for run in committed("laptop") if run["name"] == "my-method-60")
+    rows = [
+        ("to", "do", "minutes"),
+        ("**touch it**", "`make book`, open [this page](book/touch_it.md)", "2"),
+        (
+            "**learn**",
+            "`make lab`, the [first notebook](notebooks/00_start_here.ipynb)",
+            f"{minutes(tour):.0f} (first result: 1)",
+        ),
+        ("**check**", "`make reproduce`, a small plan beside ours", f"{plan:.0f}"),
+        (
+            "**use**",
+            "[prune your own model](#your-own-model)",
+            f"{minutes(prune) / len(prune):.0f} (our small model)",
+        ),
+        (
+            "**try an idea**",
+            "your method, in [notebook 07](notebooks/07_your_own_method.ipynb)",
+            f"{minutes([own]):.0f}",
+        ),
+    ]
+    return grid(rows, "llr")
+
+
+def one_column() -> str:
+    """README's table: perplexity at 60 %."""
+    means, halves = perplexity_table(committed("full"))
+    rows = [("method", "what it does", "perplexity")]
+    for name, what in WHAT.items():
+        label = display_name(name)
+        cell = with_half(means.loc[name, AT], halves[AT].get(name, float("nan")))
+        rows.append((label, what, cell))
+    return grid(rows, "llr")
+
+
+def plus_minus() -> str:
+    """What ± is, and what it leaves out."""
+    n = compared("sparsegpt")["n"]
+    windows = common_parameters(committed("full"))["windows"]
+    return unbroken(
+        f"±: half of a 95 % interval over {n} calibration samples. It leaves out the choice of the "
+        f"{windows} evaluation windows\nand the processor; another kind moved smaller plans by up "
+        f"to {processor_moves()}."
+    )
+
+
+def findings() -> str:
+    """README's findings, and why to read Gemma's table."""
+    others = [at for at in perplexity_table(committed("full"))[0] if at != AT]
+    rivals = ("sparsegpt", "wanda")
+    for rival in rivals:
+        for at in others:
+            apart("below", rival, at)
+    level = abs(compared("alps", "50 %")["mean"]) < NEGLIGIBLE
+    must(level, "ALPS is level with ADMM-Grad at 50 %")
+    high = ("70 %", "80 %")
+    more = listed([f"{apart('above', 'alps', at)} at {at}" for at in high])
+    apart("below", "sparsegpt", plan="second")
+    apart("above", "sparsegpt", of="admm1", plan="second")
+    return unbroken(
+        f"- **The paper's method beats SparseGPT and Wanda.** At {AT} its perplexity is "
+        f"{apart('below', 'sparsegpt')} and\n  {apart('below', 'wanda')} below theirs. At "
+        f"{listed(others)} it is lower too ({samples(rivals, others)}).\n"
+        f"- **Pruning step by step pays.** It is {apart('below', 'admm1')} below ADMM1, the same "
+        "refit on a mask chosen at once.\n"
+        f"- **ALPS is lower still from 60 % on.** ADMM-Grad is {apart('above', 'alps')} above it "
+        f"at {AT},\n  {more} ({samples(['alps'], high)}). At 50 % the two are level.\n"
+        f"- **One small model is no law.** On [Gemma-3-270M](docs/numbers.md#another-model), at "
+        f"{AT}, ADMM-Grad beats\n  SparseGPT too, but ADMM1 does not "
+        f"({samples(['sparsegpt'], [AT], 'second')})."
+    )
+
+
+def beyond() -> str:
+    """README's sentence on the recipe."""
+    pipelines = pipeline_table(committed("beyond")).query("target == @AT")
+    before, after = (
+        pipelines[pipelines["pipeline"] == name] for name in (BASE, RECIPE)
+    )
+    numbers = [
+        with_half(*confidence_interval(own["perplexity"])) for own in (before, after)
+    ]
+    closed = with_half(*confidence_interval(100 * after["closed"]))
+    return unbroken(
+        f"At {AT} it brings ADMM-Grad's {numbers[0]} down to **{numbers[1]}** ({len(after)} "
+        f"samples),\nso {closed} % of the damage is undone, in "
+        f"{after['times'].mean():.1f} times the seconds."
+    )
+
+
+def earlier_code() -> str:
+    """Which committed records today's code has not made, or nothing; `make accept` counts them."""
+    plans = ("full", "beyond", "second")
+    notes = [reference_dir(plan) / "earlier.txt" for plan in plans]
+    lines = [
+        note.read_text("utf-8").splitlines()[0] for note in notes if note.is_file()
+    ]
+    return f"Note: {listed(lines)}." if lines else ""
+
+
+# ------------------------------------------------------------------ docs/numbers.md
+
+
+def setting(plan: str) -> str:
+    """Model, texts and sizes of a plan's perplexities, and the processor."""
+    runs = list(perplexity_runs(committed(plan))["record"])
+    return f"{setting_sentences(runs)} On {listed(machines(runs))}."
+
+
+def machines(records: Iterable[dict]) -> list[str]:
+    """The processors that records were made on."""
+    return sorted({processor_of(run) or "an unknown processor" for run in records})
+
+
+def perplexities(plan: str) -> str:
+    """The table of perplexity, all columns."""
+    return to_markdown(*perplexity_table(committed(plan))).rstrip()
+
+
+def on_shared_samples(plan: str) -> str:
+    """What methods with more samples than their rivals have on those that all share."""
+    texts = []
+    reads = perplexity_runs(committed(plan)).query(
+        "method not in ['dense', 'magnitude']"
+    )
+    for at, runs in reads.groupby("target"):
+        seeds = runs.groupby("label")["seed"].agg(set)
+        shared = set.intersection(*seeds)
+        own = runs[runs["seed"].isin(shared)].groupby("label")["perplexity"].mean()
+        more = sorted(seeds.index[seeds != shared], key=row_key)
+        cells = [f"{display_name(name)} {own[name]:.2f}" for name in more]
+        if cells:
+            texts.append(
+                f"At {at}, on the samples that all methods share: {listed(cells)}."
+            )
+    return "\n".join(texts)
+
+
+def against_rivals(plan: str) -> str:
+    """ADMM-Grad's perplexity against its rivals', paired by sample, with their number."""
+    rows = judged(plan)[1].query("quantity == 'perplexity' and of == @BASE and n > 0")
+    columns = list(perplexity_table(committed(plan))[0])
+    table = [("ADMM-Grad against", *columns)]
+    for rival in ("sparsegpt", "wanda", "admm1", "alps"):
+        own = rows[rows["against"] == rival].drop_duplicates("at").set_index("at")
+        cells = [change(own.loc[at]) if at in own.index else "–" for at in columns]
+        table.append((display_name(rival), *cells))
+    return grid(table, "l" + "r" * len(columns))
+
+
+def change(row: pd.Series) -> str:
+    """A change in percent with ±, and the number of samples in brackets."""
+    half = f" ± {100 * row['half']:.1f}" if row["half"] >= 0 else ""
+    text = f"{100 * row['mean']:+.1f}{half} ({row['n']})"
+    return text.replace("-", "−").replace(" ", "\u00a0")  # on one line
+
+
+def gemma() -> str:
+    """Where the other model points elsewhere."""
+    alps = compared("alps", plan="second")
+    must(abs(alps["mean"]) < NEGLIGIBLE, "ALPS is level with ADMM-Grad on Gemma")
+    behind = apart("above", "sparsegpt", of="admm1", plan="second")
+    return (
+        f"At {AT} ADMM1 is {behind} above SparseGPT here, and "
+        f"{apart('below', 'sparsegpt', of='admm1')} below it on SmolLM2. ALPS is level with "
+        f"ADMM-Grad ({100 * abs(alps['mean']):.0f} % apart)."
+    )
+
+
+def claims(plan: str) -> str:
+    """How many of the claims that a plan's records say something of hold, and so on."""
+    return count_sentence(judged(plan)[0])
+
+
+def answers() -> str:
+    """Zero-shot: the share of questions that each model answers rightly, mean over tasks."""
+    runs = [*committed("full"), *committed("beyond")]
+    values, errors = accuracy_table(runs)
+    head = "right answers, mean over tasks"
+    parts = (numbers[["mean"]].set_axis([head], axis=1) for numbers in (values, errors))
+    return to_markdown(*parts).rstrip()
+
+
+def answers_setting() -> str:
+    """The questions, and the processor that they were answered on."""
+    runs = [run for run in committed("full") if run["notebook"] == ZERO_SHOT_NOTEBOOK]
+    tasks = runs[0]["series"]["zero_shot"]
+    total = sum(len(task["items"]) for task in tasks.values())
+    return (
+        f"{total:,} questions of {len(tasks)} tasks, the same for every model, answered on "
+        f"{listed(machines(runs))}. ± is one standard error over questions."
+    )
+
+
+def answers_in_pairs() -> str:
+    """Differences in right answers at 50 %, paired by sample and question."""
+    recipe = f"{BASE} + recipe"
+    pairs = [
+        (BASE, "sparsegpt", "answers", "full"),
+        (BASE, "wanda", "answers", "full"),
+        ("sparsegpt", "wanda", "answers", "full"),
+        (recipe, BASE, "answers", "beyond"),
+        (recipe, BASE, "lambada", "beyond"),
+    ]
+    rows = [("right answers at 50 %", "difference", "samples")]
+    for of, rival, quantity, plan in pairs:
+        row = compared(rival, "50 %", of, quantity, plan)
+        tasks = ", LAMBADA alone" if quantity == "lambada" else ""
+        name = display_name(f"{of} − {rival}{tasks}")
+        difference = f"{row['mean']:+.3f} ± {row['half']:.3f}".replace("-", "−")
+        rows.append((name, difference, f"{row['n']}"))
+    return grid(rows, "lrr")
+
+
+def turned_answers() -> str:
+    """How many answers another kind of processor gave otherwise, by method."""
+    found = {}
+    for pair in processor_pairs()["answers"]:
+        if pair["plan"] == "full":
+            method = pair["parameters"]["method"]
+            total = found.get(method, (0, 0))
+            found[method] = tuple(map(sum, zip(total, pair["answers"], strict=True)))
+    rows = [("model", "answers", "of them turned")]
+    rows += [
+        (display_name(method), f"{found[method][0]:,}", f"{found[method][1]:,}")
+        for method in sorted(found, key=row_key)
+    ]
+    return grid(rows, "lrr")
+
+
+def recipe() -> str:
+    """The recipe at 60 %: what each effort closes and costs."""
+    names = ["closed (%)", "seconds", "seconds / ADMM-Grad's", "memory (GB)", "seeds"]
+    head = ["effort", "steps", "perplexity", names[0], "closed, C4 (%)", *names[1:]]
+    rows = [head]
+    for effort, (plan, pipeline, steps) in EFFORTS.items():
+        table = pipeline_table(committed(plan))
+        means, halves = pipeline_perplexities(table, "perplexity")
+        cells = [with_half(means.loc[pipeline, AT], halves.loc[pipeline, AT])]
+        gains, spread = gain_table(table)
+        spread = spread.reindex_like(gains)
+        for name in names:
+            column = f"{AT}, {name}"
+            half = spread.loc[pipeline, column]
+            cells.append(with_half(gains.loc[pipeline, column], half))
+        cells.insert(2, with_half(*confidence_interval(closed_on_web(table, pipeline))))
+        rows.append((effort, steps, *cells))
+    return grid(rows, "ll" + "r" * 7)
+
+
+def closed_on_web(table: pd.DataFrame, pipeline: str) -> pd.Series:
+    """The share of ADMM-Grad's damage, in %, that is undone on text nothing was fitted to."""
+    runs = table.query("target == @AT")
+    logs = np.log(runs.pivot_table("perplexity_web", "seed", "pipeline"))
+    dense = np.log(runs.groupby("seed")["perplexity_web_dense"].mean())
+    return 100 * (logs[BASE] - logs[pipeline]) / (logs[BASE] - dense)
+
+
+def gemma_times() -> str:
+    """What the recipe took on Gemma, in multiples of ADMM-Grad's seconds."""
+    runs = pipeline_table(committed("second")).query("pipeline == @RECIPE")
+    parts = [f"{row.times:.1f} ({row.target})" for row in runs.itertuples()]
+    must(not runs["timed"].any(), "Gemma's runs shared the machine")
+    return (
+        f"Gemma's runs shared the machine: its recipe took {listed(parts)} times the seconds of "
+        "ADMM-Grad, which says no more than “about eight”."
+    )
+
+
+def plans() -> str:
+    """What the committed plans took."""
+    rows = [("plan", "runs", "hours, one run after the other", "processor")]
+    for plan in ("laptop", "full", "beyond", "second"):
+        by_machine = {}
+        for run in committed(plan):
+            by_machine.setdefault(processor_of(run), []).append(run)
+        for machine, runs in sorted(by_machine.items()):
+            rows.append(
+                (f"`{plan}`", str(len(runs)), f"{minutes(runs) / 60:.1f}", machine)
+            )
+    return grid(rows, "lrrl")
+
+
+@functools.cache
+def processor_pairs() -> dict[str, list]:
+    """Pairs of records on two kinds of processor, which the tests of the verdict keep."""
+    return json.loads((root() / "tests/processors.json").read_text("utf-8"))
+
+
+def processor_moves() -> str:
+    """How far another kind of processor has moved a perplexity."""
+    pairs = [
+        pair["metrics"].get("perplexity", [1, 1]) for pair in processor_pairs()["pairs"]
+    ]
+    return f"{100 * max(max(both) / min(both) - 1 for both in pairs):.0f} %"
+
+
+# ------------------------------------------------------------------ the command
+
+
+def fill(*options: str) -> int:
+    """Call cog on the pages; "-r" writes them, "--check" returns 5 where that would change one."""
+    from cogapp import Cog  # here: only who edits pages needs it
+
+    prologue = "from reproduction.pages import *"
+    pages = [str(root() / page) for page in PAGES]
+    return Cog().main(["cog", "-n", "UTF-8", "-p", prologue, *options, *pages])
+
+
+if __name__ == "__main__":
+    sys.exit(fill("-r"))
