@@ -13,7 +13,14 @@ import torch
 from layers import layer, masked, outputs_error, random_keep
 
 from helpers.errors import NonFinite
-from helpers.paper.admm import admm, damped_system, exact_least_squares, refit
+from helpers.paper.admm import (
+    admm,
+    damped_system,
+    exact_least_squares,
+    fixed_mask,
+    gradual_mask,
+    refit,
+)
 from helpers.paper.gram import Gram, gram_of
 from helpers.paper.methods import METHODS
 
@@ -91,6 +98,30 @@ def test_exact_least_squares_survives_singular_grams():
     best = torch.from_numpy(restricted_lstsq(inputs, weight, keep, 0.0))
     least = outputs_error(inputs, weight, best)
     assert outputs_error(inputs, weight, solved) <= least + 1e-3
+
+
+@pytest.mark.parametrize("name", ["admm1", "admm-grad"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sparsity": 0.6},
+        {"sparsity": 0.6, "damping": 0.3, "rho": 4.0, "iterations": 16},
+        {"sparsity": 0.6, "precondition": False},
+        {"pattern": "2:4"},
+        {"keep": random_keep((12, 16))},
+    ],
+    ids=str,
+)
+def test_a_method_can_finish_at_the_optimum_of_its_mask(name, options):
+    inputs, weight = layer(12, 16, 80)
+    gram = gram_of(inputs)
+    usual = METHODS[name](weight, gram, **options)
+    exact = METHODS[name](weight, gram, finish="exact", **options)
+    assert torch.equal(exact.keep, usual.keep)
+    assert exact.damping == usual.damping == options.get("damping", 0.1)
+    expected = restricted_lstsq(inputs, weight, exact.keep, exact.damping)
+    assert distance(exact.weight, expected, inputs) < 1e-5
+    assert distance(usual.weight, expected, inputs) > 1e-4
 
 
 # ---------------------------------------------------------------- the paper's loop
@@ -205,16 +236,42 @@ def test_methods_are_the_papers_loop(name, options, dead):
     assert distance(solved.weight, expected, inputs) < bound
     if dead or not options.keys().isdisjoint(("precondition", "budget", "schedule")):
         return  # which the loop to be read does not have
-    options = {"sparsity": 0.75 if "1:4" in options.values() else 0.5} | options
+    # the loop to be read, with the projections that stand beside it
     G, norms = damped_system(gram.double(), options.get("damping", 0.1))
-    for given in ({}, {"keep": random_keep(weight.shape)}):
-        expected, keep = paper_loop(weight, gram, **options | given)
-        of_loop = {k: v for k, v in (options | given).items() if k != "damping"}
-        new, kept = admm(weight.double() * norms, G, **of_loop)
-        assert np.array_equal(kept.numpy(), keep)
-        np.testing.assert_allclose(
-            (new / norms).numpy(), expected, rtol=1e-8, atol=1e-9
-        )
+    W0 = weight.double() * norms
+    sparsity = options.get("sparsity", 0.75 if "1:4" in options.values() else 0.5)
+    of_mask = {k: v for k, v in options.items() if k == "pattern"}
+    if "mask_steps" in options:
+        of_mask["steps"] = options["mask_steps"]
+    of_loop = {k: v for k, v in options.items() if k in ("rho", "iterations")}
+    given = random_keep(weight.shape)
+    chosen = fixed_mask(torch.from_numpy(keep))
+    projections = [
+        ({}, chosen if name == "admm1" else gradual_mask(sparsity, **of_mask)),
+        ({"keep": given}, fixed_mask(given)),
+    ]
+    for more, project in projections:
+        expected, keep = paper_loop(weight, gram, **options | more)
+        new = admm(W0, G, project, **of_loop)
+        assert np.array_equal(new != 0, keep)
+        np.testing.assert_allclose(new / norms, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_the_loop_takes_any_projection():
+    """Whole numbers: what W is pulled to, and what comes out."""
+    inputs, weight = layer(4, 8, 40)
+    G, norms = damped_system(gram_of(inputs), 0.1)
+    seen = []
+
+    def project(T, t):
+        seen.append(t)
+        return (T / norms).round() * norms
+
+    W0 = 5 * weight * norms
+    Z = admm(W0, G, project, iterations=7) / norms
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8]
+    torch.testing.assert_close(Z, Z.round())
+    assert Z.any()
 
 
 # ---------------------------------------------------------------- what the trace sees

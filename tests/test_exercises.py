@@ -114,7 +114,7 @@ def test_record(kernel):
 
 @pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)
 def test_solutions_run(kernel, capsys):
-    assert kernel.exercises.count("<summary>Solution</summary>") == 3
+    assert kernel.exercises.count("<summary>Solution</summary>") >= 3
     for code in CODE.findall(kernel.exercises):
         capsys.readouterr()
         shown = run_cell(code, kernel.names)

@@ -4,10 +4,11 @@ import contextlib
 import json
 
 import pytest
-from mutants import MUTANTS, Mutant, default
+from mutants import MUTANTS, Mutant, around, default
 
 from helpers.beyond import allocation, recipe
 from helpers.errors import HelpersError
+from helpers.paper import admm
 from reproduction.proof import probes
 
 # enough to see that something is broken
@@ -17,7 +18,13 @@ probes.LENGTH = 64
 THRESHOLD = Mutant(
     "", "allocation/owl of three blocks", default(allocation.owl, outliers=7.0)
 )
-BROKEN = MUTANTS | {"OWL's threshold is 7": THRESHOLD}
+UNDAMPED = Mutant(
+    "", "admm/exact", around(admm, "_exact", lambda f, *args: f(*args[:-1], 0.0))
+)
+BROKEN = MUTANTS | {
+    "OWL's threshold is 7": THRESHOLD,
+    "the optimum without damping": UNDAMPED,
+}
 KNOWN = {}  # what a probe says of the package as it is
 
 

@@ -6,10 +6,12 @@ Boža, "Fast and Effective Weight Update for Pruned Large Language Models", TMLR
     minimise ‖XW − XŴ‖²  over Ŵ that is zero outside `keep`.
 
 ADMM splits it in two that are easy: W, free of the mask, fits the outputs (a ridge regression
-with one matrix for all outputs and iterations), and Z, a copy of it, obeys the mask. U is the
-scaled dual variable: it adds up how far the two are apart and pulls them together, with a
-strength ρ. `admm` below is that loop. It stands here to be read; `admm_grad` runs the same loop as
-`helpers.paper.fast.fused` writes it, with options, for a whole model.
+with one matrix for all outputs and iterations), and Z, a copy of it, obeys the mask: it is W + U
+projected onto what is allowed. U is the scaled dual variable: it adds up how far the two are apart
+and pulls them together, with a strength ρ. `admm` below is that loop. It stands here to be read,
+and the projection is an argument: `fixed_mask`, `gradual_mask` (either also N:M), or one's own.
+`admm_grad` runs the same loop as `helpers.paper.fast.fused` writes it, with options, for a whole
+model.
 
 The paper writes W as (d_in, d_out). Here W, Z and U have the shape of `torch.nn.Linear`'s weight,
 (d_out, d_in): every formula is the paper's transposed, so (G + ρI)⁻¹ multiplies from the right.
@@ -46,26 +48,26 @@ from helpers.paper.gram import (
 from helpers.paper.layer import Layer, LayerResult
 from helpers.paper.masks import BUDGETS, Pattern, choose_mask, cubic_schedule, select
 
+# project(T, t): of all weights that iteration t allows, those nearest to T = W + U, (d_out, d_in)
+Projection = Callable[[Tensor, int], Tensor]
 # trace(iteration, weight, keep): called after each iteration with the un-scaled masked solution
 Trace = Callable[[int, Tensor, Tensor], None]
+# where the weights come from in the end: the iterations, or the optimum on their mask
+FINISHES = ("admm", "exact")
 
 
 def admm(
     W0: Tensor,
     G: Tensor,
+    project: Projection,
     *,
-    sparsity: float,
-    pattern: str = "unstructured",
-    keep: Tensor | None = None,
     rho: float = 1.0,
     iterations: int = 20,
-    mask_steps: int = 15,
-) -> tuple[Tensor, Tensor]:
-    """The paper's algorithm, written to be read; returns Z, zero outside the mask, and the mask.
+) -> Tensor:
+    """The paper's algorithm, written to be read; returns Z, which obeys `project`.
 
     Args: W0 (d_out, d_in), the dense weights with each column multiplied by the norm of its input;
     G (d_in, d_in), the gram of inputs of unit norm, damped. `damped_system` gives both scales.
-    With `keep` the mask is that one; with mask_steps = 0 it is chosen once, from W0 (ADMM1).
     """
     # (G + ρI)⁻¹. One inverse, O(d_in³), serves all outputs and iterations, since neither G nor ρ
     # changes. This is what makes ADMM cheap: an iteration is then matrix products only,
@@ -75,16 +77,9 @@ def admm(
     )
     # W₀ solves the W step without a mask, so the loop can begin with the Z step
     W, U = W0, torch.zeros_like(W0)
-    fixed = keep is not None
     for t in range(1, iterations + 1):
-        # ADMM-Grad: a new mask is chosen, with more zeros each time, and stays for the last
-        # iterations. The inputs have unit norm, so |W + U| is Wanda's score |W|·‖x‖.
-        if not fixed and t <= max(mask_steps, 1):
-            now = cubic_schedule(sparsity, t, mask_steps) if mask_steps else sparsity
-            keep = select((W + U).abs(), now, pattern)
-        # Z step: minimise ‖W + U − Z‖² over Z with the mask. The entries are independent, so the
-        # answer is a projection: copy where kept, 0 elsewhere
-        Z = (W + U) * keep  # the nearest weights that obey the mask
+        # Z step: minimise ‖W + U − Z‖² over the Z that are allowed, which is a projection
+        Z = project(W + U, t)
         # U step: the sum of all gaps W − Z so far. Where a weight is pruned Z is 0, and U grows
         # until the W step below makes W nearly 0 there too
         U = U + W - Z  # add up what the projection removed
@@ -92,9 +87,40 @@ def admm(
         #     W (G + ρI) = W₀ G + ρ (Z − U),     the paper's formula transposed
         # refit the outputs, pulled towards Z − U
         W = (W0 @ G + rho * (Z - U)) @ inverse
-    # one more Z step, so that what is returned obeys the mask. U is 0 where a weight is kept (there
-    # Z = W + U), so this is W on the mask
-    return (W + U) * keep, keep
+    # one more Z step, so that what is returned is allowed. On a mask U is 0 where a weight is kept
+    # (there Z = W + U), so this is W on the mask
+    return project(W + U, iterations + 1)
+
+
+def fixed_mask(keep: Tensor) -> Projection:
+    """Onto one mask (d_out, d_in), True where a weight stays.
+
+    ADMM1 is `admm` with a mask that is chosen from W0: `fixed_mask(top_k(W0.abs(), 0.6))`, or
+    `fixed_mask(top_nm(W0.abs(), 2, 4))`.
+    """
+    # the entries are independent, so the nearest weights are copied where kept, and 0 elsewhere
+    return lambda T, t: T * keep
+
+
+def gradual_mask(
+    sparsity: float, pattern: str | Pattern = "unstructured", steps: int = 15
+) -> Projection:
+    """ADMM-Grad: a new mask in each of the first `steps` iterations, with more zeros each time.
+
+    steps: at least 1, and no more than there are iterations. Make one for each layer, since it
+    remembers its mask.
+    """
+    keep = None
+
+    def project(T: Tensor, t: int) -> Tensor:
+        nonlocal keep
+        if t <= steps:
+            # The inputs have unit norm, so |W + U| is Wanda's score |W|·‖x‖. A pruned weight may
+            # return, since U remembers its score
+            keep = select(T.abs(), cubic_schedule(sparsity, t, steps), pattern)
+        return T * keep
+
+    return project
 
 
 @validated
@@ -152,6 +178,7 @@ def admm_grad(
     damping: NotNegative = 0.1,
     budget: one_of(*BUDGETS) = "matrix",
     precondition: Switch = True,
+    finish: one_of(*FINISHES) = "admm",
     trace: Trace | None = None,
 ) -> LayerResult:
     """ADMM with a gradual mask (the paper's ADMM-Grad): `admm` in its fast form.
@@ -162,6 +189,8 @@ def admm_grad(
     the paper says: unstructured pruning with a budget per matrix selects at the full target
     sparsity in every mask step (its other paths follow the cubic schedule, and so do ours). With
     `mask_steps=0` the mask is chosen once from the dense weights (that is `admm1`).
+    `finish="exact"` replaces the weights by the optimum on the same mask (`exact_least_squares`
+    with the same damping): how far 20 iterations are from it, and slow.
     trace(iteration, weight, keep) is called after each iteration.
 
     weight and keep are (d_out, d_in), gram is (d_in, d_in). Layer and options are trusted: `refit`
@@ -213,7 +242,10 @@ def admm_grad(
         choose=choose,
         trace=unscaled if trace else None,
     )
-    new = Z.div_(system.norms)
+    if finish == "exact":
+        new = _exact(weight, gram.matrix, kept, system.damping)
+    else:
+        new = Z.div_(system.norms)
     # also what a NaN on the way would have done to the mask ends here
     if not all_finite(new):
         raise NonFinite(
@@ -305,6 +337,11 @@ def exact_least_squares(
     Returns (d_out, d_in) in the weight's type. Raises the same errors as `refit`.
     """
     Layer.of(weight, gram, keep)
+    return _exact(weight, gram, keep, damping)
+
+
+def _exact(weight: Tensor, gram: Tensor, keep: Tensor, damping: float) -> Tensor:
+    """`exact_least_squares` without its checks."""
     # from the gram as it was given, and float64: the reference has to be far more exact than the
     # solvers it judges
     scaled, norms = normalise(gram.double())

@@ -36,7 +36,7 @@ from helpers.options import (
     one_of,
 )
 from helpers.paper import sparsegpt
-from helpers.paper.admm import admm_grad
+from helpers.paper.admm import FINISHES, admm_grad
 from helpers.paper.alps import alps
 from helpers.paper.gram import Gram, dead_inputs, relative_error
 from helpers.paper.layer import Layer, LayerResult
@@ -197,6 +197,7 @@ def admm1(
     damping: NotNegative = 0.1,
     budget: Budget = "matrix",
     precondition: Switch = True,
+    finish: one_of(*FINISHES) = "admm",
 ):
     """One mask from |W|·‖x‖, then ADMM on it (the paper's ADMM1)."""
     # without mask steps the mask is chosen once, from |W₀|, which is Wanda's score
@@ -212,6 +213,7 @@ def admm1(
         damping=damping,
         budget=budget,
         precondition=precondition,
+        finish=finish,
     )
 
 

@@ -46,7 +46,7 @@ from helpers.model import (
 from helpers.model.block_loop import LayerReport, PruneReport
 from helpers.model.models import find_blocks
 from helpers.paper import gradient_methods, masks
-from helpers.paper.admm import admm, damped_system
+from helpers.paper.admm import admm, damped_system, fixed_mask, gradual_mask
 from helpers.paper.fast import selection
 from helpers.paper.gram import climb_damping, damp, normalise
 from reproduction.studies import (
@@ -485,14 +485,18 @@ def as_written():
     weight, gram, _ = problem()
     G, norms = damped_system(gram, 0.1)
     W0 = weight * norms
-    half = helpers.select(W0.abs(), 0.5, "unstructured")
+    one, half = (helpers.select(W0.abs(), s, "unstructured") for s in (0.6, 0.5))
     given = {
-        "grad": dict(sparsity=0.6),
-        "one mask": dict(sparsity=0.6, mask_steps=0),
-        "2:4": dict(sparsity=0.5, pattern="2:4", iterations=16, rho=2.0),
-        "keep": dict(sparsity=0.5, keep=half),
+        "grad": (gradual_mask(0.6), {}),
+        "one mask": (fixed_mask(one), {}),
+        "2:4": (gradual_mask(0.5, "2:4"), dict(iterations=16, rho=2.0)),
+        "keep": (fixed_mask(half), {}),
     }
-    return {name: digest(*admm(W0, G, **more)) for name, more in given.items()}
+    found = {}
+    for name, (project, more) in given.items():
+        Z = admm(W0, G, project, **more)
+        found[name] = digest(Z, Z != 0)
+    return found
 
 
 @probe("layers/dead inputs")
@@ -574,6 +578,8 @@ NARROW = dict(blocks=1, ignore=["*.mlp.*", "*.q_proj", "*.o_proj"])
 @probe("admm/budget-output", **FEW, budget="output")
 @probe("admm/not-preconditioned", **FEW, precondition=False)
 @probe("admm/options", **FEW, iterations=30, mask_steps=10, rho=2.0, damping=0.05)
+@probe("admm/exact", **NARROW, finish="exact")
+@probe("admm/exact on one mask", **NARROW, method="admm1", finish="exact")
 @probe("methods/magnitude-60", method="magnitude")
 @probe("methods/magnitude-2of4", **FEW, method="magnitude", pattern="2:4")
 @probe("methods/magnitude-budget", **FEW, method="magnitude", budget="output")
