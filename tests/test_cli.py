@@ -1,5 +1,6 @@
 """The command line: a mistake is answered by one line, and `prune` does what it says."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_a_mistake_is_one_line(line, code, word, command):
         ("--window 1", "window 1"),
         ("--pattern 5:7 --method magnitude", "0.5"),
         ("--calibration missing.txt", "missing.txt"),
-        ("--calibration c5", "'c4'"),
+        ("--calibration c5", "'c5'"),
         ("--evaluation missing.txt", "missing.txt"),
         ("--keep nowhere", "nowhere"),
         ("--keep dense --effort fast", "--effort"),
@@ -248,6 +249,7 @@ def test_an_error_of_zero_is_a_number(command, monkeypatch):
 def test_effort_and_ignored_layers_are_passed_on(command, monkeypatch):
     passed = {}
 
+    @functools.wraps(pruning.prune_and_repair)  # whose signature is looked at
     def recipe(network, tokens, **arguments):
         passed.update(arguments, tokens=tokens)
         return helpers.prune_model(network, method="magnitude", sparsity=0.5)

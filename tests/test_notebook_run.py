@@ -114,7 +114,7 @@ def test_what_open_run_refuses(one_line_error):
     "change, word",
     [
         ({"method": "admm_grad"}, "'admm-grad'"),
-        ({"calibration": "c5"}, "'c4'"),
+        ({"calibration": "c5"}, "'c5'"),
         ({"calibration": "missing.txt"}, "missing.txt"),
         ({"evaluation": "wikitext"}, "'wikitext2'"),
         ({"options": {"iterationz": 30}}, "'iterationz'"),

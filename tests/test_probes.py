@@ -4,10 +4,11 @@ import contextlib
 import json
 
 import pytest
-from mutants import MUTANTS, Mutant, default
+from mutants import MUTANTS, Mutant, around, default
 
 from helpers.beyond import allocation, recipe
 from helpers.errors import HelpersError
+from helpers.paper import admm
 from reproduction.proof import probes
 
 # enough to see that something is broken
@@ -17,7 +18,12 @@ probes.LENGTH = 64
 THRESHOLD = Mutant(
     "", "allocation/owl of three blocks", default(allocation.owl, outliers=7.0)
 )
-BROKEN = MUTANTS | {"OWL's threshold is 7": THRESHOLD}
+LOST = Mutant(
+    "",
+    "masks given/more zeros",
+    around(admm, "only_within", lambda _whole, score, _keep: score),
+)
+BROKEN = MUTANTS | {"OWL's threshold is 7": THRESHOLD, "masks are forgotten": LOST}
 KNOWN = {}  # what a probe says of the package as it is
 
 
