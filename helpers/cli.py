@@ -7,21 +7,34 @@ be is checked by the function that takes it. A failure is one line.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import helpers  # its names are loaded on use
 from helpers.errors import BadParameter, HelpersError, first_line
 from helpers.memory import check_memory
-from helpers.options import check_choice
+from helpers.options import check_choice, check_whole
 
 # verbs of another package
 MOVED = ("reproduce", "run", "tables", "accept", "list", "doctor")
 # arguments of prune_loaded and of what it calls that are no option of a line
 GIVEN = ("tokens", "progress", "folder", "team", "source", "destination")
+
+
+PRUNE = """\
+Prune a model and save it to a folder that transformers can load. Prints the
+sparsity, the mean layer error, and the perplexity before and after.
+"""
+# the time is that of the record 04_prune_model--admm-grad-60 of the plan full
+EXAMPLE = """\
+example, about 5 minutes on one CPU core:
+  python -m helpers prune embedded --sparsity 0.6 --save my-model
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,13 +103,13 @@ def prune(options: argparse.Namespace) -> None:
     from helpers.device import pick_device, pick_dtype
     from helpers.large import torchrun_team
 
-    check_pruning(options)
+    check_line(options)
     windows = text_needed(options.method, options.effort, options.sequences)
-    kind = str(pick_dtype(options.dtype, pick_device(options.device)))
+    kind = pick_dtype(options.dtype, pick_device(options.device))
     memory = check_memory(
         options.model,
         device=options.device,
-        dtype=kind.removeprefix("torch."),
+        dtype=str(kind).removeprefix("torch."),
         streamed=options.streamed,
         effort=options.effort,
         sequences=windows,
@@ -104,7 +117,6 @@ def prune(options: argparse.Namespace) -> None:
         window=options.window,
         windows=options.windows,
     )
-    write_line(f"memory: {memory['needs']}")
     arguments = dict(
         method=options.method,
         effort=options.effort,
@@ -114,8 +126,16 @@ def prune(options: argparse.Namespace) -> None:
         progress=write_progress,
         **options.options,
     )
-    if options.allow_pruned:  # which the recipe does not take
+    # which the recipe does not take
+    if options.allow_pruned:
         arguments["allow_pruned"] = True
+    if options.keep:
+        # read one by one, so that no second model is in memory
+        folder = Path(options.keep).expanduser().absolute()
+        pruned, _ = helpers.load_streamed(folder, device="cpu")
+        arguments["keep"] = helpers.masks_of(pruned)
+    check_shapes(options, kind, windows, arguments)
+    write_line(f"memory: {memory['needs']}")
     with torchrun_team(options.device) as (team, device):
         model, tokenizer = load(options, device)
         tokens = None
@@ -143,10 +163,12 @@ def prune(options: argparse.Namespace) -> None:
     )
 
 
-def check_pruning(options: argparse.Namespace) -> None:
-    """Raise BadParameter for what can be refused before the model is loaded."""
+def check_line(options: argparse.Namespace) -> None:
+    """Raise BadParameter for what the line itself shows, before anything is loaded."""
+    from helpers.data import corpora
     from helpers.paper.masks import target_sparsity
-    from helpers.paper.methods import get_method
+    from helpers.paper.methods import check_method_options
+    from helpers.pruning import method_options
     from helpers.share import check_new_folder
 
     if options.effort and options.streamed:
@@ -156,6 +178,14 @@ def check_pruning(options: argparse.Namespace) -> None:
     if options.effort and options.allow_pruned:
         raise BadParameter(
             "--effort needs a dense model: leave out --allow-pruned, or --effort"
+        )
+    if options.effort and options.keep:
+        raise BadParameter(
+            "--effort chooses the masks itself: leave out --keep, or --effort"
+        )
+    if options.keep and not Path(options.keep).expanduser().is_dir():
+        raise BadParameter(
+            f"--keep {options.keep!r} is no folder: give that of a pruned model"
         )
     if "RANK" in os.environ and not options.streamed:
         raise BadParameter(
@@ -172,8 +202,39 @@ def check_pruning(options: argparse.Namespace) -> None:
             )
     if not options.streamed:  # which goes on in a folder that an earlier call has begun
         check_new_folder(options.save)
-    get_method(options.method)  # "dense" is none
-    target_sparsity(options.sparsity, options.pattern)
+    own = method_options(
+        options.options, effort=options.effort, streamed=options.streamed
+    )
+    check_method_options(options.method, own)  # "dense" is no method
+    if not options.keep:
+        target_sparsity(options.sparsity, options.pattern)
+    for name, least in (("sequences", 1), ("length", 1), ("seed", 0), ("windows", 1)):
+        check_whole(name, getattr(options, name), least=least)
+    check_whole("window", options.window, least=2)
+    corpora.check_text(options.calibration, corpora.CALIBRATION_SOURCES)
+    corpora.check_text(options.evaluation, corpora.EVALUATION_SOURCES)
+
+
+def check_shapes(
+    options: argparse.Namespace, kind: Any, windows: int, arguments: dict[str, Any]
+) -> None:
+    """Raise what the function that prunes would refuse, from the shapes of the model's layers.
+
+    kind: the dtype; windows: of calibration text; arguments: of `prune_loaded`.
+    """
+    import torch
+
+    from helpers.model.models import check_length, load_shapes
+    from helpers.pruning import check_pruning
+
+    shapes = load_shapes(options.model, revision=options.revision, dtype=kind)
+    check_length(shapes, options.window)
+    check_pruning(
+        shapes,
+        torch.zeros(windows, options.length, dtype=torch.int64),
+        streamed=options.streamed,
+        **arguments,
+    )
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -234,24 +295,33 @@ def write_line(text: str) -> None:
 class OneLineParser(argparse.ArgumentParser):
     """A parser that reports an error in one line, without the usage."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is not known here, in the verb's own parser, which knows its name."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
+
     def error(self, message: str) -> NoReturn:
         """Write the error and exit with code 2, as argparse does."""
-        self.exit(2, f"{message}: see {self.prog} --help, also after the verb\n")
+        self.exit(2, f"{message}: see {self.prog} --help\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; in what it returns, `verb` is the one that was given."""
     parser = OneLineParser(
         "python -m helpers",
-        description="Prune a language model, or evaluate one.",
+        description="Prune a language model, evaluate one, or download the assets: the embedded "
+        "model and texts.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     prune = verbs.add_parser(
         "prune",
         help="prune a model and save it",
-        usage="%(prog)s MODEL --save FOLDER [option ...]",
-        description="Prune a model and save it to a folder that transformers can load. Prints the "
-        "sparsity, the mean layer error, and the perplexity before and after.",
+        usage="%(prog)s MODEL --sparsity S --save FOLDER [option ...]",
+        description=PRUNE,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_pruning(prune)
     add_calibration(prune)
@@ -301,6 +371,13 @@ def add_pruning(verb: argparse.ArgumentParser) -> None:
         help="N:M keeps N of every M inputs (default: %(default)s)",
     )
     option(
+        "--keep",
+        default="",
+        metavar="FOLDER",
+        help="folder of a pruned model whose zeros stay: without --sparsity its masks are used as "
+        "they are; a larger --sparsity adds zeros to them",
+    )
+    option(
         "--effort",
         default="",
         help="fast: allocate sparsity from gradients; balanced and long: also distil the dense "
@@ -329,7 +406,12 @@ def add_pruning(verb: argparse.ArgumentParser) -> None:
 
 def json_object(text: str) -> dict[str, Any]:
     """Named arguments from a JSON object."""
-    return dict(json.loads(text))
+    with contextlib.suppress(ValueError):
+        if isinstance(found := json.loads(text), dict):
+            return found
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no JSON object, such as '{{\"iterations\": 30}}'"
+    )
 
 
 def add_calibration(verb: argparse.ArgumentParser) -> None:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import OutOfMemory, UnsupportedModel
-from helpers.options import check_choice
+from helpers.errors import BadParameter, OutOfMemory, UnsupportedModel
+from helpers.options import check_choice, did_you_mean
 
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # by controller, which is a folder ("" in version 2): the files that hold a group's limit and
@@ -117,6 +117,21 @@ def ram() -> tuple[int, int]:
     return free, total
 
 
+def check_model_name(model: str | Path) -> None:
+    """Raise BadParameter for a name that is no model of `KNOWN`, no folder and no id of the hub."""
+    text = str(model)
+    if text in KNOWN or (text and Path(text).expanduser().is_dir()):
+        return
+    # whether the hub has a model of that name is seen when it is loaded
+    if text.startswith((".", "/", "~")) or text.count("/") != 1:
+        ours = [name for name in KNOWN if "/" not in name]
+        raise BadParameter(
+            f'model {text!r} is unknown: use "embedded" (SmolLM2-135M-Instruct), "embedded-gemma" '
+            '(Gemma-3-270M), "tiny" (random weights), an existing folder or a hub id such as '
+            f'"owner/name"{did_you_mean(text, ours)}'
+        )
+
+
 def model_size(model: str | Path) -> ModelSize:
     """The size of a model in `KNOWN`, or of a folder of safetensors with its config.json.
 
@@ -206,9 +221,11 @@ def check_memory(
     """What a run will take and what is free, in words; call it before a model is loaded.
 
     parameters: as for `memory_needed`. For a model whose size is not known the words say so.
-    Raises BadParameter for an unknown dtype, and OutOfMemory, which says what to change, where the
-    run does not fit; RAM is estimated generously, so a little too little is "tight".
+    Raises BadParameter for an unknown dtype and for what is no name of a model, and OutOfMemory,
+    which says what to change, where the run does not fit; RAM is estimated generously, so a little
+    too little is "tight".
     """
+    check_model_name(model)
     free = free_memory()
     words = {"free RAM": f"{gigabytes(free.ram_free)} of {gigabytes(free.ram_total)}"}
     if free.gpu is not None:
@@ -218,8 +235,8 @@ def check_memory(
     on_gpu = free.gpu is not None and device != "cpu"
     try:
         on_device, in_ram = memory_needed(model, gpu=on_gpu, **parameters)
-    except UnsupportedModel as error:
-        return {"needs": f"not known: {error}", **words}
+    except UnsupportedModel:
+        return {"needs": "not known for this model", **words}
     kinds = [("RAM", in_ram, free.ram_free, RAM_SLACK)]
     if on_gpu:
         kinds.append(("GPU memory", on_device, free.gpu_free, 1.0))

@@ -26,12 +26,17 @@ def check_choice(
     """Return `value` if it is one of `choices`, else raise `error` with the nearest choice."""
     if isinstance(value, str) and value in choices:
         return value
+    raise error(
+        f"{what} {value!r} is unknown: choose one of {join_names(choices)}"
+        f"{did_you_mean(value, choices)}"
+    )
+
+
+def did_you_mean(value: object, choices: Collection[str]) -> str:
+    """The end of a message: the choice that is spelt most like a value, "" if none is."""
     # a typing mistake is the usual cause: for "wnada" the message suggests "wanda"
     near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise error(
-        f"{what} {value!r} is unknown: choose one of {join_names(choices)}{hint}"
-    )
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_whole(what: str, value: object, *, least: int = 1) -> int:

@@ -4,6 +4,8 @@ The notebooks 04 and 05 and the command line call it, so that a run by hand, a p
 `python -m helpers prune` do the same.
 """
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from helpers.beyond.recipe import prune_and_repair
 from helpers.errors import BadParameter
 from helpers.large import load_streamed, prune_checkpoint
-from helpers.model.block_loop import PruneReport, Team
+from helpers.model.block_loop import Loop, PruneReport, Team
 from helpers.model.models import model_identity, set_state, state_of
 from helpers.model.prune import prune_model
 from helpers.paths import cache_dir
@@ -77,6 +79,36 @@ def prune_loaded(
     # a record says which model was pruned
     set_state(pruned, identity=model_identity(model))
     return report, pruned
+
+
+def method_options(
+    arguments: Mapping[str, Any], *, effort: str = "", streamed: bool = False
+) -> dict[str, Any]:
+    """Those arguments of `prune_loaded` that the function it calls hands on to the method."""
+    function = prune_checkpoint if streamed else prune_model
+    if effort:
+        function = prune_and_repair
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name not in known}
+
+
+def check_pruning(
+    shapes: nn.Module,
+    tokens: Tensor | None,
+    *,
+    method: str,
+    effort: str = "",
+    streamed: bool = False,
+    **arguments: Any,
+) -> None:
+    """Raise what `prune_loaded` would refuse, for a model that is not loaded yet.
+
+    shapes: see `helpers.model.models.load_shapes`. tokens: any of the shape of the text.
+    """
+    options = method_options(arguments, effort=effort, streamed=streamed)
+    named = {name: arguments[name] for name in arguments.keys() - options}
+    named.pop("allow_pruned", None)  # of which shapes say nothing
+    Loop(shapes, tokens, method=method, options=options, **named)
 
 
 def prune_on_disk(

@@ -70,6 +70,8 @@ tokenizer = AutoTokenizer.from_pretrained("{{ name }}")
 {% for row in ["method", "pattern", "sparsity"] if row in facts -%}
 | {{ row }} | {{ facts[row] }} |
 {% endfor -%}
+{% if facts.keep %}| masks given, hash | {{ facts.keep }} |
+{% endif -%}
 {% for metric in
   ["perplexity_dense", "perplexity", "perplexity_web", "mean_layer_error", "mean_acc"]
   if record and metric in record.metrics -%}

@@ -19,11 +19,14 @@ from typing import Any
 
 import pandas as pd
 
+from helpers.data.corpora import CALIBRATION_SOURCES, EVALUATION_SOURCES, check_text
 from helpers.device import describe_device, peak_memory_bytes, pick_device
 from helpers.errors import BadParameter, RunError
 from helpers.options import check_choice
 from helpers.paper.masks import target_sparsity
+from helpers.paper.methods import check_method_options
 from helpers.paths import notebooks_dir
+from helpers.pruning import method_options
 from reproduction.machine import check_memory, choose, prepare_kernel
 from reproduction.parameters import (
     code_cells,
@@ -129,9 +132,9 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     papermill or by hand, the default sparsity is None there.
 
     Raises BadParameter for a parameter that is missing, misspelt, of a wrong type or at odds with
-    the preset, for a sparsity out of range, and for a name given to papermill that is not a
-    parameter; OutOfMemory if the run does not fit this machine; and RunError on Colab if the kernel
-    has to be restarted first.
+    the preset, for a sparsity out of range, for a method, an option, a text or a model that does
+    not exist, and for a name given to papermill that is not a parameter; OutOfMemory if the run
+    does not fit this machine; and RunError on Colab if the kernel has to be restarted first.
     """
     prepare_kernel()
     path = notebooks_dir() / f"{notebook}.ipynb"
@@ -159,10 +162,32 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
         target_sparsity(
             parameters["sparsity"], parameters.get("pattern", "unstructured")
         )
+    check_names(parameters, path)
     needs = None
     if "model" in parameters:
         needs = pd.DataFrame({"this machine": check_memory(notebook, parameters)})
     return NotebookRun(notebook, namespace, parameters, needs)
+
+
+def check_names(parameters: Mapping[str, Any], path: Path) -> None:
+    """Raise BadParameter for a method, an option of it or a text that does not exist."""
+    method = parameters.get("method")
+    # 04 and 05, which have an effort, measure the dense model too; 07 registers a method itself
+    known = method == "dense" and "effort" in parameters
+    known |= any("@register(" in source for source, _ in code_cells(path))
+    if method is not None and not known:
+        options = method_options(
+            parameters.get("options", {}),
+            effort=parameters.get("effort", ""),
+            streamed=parameters.get("streamed", False),
+        )
+        check_method_options(method, options)
+    for name, sources in (
+        ("calibration", CALIBRATION_SOURCES),
+        ("evaluation", EVALUATION_SOURCES),
+    ):
+        if name in parameters:
+            check_text(parameters[name], sources)
 
 
 def injected_names(namespace: Mapping[str, Any]) -> list[str]:

@@ -17,8 +17,6 @@ from helpers.model import blocks as cap
 from helpers.model.block_loop import Loop, Team
 from helpers.model.models import find_blocks, find_layers
 from helpers.paper.gram import Gram
-from helpers.paper.layer import Target
-from helpers.progress import as_progress
 
 EVERY = sorted(fam.FAMILIES)
 BATCH = 2
@@ -222,17 +220,8 @@ def test_grams_are_checked_once_they_are_those_of_all_processes(one_line_error):
 
     model = fam.build("opt")
     text = Missed(model, fam.random_tokens(2), 1)
-    loop = Loop(
-        model,
-        text.tokens,
-        target=Target("wanda", 0.5),
-        ignored=[],
-        passes=2,
-        precision="float32",
-        batch=1,
-        progress=as_progress(False),
-        team=Filled(),
-    )
+    target = dict(method="wanda", options={}, sparsity=0.5)
+    loop = Loop(model, text.tokens, **target, batch=1, team=Filled())
     (grams,) = loop.stages(1, text, None)
     assert grams["experts.1"].tokens == 3
     loop.team = Team()

@@ -1,5 +1,6 @@
 """The command line: a mistake is answered by one line, and `prune` does what it says."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def test_help_fits_a_terminal(verb, command, monkeypatch):
     [
         ("", 2, "VERB"),
         ("prune x --sparsity 0.5", 2, "--save"),
-        (f"prune tiny {HALF} --options 3", 2, "--options"),
+        (f"prune tiny {HALF} --options 3", 2, '{"iterations": 30}'),
+        (f"prune tiny {HALF} --options {{it}}", 2, '{"iterations": 30}'),
+        (f"prune tiny {HALF} --sparcity 1", 2, "python -m helpers prune --help\n"),
         (f"prune tiny {HALF} --sparsity 60", 1, "0.6"),
         (f"prune tiny {HALF} --effort fast --streamed", 1, "--streamed"),
         (f"prune tiny {HALF} --effort fast --allow-pruned", 1, "dense"),
@@ -83,6 +86,67 @@ def test_a_mistake_is_one_line(line, code, word, command):
     answered, _, error = command(line)
     assert answered == code and word in error and error.count("\n") == 1, error
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "line, word",
+    [
+        ('--options {"iterationz":30}', "iterationz"),
+        ('--options {"passes":3}', "passes 3"),
+        ('--options {"damping":-1} --method sparsegpt', "damping -1"),
+        ("--ignore *.down_porj", "'*.down_porj'"),
+        ("--sequences 0", "sequences 0"),
+        ("--length 200", "128"),
+        ("--seed -1", "seed -1"),
+        ("--windows 0", "windows 0"),
+        ("--window 1", "window 1"),
+        ("--pattern 5:7 --method magnitude", "0.5"),
+        ("--calibration missing.txt", "missing.txt"),
+        ("--calibration c5", "'c5'"),
+        ("--evaluation missing.txt", "missing.txt"),
+        ("--keep nowhere", "nowhere"),
+        ("--keep dense --effort fast", "--effort"),
+        ("--keep gpt2", "transformer.h.0"),
+        ("--keep half --sparsity 0.3", "0.3"),
+    ],
+)
+def test_what_the_line_and_the_shapes_show_is_refused_before_loading(
+    line, word, command, monkeypatch
+):
+    saved.save(Path("gpt2"), "gpt2", "1GB")
+    command(f"prune dense {HALF} --method magnitude --save half")
+    monkeypatch.setattr(cli, "load", None)
+    code, out, error = command(f"prune dense {HALF} --length 16 {line}")
+    assert (code, out) == (1, ""), error
+    assert word in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", [f"prune {{}} {HALF}", f"evaluate {{}} {SHORT}"])
+def test_a_model_that_is_misspelt(verb, command):
+    code, out, error = command(verb.format("embeded"))
+    assert (code, out) == (1, "")
+    assert "did you mean 'embedded'" in error and error.count("\n") == 1
+
+
+def test_help_has_an_example_and_names_the_assets(command):
+    assert "example, about" in command("prune --help")[1]
+    assert "assets" in command("--help")[1].partition("VERB")[2].partition("VERB")[0]
+
+
+@pytest.mark.parametrize("streamed", ["", "--streamed"])
+def test_zeros_of_a_pruned_model_stay(streamed, command):
+    half = f"{HALF} --method wanda --calibration text.txt --length 16"
+    assert command(f"prune dense {half} --save half")[0] == 0
+    before = saved.loaded(Path("half"))
+    line = f"prune dense {SHORT} --calibration text.txt --length 16 --keep half"
+    for to, more, share in (("one", "", 0.5), ("two", "--sparsity 0.75", 0.75)):
+        code, out, error = command(f"{line} {streamed} --save {to} {more}")
+        assert (code, error) == (0, "")
+        assert f"sparsity {share:.4f}" in out
+        after = saved.loaded(Path(to))
+        lost = fam.kept(after, "llama") & ~fam.kept(before, "llama")
+        assert not lost.any()
+        assert fam.changed(after, fam.snapshot(before))
 
 
 @pytest.mark.parametrize("method", ["dense", "wnada"])
@@ -185,6 +249,7 @@ def test_an_error_of_zero_is_a_number(command, monkeypatch):
 def test_effort_and_ignored_layers_are_passed_on(command, monkeypatch):
     passed = {}
 
+    @functools.wraps(pruning.prune_and_repair)  # whose signature is looked at
     def recipe(network, tokens, **arguments):
         passed.update(arguments, tokens=tokens)
         return helpers.prune_model(network, method="magnitude", sparsity=0.5)

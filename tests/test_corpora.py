@@ -85,7 +85,7 @@ def test_windows_of_a_file_overlap_with_a_warning_when_it_is_short(text_file, ca
     assert apart[:, 0].tolist() != sorted(apart[:, 0].tolist())
     assert not caplog.text
     tokens = drawn(text_file, 40, 90)
-    assert "overlap" in caplog.text
+    assert "40 sequences of 90 tokens are 36.0 times the text" in caplog.text
     # each row runs on in the text; the first and last start included
     assert torch.equal(tokens - tokens[:, :1], torch.arange(90).expand(40, 90))
     assert set(tokens[:, 0].tolist()) == set(range(100, 111))

@@ -106,11 +106,13 @@ def test_a_mask_that_is_given(one_line_error):
     score = layer()[1]
     half = top_k(score, 0.5)
     assert check_keep(half, score.shape, 0.5) == 0.5
+    more = 0.5 + 1 / half.numel()  # a weight more is to be chosen within it
+    assert check_keep(half, score.shape, more) == more
     # fewer than N in a group are allowed
     sparser = top_nm(score, 2, 4) & (torch.arange(32) > 3)
     assert check_keep(sparser, score.shape, None, "2:4") == pytest.approx(0.5 + 2 / 32)
     for keep, sparsity, pattern in (
-        (half, 0.5 + 1 / half.numel(), UNSTRUCTURED),  # one weight more
+        (half, 0.5 - 1 / half.numel(), UNSTRUCTURED),  # one weight too many
         (half, None, "2:4"),  # some group holds three or four
         (sparser, 0.5, "2:4"),
     ):

@@ -5,6 +5,7 @@ import psutil
 import pytest
 
 from helpers import memory
+from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.memory import memory_needed, model_size, ram
 from helpers.paths import reference_dir
@@ -62,6 +63,7 @@ def test_a_folder_has_the_size_of_its_model(family, tmp_path, one_line_error):
         (tmp_path / "config.json").write_text(text)
         with one_line_error(UnsupportedModel, str(tmp_path), "embedded"):
             model_size(tmp_path)
+    assert MODELS.keys() < memory.KNOWN.keys()
     with one_line_error(BadParameter, "dtype 'int8'"):
         memory_needed("tiny", dtype="int8")
 

@@ -4,14 +4,15 @@ import pytest
 from small_project import write_notebook
 
 from helpers.errors import BadParameter
-from helpers.paths import results_dir
+from helpers.paths import notebooks_dir, results_dir
 from reproduction import notebook, open_run
+from reproduction.parameters import read_parameters_cell
 from reproduction.records import read_record
 
 CELL = """\
 preset = ""
 model = "tiny"
-method = "wanda"
+method = "admm1"
 sparsity: float | None = 0.5
 pattern = "unstructured"
 options = {"iterations": 20}
@@ -106,6 +107,45 @@ def test_what_open_run_refuses(one_line_error):
     del values["sequences"]
     with one_line_error(BadParameter, "sequences", "misspelt"):
         open_run("book", values)
+
+
+@pytest.mark.parametrize("name", ["00_start_here", "04_prune_model", "05_zero_shot"])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"method": "admm_grad"}, "'admm-grad'"),
+        ({"calibration": "c5"}, "'c5'"),
+        ({"calibration": "missing.txt"}, "missing.txt"),
+        ({"evaluation": "wikitext"}, "'wikitext2'"),
+        ({"options": {"iterationz": 30}}, "'iterationz'"),
+        ({"options": {"iterations": 0}}, "iterations 0"),
+    ],
+)
+def test_names_are_checked_before_a_model_is_loaded(
+    name, change, word, monkeypatch, one_line_error
+):
+    monkeypatch.setattr(notebook, "notebooks_dir", notebooks_dir)
+    defaults, _ = read_parameters_cell(notebooks_dir() / f"{name}.ipynb")
+    if change.keys() <= defaults.keys():
+        with one_line_error(BadParameter, word):
+            open_run(name, defaults | change)
+
+
+def test_what_a_notebook_may_prune_with(monkeypatch, one_line_error):
+    monkeypatch.setattr(notebook, "notebooks_dir", notebooks_dir)
+    opened = {
+        "04_prune_model": dict(method="dense"),
+        "05_zero_shot": dict(options={"passes": 1, "iterations": 30}),
+        "07_your_own_method": {},  # which registers it later
+        "08_beyond_the_paper": {},
+        "03_mask_schedule": {},
+    }
+    for name, change in opened.items():
+        defaults, _ = read_parameters_cell(notebooks_dir() / f"{name}.ipynb")
+        open_run(name, defaults | change)
+    defaults, _ = read_parameters_cell(notebooks_dir() / "00_start_here.ipynb")
+    with one_line_error(BadParameter, "'dense'"):
+        open_run("00_start_here", defaults | {"method": "dense"})
 
 
 def test_a_parameter_that_changes_meanwhile_stops_the_record(one_line_error):

@@ -7,6 +7,7 @@ import pytest
 
 from helpers import perplexity
 from helpers.errors import BadParameter, NonFinite
+from helpers.model.perplexity import note_short_windows
 
 
 def long_text(tokens=500, seed=4):
@@ -67,3 +68,13 @@ def test_a_broken_model_has_no_perplexity(value, one_line_error):
     model.model.norm.weight.data.mul_(value)
     with one_line_error(NonFinite):
         perplexity(model, long_text(), length=40)
+
+
+def test_short_windows_are_noted_once(caplog):
+    note_short_windows.cache_clear()
+    model = fam.build()
+    perplexity(model, long_text(), length=64)
+    assert not caplog.text
+    for _ in range(2):
+        perplexity(model, long_text(), length=5)
+    assert caplog.text.count("windows of 5 tokens") == 1

@@ -107,3 +107,5 @@ def test_memory_is_checked_before_loading(here, one_line_error):
     with one_line_error(OutOfMemory, "RAM", "16 GB"):
         needs(model="huggyllama/llama-7b", dtype="float32")
     assert "not known" in needs(model="someone/something")
+    with one_line_error(BadParameter, "did you mean 'embedded'"):
+        needs(model="embeded")

@@ -21,9 +21,15 @@ THRESHOLD = Mutant(
 UNDAMPED = Mutant(
     "", "admm/exact", around(admm, "_exact", lambda f, *args: f(*args[:-1], 0.0))
 )
+LOST = Mutant(
+    "",
+    "masks given/more zeros",
+    around(admm, "only_within", lambda _whole, score, _keep: score),
+)
 BROKEN = MUTANTS | {
     "OWL's threshold is 7": THRESHOLD,
     "the optimum without damping": UNDAMPED,
+    "masks are forgotten": LOST,
 }
 KNOWN = {}  # what a probe says of the package as it is
 

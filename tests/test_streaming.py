@@ -17,7 +17,6 @@ from helpers import (
     layer_problems,
     load_model,
     load_streamed,
-    masks_of,
     model_identity,
     perplexity,
     prune_model,
@@ -136,7 +135,6 @@ def test_perplexity_is_that_of_the_loaded_model_in_few_reads(llama, reads):
 @pytest.mark.parametrize(
     "use",
     [
-        masks_of,
         keep_masks,
         lambda model: save_pruned(model, None, "pruned"),
         lambda model: layer_problems(model, fam.random_tokens(), 1, ["mlp.up_proj"]),

@@ -32,6 +32,7 @@ from helpers.beyond.training import gradients_of
 from helpers.errors import BadParameter, NonFinite
 from helpers.model.block_grams import best_batch, explain_out_of_memory
 from helpers.model.blocks import eval_mode, record_calls, watch_inputs
+from helpers.model.checks import ignored_layers
 from helpers.model.models import (
     check_model,
     check_tokens,
@@ -40,7 +41,7 @@ from helpers.model.models import (
     model_layers,
     read_weight,
 )
-from helpers.model.prune import check_dense, ignored_layers
+from helpers.model.prune import check_dense
 from helpers.options import NotNegative, Positive, check_choice, validated
 from helpers.paper.gram import check_measured
 from helpers.paper.masks import Pattern, check_sparsity, target_sparsity

@@ -26,9 +26,9 @@ from helpers.beyond.allocation import guide
 from helpers.beyond.distil import distil
 from helpers.beyond.training import check_float32
 from helpers.errors import BadParameter
-from helpers.model.block_loop import PruneReport
+from helpers.model.block_loop import Loop, PruneReport
 from helpers.model.models import check_model, check_tokens
-from helpers.model.prune import check_dense, checked_loop
+from helpers.model.prune import check_dense
 from helpers.options import check_choice
 from helpers.paper.masks import Pattern
 from helpers.paper.methods import get_method
@@ -108,6 +108,10 @@ def prune_and_repair(
 
     Raises what `guide`, `prune_model` and `distil` raise.
     """
+    if "keep" in options:
+        raise BadParameter(
+            "prune_and_repair chooses its masks itself and takes no keep=: use prune_model"
+        )
     needed = windows_of(effort, 1)
     budget = EFFORTS[effort]
     check_model(model)
@@ -123,7 +127,7 @@ def prune_and_repair(
     repair_windows = windows_of(effort, 0)
     text, repair_text = tokens.split([len(tokens) - repair_windows, repair_windows])
     # all that the steps would refuse, before the first of them has taken its time
-    loop = checked_loop(
+    loop = Loop(
         model,
         text,
         method=method,

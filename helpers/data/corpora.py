@@ -227,6 +227,16 @@ def _check_source(source: str | Path, names: Sequence[str]) -> str:
     )
 
 
+def check_text(source: str | Path, names: Sequence[str] = CALIBRATION_SOURCES) -> None:
+    """Raise BadParameter for a text that is none of these and no file that can be read.
+
+    Nothing is downloaded, and no tokenizer is needed: it can be called before a model is loaded.
+    """
+    source = _check_source(source, names)
+    if source not in names:
+        _documents(source)
+
+
 def _offsets(
     tokens: int, sequences: int, length: int, draw: random.Random
 ) -> list[int]:
@@ -234,9 +244,11 @@ def _offsets(
     slack = tokens - sequences * length  # tokens that lie in no window
     if slack < 0:
         LOG.warning(
-            "%d windows of %d tokens overlap: the text has only %d",
+            "%d sequences of %d tokens are %.1f times the text, which has %d tokens, so they "
+            "overlap",
             sequences,
             length,
+            sequences * length / tokens,
             tokens,
         )
         return [draw.randint(0, tokens - length) for _ in range(sequences)]

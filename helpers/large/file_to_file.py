@@ -27,7 +27,7 @@ from helpers.large.shards import COMPANIONS, INDEX, reading, write_index, write_
 from helpers.large.streaming import WeightReader, load_streamed
 from helpers.model.block_loop import LayerReport, Loop, PruneReport, Store, Team
 from helpers.model.models import find_layers, state_of
-from helpers.model.prune import check_zeros, checked_loop
+from helpers.model.prune import check_zeros
 from helpers.paper.layer import Sparsity
 from helpers.paths import replace_file, sha256_file, sync, writing
 from helpers.progress import Progress
@@ -66,6 +66,7 @@ def prune_checkpoint(
     method: str,
     sparsity: Sparsity = None,
     pattern: str = "unstructured",
+    keep: Mapping[str, Tensor] | None = None,
     passes: int = 2,
     precision: str = "float32",
     batch: int | None = None,
@@ -93,6 +94,7 @@ def prune_checkpoint(
         destination: a new or empty folder, or one that the same call began to fill.
         tokens, method, sparsity, pattern, passes, precision, batch, progress, ignore, options: as
             for `prune_model`.
+        keep: too; the masks of a model that is loaded by `load_streamed` are read one by one.
         revision: of a hub model, a commit hash or "main".
         device, dtype: as for `load_model`.
         allow_pruned: as for `prune_model`; the first block says whether the source is pruned.
@@ -104,13 +106,14 @@ def prune_checkpoint(
     check_plain(options)
     model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
     reader = state_of(model).reader
-    loop = checked_loop(
+    loop = Loop(
         model,
         tokens,
         method=method,
         options=options,
         sparsity=sparsity,
         pattern=pattern,
+        keep=keep,
         passes=passes,
         precision=precision,
         batch=batch,
@@ -167,6 +170,7 @@ def request_hash(reader: WeightReader, loop: Loop) -> str:
         # else the tokens are never read
         "calibration": loop.method.needs_calibration and hash_of(loop.tokens.tolist()),
         "target": dataclasses.asdict(loop.target),
+        "keep": loop.report.keep,
         "method_code": method_code,
         "passes": loop.passes,
         "precision": loop.precision,

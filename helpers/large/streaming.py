@@ -9,7 +9,7 @@ any other. A loop that works block by block keeps a block in memory for as long 
 import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,9 +211,31 @@ class WeightReader:
             slot.key = slot.name
             self.checkpoint.files[slot.key] = path
 
+    def masks(self, names: Iterable[str]) -> "Masks":
+        """The masks of weights by their names in the model, see `helpers.model.models.masks_of`."""
+        slots = {slot.name: slot for part in self.slots.values() for slot in part}
+        return Masks(self, {name: slots[name] for name in names})
+
     def tensors(self, index: int | None) -> dict[str, Tensor]:
         """The tensors of a part that is in memory, by the model's names."""
         return {slot.name: slot.tensor for slot in self.slots[index]}
+
+
+class Masks(Mapping):
+    """Masks of a streamed model by the names of its weights, each read when it is looked up."""
+
+    def __init__(self, reader: WeightReader, slots: dict[str, Slot]) -> None:
+        self.reader = reader
+        self.slots = slots
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.reader._read(self.slots[name]) != 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.slots)
+
+    def __len__(self) -> int:
+        return len(self.slots)
 
 
 def _slots(

@@ -10,18 +10,29 @@ the next one. With one pass the text waits inside the block while its layers are
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from helpers.device import synchronise
-from helpers.errors import HelpersError
-from helpers.model.block_grams import Replay, best_batch, explain_out_of_memory
+from helpers.device import check_precision, synchronise
+from helpers.errors import BadParameter
+from helpers.model.block_grams import Replay, best_batch
 from helpers.model.blocks import eval_mode
+from helpers.model.checks import (
+    check_importance,
+    check_layers,
+    check_masks,
+    explain_errors,
+    ignored_layers,
+    sparsity_by_layer,
+    try_target,
+)
 from helpers.model.models import (
+    as_matrix,
+    check_tokens,
     device_of,
     find_blocks,
     find_layers,
@@ -29,14 +40,16 @@ from helpers.model.models import (
     model_layers,
     read_weight,
     set_state,
+    weight_names,
     weights_in_memory,
     write_weight,
 )
+from helpers.options import check_whole
 from helpers.paper.gram import Gram, check_measured, relative_error
-from helpers.paper.layer import LayerResult, Target
-from helpers.paper.masks import mask_hash
-from helpers.paper.methods import get_method
-from helpers.progress import Progress
+from helpers.paper.layer import LayerResult, Sparsity, Target
+from helpers.paper.masks import Pattern, mask_hash
+from helpers.paper.methods import check_method_options, get_method
+from helpers.progress import Progress, as_progress
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ class PruneReport:
     halved because memory ran out. `precision` is that of the products with the text. `repair` says
     what a recipe did after the layers. `parity` is the largest relative difference between
     replayed and own logits, before pruning. `ignored` names the layers that stay dense; they have a
-    row too, with sparsity 0 and no error.
+    row too, with sparsity 0 and no error. `keep` is a hash of the masks that were given.
     """
 
     method: str
@@ -79,6 +92,7 @@ class PruneReport:
     precision: str = "float32"
     repair: dict[str, Any] | None = None
     ignored: list[str] = field(default_factory=list)
+    keep: str | None = None
 
     @property
     def sparsity(self) -> float:
@@ -108,6 +122,8 @@ class PruneReport:
             details["repair"] = self.repair
         if self.ignored:
             details["ignored"] = self.ignored
+        if self.keep:
+            details["keep"] = self.keep
         return details
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,38 +184,85 @@ class Team:
             yield prune(name)
 
 
-@dataclass(eq=False)
 class Loop:
     """Prunes a model block by block, and collects the report and the seconds of its parts.
 
-    `helpers.model.prune.checked_loop` makes one of arguments that are checked; see `prune_model`
-    for them. ignored: the layers that stay dense, by their `layer_key`; the target has a sparsity
-    for each of the others.
+    Making one checks all that can be refused before a weight changes, and changes nothing: see
+    `helpers.model.checks`. Of weights on the meta device only the shapes are looked at.
     """
 
-    model: nn.Module
-    tokens: Tensor | None
-    target: Target
-    ignored: list[str]
-    passes: int
-    precision: str
-    batch: int | None
-    progress: Progress
-    importance: Mapping[str, Tensor] | None = None
-    team: Team = field(default_factory=Team)
-    store: Store = field(default_factory=Store)
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: Tensor | None = None,
+        *,
+        method: str,
+        options: Mapping[str, Any],
+        sparsity: Sparsity = None,
+        pattern: str | Pattern = "unstructured",
+        keep: Mapping[str, Tensor] | None = None,
+        passes: int = 2,
+        precision: str = "float32",
+        batch: int | None = None,
+        progress: Progress | bool = True,
+        importance: Mapping[str, Tensor] | None = None,
+        ignore: Collection[str] = (),
+        team: Team | None = None,
+    ) -> None:
+        """Arguments as for `prune_model`; team: several processes.
 
-    def __post_init__(self) -> None:
-        self.method = get_method(self.target.method)
+        Raises BadParameter, UnsupportedModel, NonFinite, NotPositiveDefinite.
+        """
+        check_method_options(method, options)
+        self.method = get_method(method)
+        if self.method.needs_calibration:
+            if tokens is None:
+                raise BadParameter(
+                    f"method {method!r} needs calibration tokens: give calibration_tokens(...), or "
+                    'use method "magnitude"'
+                )
+            check_tokens(model, tokens)
+        pattern = Pattern.parse(pattern)
+        self.ignored = ignored_layers(model, ignore)
+        # of all layers: a pattern that does not fit the last one is refused here
+        shapes = check_layers(model_layers(model, self.ignored), pattern)
+        if batch is not None:
+            check_whole("batch", batch)
+        if check_whole("passes", passes) > 2:
+            raise BadParameter(f"passes {passes!r} is not allowed: give 1 or 2")
+        check_precision(precision, next(model.parameters()).dtype)
+        if importance is not None:
+            check_importance(importance, shapes)
+        # the target has a sparsity for each layer that is not ignored
+        self.target = Target(method, sparsity, pattern, options)
+        masks = None
+        if keep is None:
+            shares = sparsity_by_layer(sparsity, pattern, shapes)
+        else:
+            shares, masks = check_masks(keep, self.target, model, self.ignored)
+        self.target = replace(self.target, sparsity=shares)
+        self.device = device_of(model)
+        try_target(self.target, shapes, self.device, masked=keep is not None)
+        self.model = model
+        self.tokens = tokens
+        self.keep = keep
+        self.passes = passes
+        self.precision = precision
+        self.batch = batch
+        self.progress = as_progress(progress)
+        self.importance = importance
+        self.team = team or Team()
+        self.store = Store()  # whoever saves blocks puts another one here
         self.report = PruneReport(
-            method=self.target.method,
-            pattern=str(self.target.pattern),
-            precision=self.precision,
+            method=method,
+            pattern=str(pattern),
+            precision=precision,
             ignored=self.ignored,
+            keep=masks,
         )
-        self.blocks = find_blocks(self.model)
-        self.total = len(model_layers(self.model))
-        self.device = device_of(self.model)
+        self.blocks = find_blocks(model)
+        self.names = weight_names(model)
+        self.total = len(self.names)
         self.seconds = {"forward": 0.0, "solve": 0.0}
 
     def run(self) -> PruneReport:
@@ -311,7 +374,11 @@ class Loop:
         # (d_out, d_in), the layer's own memory: a method that writes there is refused
         weight = read_weight(layer)
         with self.timed("solve"), explain_errors(f"block {index} {name}"):
-            result = self.solve(layer_key(index, name), weight, gram)
+            key = layer_key(index, name)
+            keep = None
+            if self.keep is not None and key not in self.ignored:
+                keep = as_matrix(layer, self.keep[self.names[key]]).to(weight.device)
+            result = self.solve(key, weight, gram, keep)
             # from here on the model is neither dense nor pruned, if an error ends the loop
             set_state(self.model, interrupted=True)
             # in place: the module stays the one that the model, its hooks and tied weights refer to
@@ -329,7 +396,9 @@ class Loop:
             seconds=time.perf_counter() - started,
         )
 
-    def solve(self, key: str, weight: Tensor, gram: Gram | None) -> LayerResult:
+    def solve(
+        self, key: str, weight: Tensor, gram: Gram | None, keep: Tensor | None
+    ) -> LayerResult:
         """The method's answer for a layer, its outputs weighted by their importance if it is given.
 
         No output's problem depends on another's, and the answer for c·w is c times that for w. So a
@@ -342,7 +411,10 @@ class Loop:
             return LayerResult(weight, torch.ones_like(weight, dtype=torch.bool))
         target = self.target.of_layer(key)
         problem = dict(
-            sparsity=target.sparsity, pattern=target.pattern, **target.options
+            sparsity=target.sparsity,
+            pattern=target.pattern,
+            keep=keep,
+            **target.options,
         )
         if self.importance is None:
             return self.method(weight, gram, **problem)
@@ -361,18 +433,3 @@ class Loop:
         yield
         synchronise(self.device)
         self.seconds[what] += time.perf_counter() - started
-
-
-@contextlib.contextmanager
-def explain_errors(where: str) -> Iterator[None]:
-    """Put the name of a layer in front of an error that solving it raises.
-
-    An error of memory becomes OutOfMemory, with advice.
-    """
-    advice = "use a device with more memory, or prune_checkpoint, which holds one block at a time"
-    try:
-        with explain_out_of_memory("solving this layer", advice):
-            yield
-    except HelpersError as error:
-        # the same class, so that a caller can catch it as before
-        raise type(error)(f"{where}: {error}") from error

@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from helpers.errors import (
     described,
     first_line,
 )
+from helpers.memory import check_model_name
 from helpers.paths import sha256_file
 
 # the attribute by which a model carries its state
@@ -72,17 +74,38 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
     folder = Path(text).expanduser()
     if text and folder.is_dir():
         return folder, None
-    if text.startswith((".", "/", "~")) or text.count("/") != 1:
+    check_model_name(text)
+    if text == "tiny":
         raise BadParameter(
-            f'model {text!r} is unknown: use "embedded" (SmolLM2-135M-Instruct), "embedded-gemma" '
-            '(Gemma-3-270M), "tiny" (random weights), an existing folder or a hub id such as '
-            '"owner/name"'
+            'model "tiny" is made in memory and lies in no folder: load it with load_model'
         )
     if revision is None:
         raise BadParameter(
             f'model {text!r} on the hub needs revision=: a commit hash, or "main" for the newest'
         )
     return text, revision
+
+
+def load_shapes(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """A model without weights, on the meta device: what its layers are called and how large.
+
+    Of a model on the hub config.json alone is downloaded. Arguments and errors as for `load_model`.
+    """
+    if str(name) == "tiny":
+        return _tiny_model()[0].to("meta", dtype)
+    source, revision = locate(name, revision)
+    common = {"local_files_only": True} if isinstance(source, Path) else {}
+    common["trust_remote_code"] = False
+    with explain_loading(source), init_empty_weights():
+        config = AutoConfig.from_pretrained(source, revision=revision, **common)
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=False
+        )
 
 
 def _load(
@@ -328,7 +351,9 @@ def device_of(model: nn.Module) -> torch.device:
     """The device on which a model, or one of its blocks, computes."""
     # a model that is read block by block lies on the meta device, which cannot compute
     reader = state_of(model).reader
-    return next(model.parameters()).device if reader is None else reader.device
+    device = next(model.parameters()).device if reader is None else reader.device
+    # one of shapes alone (`load_shapes`)
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
@@ -419,8 +444,12 @@ def model_layers(
 
 def read_weight(layer: nn.Module) -> Tensor:
     """The weight as (d_out, d_in); for Conv1D, which stores it transposed, a transposed view."""
-    weight = layer.weight.detach()
-    return weight.T if isinstance(layer, Conv1D) else weight
+    return as_matrix(layer, layer.weight.detach())
+
+
+def as_matrix(layer: nn.Module, stored: Tensor) -> Tensor:
+    """A view (d_out, d_in) of a tensor in the layout in which a layer's weight is stored."""
+    return stored.T if isinstance(layer, Conv1D) else stored
 
 
 def write_weight(layer: nn.Module, weight: Tensor) -> None:
@@ -439,25 +468,33 @@ def check_weights(name: str, layer: nn.Module) -> None:
         )
 
 
-def masks_of(model: nn.Module) -> dict[str, Tensor]:
+def masks_of(model: nn.Module) -> Mapping[str, Tensor]:
     """Where the weights of the blocks' linear layers are not zero, by name in the state dict.
 
     Each mask is boolean, on its weight's device and in the layout in which the weight is stored:
     (d_out, d_in) for `nn.Linear`, but (d_in, d_out) for GPT-2's `Conv1D`. A kept weight that
-    happens to be zero counts as pruned. The masks of a dense model are all True.
+    happens to be zero counts as pruned. The masks of a dense model are all True. Those of a
+    streamed model are read from its files, each when it is looked up.
 
-    Raises BadParameter like `check_model`, UnsupportedModel like `check_in_memory`, and NonFinite
-    if a weight holds NaN or infinity.
+    Raises BadParameter like `check_model`, and NonFinite if a weight holds NaN or infinity.
     """
     check_model(model)
+    names = weight_names(model)
+    reader = state_of(model).reader
+    if reader is not None:
+        return reader.masks(names.values())
     check_in_memory(model)
-    names = {module: name for name, module in model.named_modules()}
     masks = {}
-    for layer in model_layers(model).values():
-        name = f"{names[layer]}.weight"
-        check_weights(name, layer)
-        masks[name] = layer.weight.detach() != 0
+    for key, layer in model_layers(model).items():
+        check_weights(names[key], layer)
+        masks[names[key]] = layer.weight.detach() != 0
     return masks
+
+
+def weight_names(model: nn.Module) -> dict[str, str]:
+    """`layer_key` → the name of that layer's weight in the model's state dict."""
+    names = {module: name for name, module in model.named_modules()}
+    return {key: f"{names[layer]}.weight" for key, layer in model_layers(model).items()}
 
 
 # --- what this package has to remember of a model, carried by the model itself -------------------

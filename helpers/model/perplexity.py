@@ -1,5 +1,7 @@
 """Perplexity over fixed windows of text."""
 
+import functools
+import logging
 import math
 from collections.abc import Iterator
 
@@ -20,6 +22,8 @@ from helpers.model.models import (
 from helpers.options import check_whole
 from helpers.progress import Progress, as_progress
 
+LOG = logging.getLogger(__name__)
+SHORT = 64  # tokens, below which a window is too short to be compared with others' perplexities
 POSITIONS = 128  # of a window, whose losses are computed together
 LARGEST = 700.0  # exp of a larger mean loss is no longer a float
 
@@ -93,6 +97,7 @@ def check_windows(
         tokens = tokens.flatten()
         start_token = False
     check_length(model, check_whole("length", length, least=2))
+    note_short_windows(length)
     if limit is not None:
         check_whole("limit", limit)
     check_tokens(model, tokens, dimensions=1)
@@ -109,6 +114,18 @@ def check_windows(
     # the tokenizer has put it before the text, if it begins texts with one
     start = getattr(model.config.get_text_config(decoder=True), "bos_token_id", None)
     return with_start(windows, start if tokens[0] == start else None, start_token)
+
+
+@functools.cache  # once in a process, since a notebook cuts the same windows several times
+def note_short_windows(length: int) -> None:
+    """Warn of windows (of so many tokens) whose perplexity says more about them than the model."""
+    if length < SHORT:
+        LOG.warning(
+            "perplexity in windows of %d tokens: most have hardly any text before them; %d or more "
+            "are better",
+            length,
+            SHORT,
+        )
 
 
 def _streamed_logits(

@@ -46,7 +46,15 @@ from helpers.paper.gram import (
     normalise,
 )
 from helpers.paper.layer import Layer, LayerResult
-from helpers.paper.masks import BUDGETS, Pattern, choose_mask, cubic_schedule, select
+from helpers.paper.masks import (
+    BUDGETS,
+    Pattern,
+    choose_mask,
+    cubic_schedule,
+    only_within,
+    select,
+    sparsity_of,
+)
 
 # project(T, t): of all weights that iteration t allows, those nearest to T = W + U, (d_out, d_in)
 Projection = Callable[[Tensor, int], Tensor]
@@ -171,6 +179,7 @@ def admm_grad(
     sparsity: float,
     pattern: Pattern,
     keep: Tensor | None = None,
+    within: Tensor | None = None,
     schedule: one_of("paper", "released") = "paper",
     rho: Positive = 1.0,
     iterations: Count = 20,
@@ -188,7 +197,8 @@ def admm_grad(
     refit on the final mask. `schedule="released"` does what the published code does instead of what
     the paper says: unstructured pruning with a budget per matrix selects at the full target
     sparsity in every mask step (its other paths follow the cubic schedule, and so do ours). With
-    `mask_steps=0` the mask is chosen once from the dense weights (that is `admm1`).
+    `mask_steps=0` the mask is chosen once from the dense weights (that is `admm1`). With a mask
+    `within` every mask lies in that one, and the schedule begins at its sparsity.
     `finish="exact"` replaces the weights by the optimum on the same mask (`exact_least_squares`
     with the same damping): how far 20 iterations are from it, and slow.
     trace(iteration, weight, keep) is called after each iteration.
@@ -210,6 +220,9 @@ def admm_grad(
     if schedule == "released" and not pattern.grouped and budget == "matrix":
         one_shot = True
 
+    # where the schedule begins (Zhu & Gupta's s_i)
+    first = 0.0 if within is None else sparsity_of(within)
+
     def choose(iteration: int, T: Tensor, scratch: Tensor, out: Tensor):
         """Write the mask of this iteration, chosen from T = W + U, to `out` as 1 and 0."""
         if keep is not None:
@@ -225,8 +238,13 @@ def admm_grad(
         score = torch.abs(T, out=scratch)
         if system.importance is not None:
             score.mul_(system.importance)
-        now = sparsity if one_shot else cubic_schedule(sparsity, iteration, mask_steps)
-        choose_mask(score, now, pattern, budget, out=out)
+        now = sparsity
+        if not one_shot:
+            now = first + cubic_schedule(sparsity - first, iteration, mask_steps)
+        choose_mask(only_within(score, within), now, pattern, budget, out=out)
+        if within is not None:
+            # with a budget per output, one that has more zeros than this step asks for
+            out.mul_(within)
 
     def unscaled(iteration: int, Z: Tensor, kept: Tensor):
         # Z was made for the trace alone, so it may be changed in place

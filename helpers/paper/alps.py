@@ -23,7 +23,7 @@ from helpers.paper.admm import damped_system
 from helpers.paper.gradient_methods import conjugate_gradients
 from helpers.paper.gram import Gram, dead_inputs
 from helpers.paper.layer import LayerResult
-from helpers.paper.masks import BUDGETS, Pattern, choose_mask
+from helpers.paper.masks import BUDGETS, Pattern, choose_mask, only_within
 
 CG_STEPS = 10  # of conjugate gradients on the final mask
 EVERY = 3  # iterations from one look at the mask to the next
@@ -57,6 +57,7 @@ def alps(
     sparsity: float,
     pattern: Pattern,
     keep: Tensor | None = None,
+    within: Tensor | None = None,
     rho: Positive = 0.1,
     iterations: Count = 300,
     damping: NotNegative = 0.01,
@@ -66,6 +67,7 @@ def alps(
 
     Args:
         keep: with a mask there is none to find, only weights to solve for.
+        within: a mask that the one to be found lies in.
         rho: where the penalty begins.
         iterations: of ADMM at most, as it ends when the mask is stable. CG_STEPS of conjugate
             gradients follow.
@@ -80,7 +82,8 @@ def alps(
 
         def choose(T: Tensor) -> Tensor:
             # inputs of unit norm: |T| is Wanda's score, and a dead input's weights are pruned first
-            return choose_mask(T.abs() * G.alive, sparsity, pattern, budget)
+            score = only_within(T.abs() * G.alive, within)
+            return choose_mask(score, sparsity, pattern, budget)
 
         start, keep = mask_search(
             weight * G.norms, G, choose, rho=rho, iterations=iterations

@@ -122,11 +122,14 @@ def check_keep(
     shape: torch.Size,
     sparsity: float | None = None,
     pattern: str | Pattern = "unstructured",
+    budget: str = "matrix",
 ) -> float:
-    """Check a mask that the caller gives against the target, and return its sparsity.
+    """Check a mask that the caller gives against the target; return the sparsity to reach.
 
+    That is the mask's own, or `sparsity` where that asks for more zeros: the mask that a method
+    then chooses lies within `keep`. budget: where it counts zeros, see `select`.
     Raises BadParameter if it is not boolean, has another shape, keeps more than N in a group of M,
-    or contradicts a given `sparsity` (by more than half a weight).
+    or has more zeros than a given `sparsity` asks for.
     """
     if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != shape:
         raise BadParameter(
@@ -144,17 +147,28 @@ def check_keep(
                 f"keep leaves {fullest} weights in a group of {pattern.m}, pattern '{pattern}' "
                 f'allows {pattern.n}: correct the mask or use pattern "unstructured"'
             )
-    kept = int(keep.sum())
-    if sparsity is not None:
-        # whole numbers are compared, since two fractions could differ by rounding alone
-        zeros = keep.numel() - kept
-        wanted = round(target_sparsity(sparsity, pattern) * keep.numel())
-        if zeros != wanted:
-            raise BadParameter(
-                f"keep sets {zeros} weights to zero but sparsity={sparsity!r} means {wanted}: "
-                "leave sparsity out when you give a mask"
-            )
-    return 1 - kept / keep.numel()
+    own = sparsity_of(keep)
+    if sparsity is None:
+        return own
+    target = target_sparsity(sparsity, pattern)
+    # whole numbers are compared, since two fractions could differ by rounding alone
+    if round(own * keep.numel()) == round(target * keep.numel()):
+        return own
+    rows = keep.reshape(1, -1) if budget == "matrix" else keep
+    zeros = int((~rows).sum(1).max())
+    allowed = round(target * rows.shape[1])
+    if zeros > allowed:
+        raise BadParameter(
+            f"keep has {zeros} zeros {'in all' if budget == 'matrix' else 'in an output'} and "
+            f"sparsity={sparsity!r} means {allowed}: give a larger sparsity, or leave it out to "
+            "use the mask as it is"
+        )
+    return target
+
+
+def sparsity_of(keep: Tensor) -> float:
+    """The share of zeros in a mask."""
+    return 1 - int(keep.sum()) / keep.numel()
 
 
 def mask_hash(keep: Tensor) -> str:
@@ -227,6 +241,12 @@ def _keep_fraction(
         # a view, so that the mask lands in the caller's memory
         out = out.view(rows.shape)
     return keep_largest(rows, round(sparsity * rows.shape[1]), out).view(score.shape)
+
+
+def only_within(score: Tensor, keep: Tensor | None) -> Tensor:
+    """The scores, changed in place to be pruned first outside the mask `keep` (None: nowhere)."""
+    # a score is an absolute value, so nothing within the mask is below 0
+    return score if keep is None else score.masked_fill_(~keep, -1)
 
 
 def cubic_schedule(final: float, step: int, steps: int) -> float:

@@ -4,7 +4,10 @@ A method is a function
 
     method(weight, gram, *, sparsity, pattern, keep=None, **options) -> LayerResult
 
-with weight (d_out, d_in) and gram (d_in, d_in) in float32 and a parsed pattern. `register` wraps
+with weight (d_out, d_in) and gram (d_in, d_in) in float32 and a parsed pattern; `keep` is the mask
+to use, None if the method is to choose one. A method with a parameter `within=None` can also go on
+from a mask: it then chooses one without weights outside `within`. Whoever calls a method gives
+`keep` for both: alone it is the mask, and with a larger `sparsity` it is `within`. `register` wraps
 it in checks of its arguments and of its result (shape, finite, sparsity up to the rounding of a
 budget per output, zero outside `keep`, weight and gram unchanged). It also computes error and dead
 inputs, so that a method cannot misreport them. The package's own methods come first; a user's are
@@ -40,7 +43,14 @@ from helpers.paper.admm import FINISHES, admm_grad
 from helpers.paper.alps import alps
 from helpers.paper.gram import Gram, dead_inputs, relative_error
 from helpers.paper.layer import Layer, LayerResult
-from helpers.paper.masks import BUDGETS, Pattern, check_keep, select
+from helpers.paper.masks import (
+    BUDGETS,
+    Pattern,
+    check_keep,
+    only_within,
+    select,
+    sparsity_of,
+)
 from helpers.paths import own_method_file, own_methods_dir
 
 Method = Callable[..., LayerResult]
@@ -53,6 +63,7 @@ ROUNDING = 1e-3  # of a weight
 Budget = one_of(*BUDGETS)
 # what every method is called with; its other parameters are its options
 _COMMON = ("weight", "gram", "sparsity", "pattern", "keep")
+_WITHIN = "within"  # of a method that can go on from a mask
 
 
 def register(
@@ -82,7 +93,8 @@ def register(
 
     def add(function: Method) -> Method:
         _check_registration(name, function)
-        option = inspect.signature(function).parameters.get("budget")
+        parameters = inspect.signature(function).parameters
+        option = parameters.get("budget")
         counted = option.default if option else check_choice("budget", budget, BUDGETS)
 
         @functools.wraps(function)
@@ -101,6 +113,16 @@ def register(
                     f"method {name!r} needs calibration: give the gram of the layer's inputs"
                 )
             layer = Layer.of(weight, gram, keep, sparsity=sparsity, pattern=pattern)
+            count = options.get("budget", counted)
+            mask = {"keep": keep}
+            if keep is not None and layer.sparsity > sparsity_of(keep):
+                check_keep(keep, weight.shape, sparsity, pattern, count)
+                if _WITHIN not in parameters:
+                    raise BadParameter(
+                        f"method {name!r} cannot go on from a mask to sparsity {sparsity!r}: leave "
+                        'sparsity out to use keep as it is, or choose a method such as "admm-grad"'
+                    )
+                mask = {"keep": None, _WITHIN: keep}
             # float() does not copy a float32 weight: what is written there is in the model
             dense = weight.detach().float()
             matrix = None if gram is None else layer.gram.matrix
@@ -114,10 +136,15 @@ def register(
                     layer.gram if shares_factor else matrix,
                     sparsity=layer.sparsity,
                     pattern=layer.pattern,
-                    keep=keep,
+                    **mask,
                     **options,
                 )
-            _check_answer(name, layer, result, options.get("budget", counted))
+            _check_answer(name, layer, result, count)
+            if keep is not None and (result.keep & ~keep).any():
+                raise BadParameter(
+                    f"method {name!r} returned a mask with weights outside the keep it was given: "
+                    "use that mask"
+                )
             # rounded to the model's type first: the error is that of the weight the model will hold
             new = result.weight.to(weight.dtype)
             if matrix is None:
@@ -126,8 +153,9 @@ def register(
             dead = int(dead_inputs(matrix).sum())
             return replace(result, weight=new, error=error, dead_inputs=dead)
 
-        # an attribute of the function, which the block loop reads before it runs the model
+        # attributes of the function, which the block loop reads before it runs the model
         method.needs_calibration = needs_calibration
+        method.budget = counted
         METHODS[name] = method
         return method
 
@@ -165,22 +193,40 @@ def _check_registration(name: str, function: Method) -> None:
 
 
 @register("magnitude", needs_calibration=False)
-def magnitude(weight, gram, *, sparsity, pattern, keep=None, budget: Budget = "matrix"):
+def magnitude(
+    weight,
+    gram,
+    *,
+    sparsity,
+    pattern,
+    keep=None,
+    within=None,
+    budget: Budget = "matrix",
+):
     """Keep the largest |W|; weights are not updated (Han et al. 2015)."""
     if keep is None:
         # without ‖x‖: a weight on a large input counts for no more than another
-        keep = select(weight.abs(), sparsity, pattern, budget)
+        score = only_within(weight.abs(), within)
+        keep = select(score, sparsity, pattern, budget)
     return LayerResult(weight * keep, keep)
 
 
 @register("wanda")
-def wanda(weight, gram, *, sparsity, pattern, keep=None, budget: Budget = "output"):
+def wanda(
+    weight,
+    gram,
+    *,
+    sparsity,
+    pattern,
+    keep=None,
+    within=None,
+    budget: Budget = "output",
+):
     """Keep the largest |W|·‖x‖ in each output; weights are not updated (Sun et al. 2024)."""
     if keep is None:
         # gram_jj = ‖x_j‖²: the score's column j is multiplied by ‖x_j‖
-        keep = select(
-            weight.abs().mul_(gram.diagonal().sqrt()), sparsity, pattern, budget
-        )
+        score = weight.abs().mul_(gram.diagonal().sqrt())
+        keep = select(only_within(score, within), sparsity, pattern, budget)
     return LayerResult(weight * keep, keep)
 
 
@@ -192,6 +238,7 @@ def admm1(
     sparsity,
     pattern,
     keep=None,
+    within=None,
     rho: Positive = 1.0,
     iterations: Count = 20,
     damping: NotNegative = 0.1,
@@ -207,6 +254,7 @@ def admm1(
         sparsity=sparsity,
         pattern=pattern,
         keep=keep,
+        within=within,
         rho=rho,
         iterations=iterations,
         mask_steps=0,
@@ -259,7 +307,7 @@ def check_method_options(name: str, options: dict) -> None:
     function = get_method(name).__wrapped__
     parameters = inspect.signature(function).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        known = [p.name for p in parameters if p.name not in _COMMON]
+        known = [p.name for p in parameters if p.name not in (*_COMMON, _WITHIN)]
         for option in options:
             if option not in known:
                 raise BadParameter(

@@ -986,6 +986,27 @@ def identity_of_tasks():
     return tasks.tasks_identity()
 
 
+# --- masks that are given ----------------------------------------------------------------------
+
+
+@probe("masks given/as they are", method="admm1")
+@probe("masks given/more zeros", method="admm-grad", sparsity=0.7)
+@probe("masks given/more zeros, admm1", method="admm1", sparsity=0.7)
+@probe("masks given/more zeros, alps", method="alps", sparsity=0.7)
+@probe("masks given/more zeros, wanda", method="wanda", sparsity=0.7)
+@probe("masks given/more zeros, magnitude", method="magnitude", sparsity=0.7)
+def with_masks(**settings: Any):
+    """A random model, on the masks of another method at 50 %."""
+    half, text = tiny(GEMMA)
+    model = copy.deepcopy(half)
+    helpers.prune_model(half, text, method="wanda", sparsity=0.5, progress=False)
+    report = helpers.prune_model(
+        model, text, keep=helpers.masks_of(half), progress=False, **settings
+    )
+    layers = [[layer.error, layer.mask] for layer in report.layers]
+    return [weights_of(model), report.details, layers]
+
+
 # --- as a script -----------------------------------------------------------------------------
 
 

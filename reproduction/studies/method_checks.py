@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from helpers.errors import HelpersError
-from helpers.model.prune import random_layer
+from helpers.model.checks import random_layer
 from helpers.paper.gram import gram_of
 from helpers.paper.layer import LayerResult
 from helpers.paper.methods import get_method
