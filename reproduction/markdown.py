@@ -1,5 +1,6 @@
 """Numbers and tables as text: three or four digits, value ± half, Markdown."""
 
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import NamedTuple
 
@@ -53,12 +54,22 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
     return "".join(f"| {display_name(line)} |\n" for line in lines)
 
 
+def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of texts in Markdown."""
+    lines = (" | ".join(row) for row in [heads, [":--"] * len(heads), *rows])
+    return "".join(f"| {line} |\n" for line in lines)
+
+
 class Table(NamedTuple):
-    """A table with a note in front of it; spread has what stands behind ±."""
+    """A table with a note in front of it; spread has what stands behind ±.
+
+    records, with the same rows and columns, has the ids of the records that a cell is made of.
+    """
 
     note: str
     frame: pd.DataFrame  # empty where the records do not allow it
     spread: pd.DataFrame = NO_SPREAD
+    records: pd.DataFrame = NO_SPREAD
 
     @property
     def markdown(self) -> str:

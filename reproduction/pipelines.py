@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pandas as pd
 
+from reproduction.cells import Ids, cells_like, ids_by
 from reproduction.labels import column_key, repair_name, row_key, steps_name
 from reproduction.markdown import Table
-from reproduction.records import Record
+from reproduction.records import Record, record_id
 from reproduction.runs import (
     by_windows,
     common_parameters,
@@ -29,6 +30,7 @@ NOTEBOOK = "08_beyond_the_paper"
 # two passes, no allocation and no options: what all is compared with
 BASE = "admm-grad"
 GUIDED = f"{BASE}, guide, one pass"  # as in the recipe
+CLOSED, TIMES = "closed (%)", "seconds / ADMM-Grad's"  # columns
 
 
 def pipeline_table(records: Iterable[Record]) -> pd.DataFrame:
@@ -123,9 +125,9 @@ def gain_table(pipelines: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     # ADMM-Grad's own share is 0, not 1e-9 or −0
     pipelines = pipelines.assign(closed=(100 * pipelines["closed"]).round(6) + 0.0)
     numbers = {
-        "closed (%)": "closed",
+        CLOSED: "closed",
         "seconds": "seconds",
-        "seconds / ADMM-Grad's": "times",
+        TIMES: "times",
     }
     means = {}
     halves = {}
@@ -147,19 +149,46 @@ def _by_target(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return table.set_axis([f"{target}, {name}" for name, target in table], axis=1)
 
 
+def pipeline_cells(pipelines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The records of each cell of a table of pipelines: those of its row at the column's target.
+
+    With those of ADMM-Grad that a share or a ratio is taken of.
+    """
+    own = ids_by(pipelines, "pipeline", "target")
+    base = ids_by(pipelines[pipelines["pipeline"] == BASE], "target")
+    timed = ids_by(pipelines.dropna(subset="admm_seconds"), "target")
+
+    def ids(row: str, column: str) -> Ids:
+        target, _, number = column.partition(", ")
+        if row == "dense":
+            return tuple(map(record_id, pipelines.query("usual")["record"]))
+        others = {CLOSED: base, TIMES: timed}.get(number, {})
+        return own[row, target] + others.get((target,), ()) if own[row, target] else ()
+
+    return cells_like(table, ids)
+
+
 def beyond_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     """The tables of notebook 08, by name, of the records of one model."""
     for runs in by_windows(of_notebook(records, NOTEBOOK)):
         pipelines = pipeline_table(runs)
         setting = setting_sentences(runs)
-        note = f"{setting} {PERPLEXITY_CAPTION}"
-        yield "beyond", Table(note, *perplexity_table(pipelines, "perplexity"))
         common = common_parameters(runs)
-        note = (
+        web = (
             f"{model_sentence(runs)} Perplexity on "
             f"{full_name('calibration', common['calibration'])}, {common['web_windows']} windows "
-            f"of {common['length']} tokens that nothing was fitted to, others for each seed. "
-            f"{PERPLEXITY_CAPTION}"
+            f"of {common['length']} tokens that nothing was fitted to, others for each seed."
         )
-        yield "beyond", Table(note, *perplexity_table(pipelines, "perplexity_web"))
-        yield "beyond", Table(f"{setting} {GAIN_CAPTION}", *gain_table(pipelines))
+        for note, (table, spread) in (
+            (
+                f"{setting} {PERPLEXITY_CAPTION}",
+                perplexity_table(pipelines, "perplexity"),
+            ),
+            (
+                f"{web} {PERPLEXITY_CAPTION}",
+                perplexity_table(pipelines, "perplexity_web"),
+            ),
+            (f"{setting} {GAIN_CAPTION}", gain_table(pipelines)),
+        ):
+            cells = pipeline_cells(pipelines, table)
+            yield "beyond", Table(note, table, spread, cells)

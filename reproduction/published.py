@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from reproduction.cells import Ids, ids_by
 from reproduction.labels import column_key, row_key, target_name
 from reproduction.records import Record
 from reproduction.runs import perplexity_runs
@@ -86,3 +87,24 @@ def ratio_table(records: Iterable[Record]) -> pd.DataFrame:
     cells = cells[cells["at"].isin(cells.query("model == 'here'")["at"])]
     table = cells.sort_values("order").set_index("at")
     return table[["method", "model", "perplexity", *RATIOS, "source"]]
+
+
+def ratio_cells(records: Iterable[Record], table: pd.DataFrame) -> pd.DataFrame:
+    """The records of each cell of a `ratio_table`: of a ratio on the seeds that both have."""
+    runs = ids_by(perplexity_runs(records), "target", "label", "seed")
+
+    def by_seed(at: str, method: str) -> dict[int, Ids]:
+        return {key[2]: ids for key, ids in runs.items() if key[:2] == (at, method)}
+
+    rows = []
+    for at, method, model in zip(
+        table.index, table["method"], table["model"], strict=True
+    ):
+        own = by_seed(at, method) if model == "here" else {}
+        ratios = []
+        for rival in RATIOS.values():
+            theirs = by_seed(at, rival) if method != rival else {}
+            shared = [seed for seed in own if seed in theirs]
+            ratios.append(sum((own[seed] + theirs[seed] for seed in shared), ()))
+        rows.append([(), (), sum(own.values(), ()), *ratios, ()])
+    return pd.DataFrame(rows, table.index, table.columns)

@@ -15,11 +15,12 @@ import pandas as pd
 
 from helpers.data.tasks import TASK_TABLE
 from helpers.paths import ZERO_SHOT_NOTEBOOK, replace_file
+from reproduction.cells import cells_like, ids_by, records_page
 from reproduction.labels import TASK_NAMES, column_key, target_name
 from reproduction.markdown import Table
 from reproduction.pipelines import beyond_tables
-from reproduction.published import RATIO_CAPTION, ratio_table
-from reproduction.records import Record
+from reproduction.published import RATIO_CAPTION, ratio_cells, ratio_table
+from reproduction.records import Record, record_id
 from reproduction.runs import (
     PRUNE_NOTEBOOK,
     SECONDS,
@@ -33,6 +34,7 @@ from reproduction.runs import (
     runs_frame,
     series_frame,
     setting_sentences,
+    with_series,
 )
 
 # ------------------------------------------------------------------ the pruning notebook
@@ -94,11 +96,7 @@ def variant_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame
     With half the interval of the change. Several records of one run count once, with their mean. A
     variant whose cell has no run of the defaults is left out.
     """
-    runs = runs_frame(records).sort_values("order", kind="stable")
-    runs["cell"] = [
-        json.dumps(parameters | {"options": None, "device": None}, sort_keys=True)
-        for parameters in runs["record"].str["parameters"]
-    ]
+    runs = _runs_of_cells(records)
     defaults = runs.query("not variant").groupby("cell")["perplexity"].mean()
     runs["default"] = runs["cell"].map(defaults)
     cells = runs.query("variant").groupby(["label", "target", "cell"], sort=False)
@@ -111,6 +109,31 @@ def variant_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame
     return table, groups[["change (%)"]].agg(half_interval).set_axis(table.index)
 
 
+def variant_cells(records: Iterable[Record], table: pd.DataFrame) -> pd.DataFrame:
+    """The records of each cell of a `variant_table`: with the options, the defaults, or both."""
+    runs = _runs_of_cells(records)
+    defaults = ids_by(runs.query("not variant"), "cell")
+    # without those that have no run of the defaults to be compared with
+    runs = runs[runs["variant"] & runs["cell"].isin([cell for (cell,) in defaults])]
+    own = ids_by(runs, "label", "target")
+    cells = runs.groupby(["label", "target"])["cell"].unique()
+    rows = []
+    for row in zip(table.index, table["at"], strict=True):
+        theirs = tuple(itertools.chain(*(defaults[cell,] for cell in cells[row])))
+        rows.append([(), own[row], own[row], theirs, own[row] + theirs])
+    return pd.DataFrame(rows, table.index, table.columns)
+
+
+def _runs_of_cells(records: Iterable[Record]) -> pd.DataFrame:
+    """The runs of the pruning notebook, in order, with the "cell" that options do not decide."""
+    runs = runs_frame(records).sort_values("order", kind="stable")
+    runs["cell"] = [
+        json.dumps(parameters | {"options": None, "device": None}, sort_keys=True)
+        for parameters in runs["record"].str["parameters"]
+    ]
+    return runs
+
+
 def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     """The tables of the pruning notebook, by name, of the records of one model."""
     runs = of_notebook(records, PRUNE_NOTEBOOK)
@@ -121,17 +144,31 @@ def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
         note = f"{setting_sentences(group)} {PERPLEXITY_CAPTION}"
         if "dense" not in table.index:
             note += " The dense model was not run on these."
-        yield "perplexity", Table(note, table, spread)
+        ids = ids_by(perplexity_runs(group), "label", "target")
+        cells = cells_like(
+            table, lambda row, column, ids=ids: ids[row, column] or ids[row, "dense"]
+        )
+        yield "perplexity", Table(note, table, spread, cells)
     setting = setting_sentences(runs)
     devices = "; ".join(sorted({run["device"] for run in runs}))
-    timed = runs_frame(runs).query("not variant")["timed"]
+    plain = runs_frame(runs).query("not variant")
     note = (
-        f"{setting} Device: {devices}. {timed.sum()} of {len(timed)} runs were timed alone. "
-        f"{COST_CAPTION}"
+        f"{setting} Device: {devices}. {plain['timed'].sum()} of {len(plain)} runs were timed "
+        f"alone. {COST_CAPTION}"
     )
-    yield "cost", Table(note, cost_table(runs))
-    yield "variants", Table(f"{setting} {VARIANTS_CAPTION}", *variant_table(runs))
-    yield "published_ratios", Table(f"{setting} {RATIO_CAPTION}", ratio_table(runs))
+    table = cost_table(runs)
+    ids = ids_by(plain, "label")
+    yield (
+        "cost",
+        Table(note, table, records=cells_like(table, lambda row, _: ids[row,])),
+    )
+    table, spread = variant_table(runs)
+    cells = variant_cells(runs, table)
+    yield "variants", Table(f"{setting} {VARIANTS_CAPTION}", table, spread, cells)
+    table = ratio_table(runs)
+    cells = ratio_cells(runs, table)
+    note = f"{setting} {RATIO_CAPTION}"
+    yield "published_ratios", Table(note, table, records=cells)
 
 
 # ------------------------------------------------------------------ the zero-shot notebook
@@ -149,15 +186,19 @@ def answers_frame(records: Iterable[Record]) -> pd.DataFrame:
     rows = []
     runs = runs_frame(records, ZERO_SHOT_NOTEBOOK)
     for run in runs.sort_values(["order", "target", "seed"]).itertuples():
-        model = (run.label, 0)
-        if run.target != "dense":
-            model = (f"{run.label}, {run.target}", run.seed)
+        seed = run.seed if run.target != "dense" else 0
+        model = (_scored_name(run.label, run.target), seed)
         for task, score in run.record["series"]["zero_shot"].items():
             normalised = score["acc_norm"] or itertools.repeat(math.nan)
             answers = zip(score["items"], score["acc"], normalised, strict=False)
             rows += [(*model, TASK_NAMES[task], *answer) for answer in answers]
     table = pd.DataFrame(rows, columns=[*QUESTION, "acc", "acc_norm"])
     return table.drop_duplicates(QUESTION, keep="last")
+
+
+def _scored_name(label: str, target: str) -> str:
+    """The row of a scored model: "admm-grad, 50 %"."""
+    return label if target == "dense" else f"{label}, {target}"
 
 
 def paired_differences(records: Iterable[Record]) -> pd.DataFrame:
@@ -262,13 +303,24 @@ def _items_note(records: Iterable[Record]) -> str:
 def zero_shot_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     """The tables of the zero-shot notebook, by name, of the records of one model."""
     model = model_sentence(records)
+    runs = runs_frame(records, ZERO_SHOT_NOTEBOOK)
+    runs["model"] = list(map(_scored_name, runs["label"], runs["target"]))
+    ids = {row: own for (row,), own in ids_by(runs, "model").items()}
+    pairs = itertools.permutations(ids, 2)
+    both = {f"{one} − {other}": ids[one] + ids[other] for one, other in pairs}
+
+    def cells(frame: pd.DataFrame) -> pd.DataFrame:
+        return cells_like(frame, lambda row, _: (ids | both).get(row, ()))
+
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
         table, errors = accuracy_table(records, metric)
         if not table.empty:
             table = pd.concat([chance_accuracy(table), table]).rename_axis("model")
             note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(records)}"
-            yield "zero_shot", Table(note, table, errors)
-    yield "zero_shot", Table(f"{model} {PAIRED_CAPTION}", paired_table(records))
+            yield "zero_shot", Table(note, table, errors, cells(table))
+    table = paired_table(records)
+    note = f"{model} {PAIRED_CAPTION}"
+    yield "zero_shot", Table(note, table, records=cells(table))
 
 
 # ------------------------------------------------------------------ the layer studies
@@ -387,10 +439,18 @@ def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
 def layer_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     """The tables of the layer studies, by name, of the records of one model."""
     model = model_sentence(records)
-    yield "weight_update", Table(f"{model} {UPDATE_CAPTION}", update_table(records))
+
+    def cells(table: pd.DataFrame, series: str) -> pd.DataFrame:
+        ids = tuple(map(record_id, with_series(records, series)))
+        return cells_like(table, lambda *_: ids)
+
+    note = f"{model} {UPDATE_CAPTION}"
+    table = update_table(records)
+    yield "weight_update", Table(note, table, records=cells(table, "update"))
     for text, column in ("calibration", "error"), ("held-out", "heldout"):
         note = f"{model} On {text} text. {MASK_CAPTION}"
-        yield "mask", Table(note, mask_table(records, column))
+        table = mask_table(records, column)
+        yield "mask", Table(note, table, records=cells(table, "ablation"))
 
 
 # ------------------------------------------------------------------ all tables of a plan
@@ -399,7 +459,8 @@ def layer_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
 def all_tables(records: Iterable[Record]) -> dict[str, list[Table]]:
     """Every table that the records allow, by name: a list, since each model has its own.
 
-    `all_tables(records)["perplexity"][0].frame` is a DataFrame.
+    `all_tables(records)["perplexity"][0].frame` is a DataFrame, and `.records` one with the ids of
+    the records that each of its cells is made of.
     """
     tables = defaultdict(list)
     for runs in by_model(records).values():
@@ -411,13 +472,17 @@ def all_tables(records: Iterable[Record]) -> dict[str, list[Table]]:
 
 
 def write_tables(records: Iterable[Record], folder: str | Path) -> list[Path]:
-    """Write every table of `all_tables` as NAME.md and return the paths.
+    """Write every table of `all_tables` as NAME.md, with records.md, and return the paths.
 
     Raises FileError if the folder cannot be written.
     """
+    tables = all_tables(records)
+    texts = {
+        name: "\n".join(table.markdown for table in own)
+        for name, own in sorted(tables.items())
+    }
+    if tables:
+        texts["records"] = records_page(tables)
     return [
-        replace_file(
-            Path(folder) / f"{name}.md", "\n".join(table.markdown for table in tables)
-        )
-        for name, tables in sorted(all_tables(records).items())
+        replace_file(Path(folder) / f"{name}.md", text) for name, text in texts.items()
     ]

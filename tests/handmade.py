@@ -112,6 +112,7 @@ def with_series(notebook: str, given: dict | None = None, **series):
     parameters = {"model": "embedded"} | (given or {})
     return {
         "notebook": notebook,
+        "name": "default",
         "parameters": parameters,
         "metrics": {},
         "series": series,

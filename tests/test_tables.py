@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from handmade import metric, pruned, repaired, scored, update_row, with_series
@@ -12,7 +13,7 @@ from helpers.paths import reference_dir
 from reproduction import tables
 from reproduction.claims_page import claims_markdown
 from reproduction.markdown import to_markdown, with_half
-from reproduction.records import read_records
+from reproduction.records import read_records, record_id
 from reproduction.runs import runs_frame
 from reproduction.tables import all_tables, write_tables
 
@@ -45,6 +46,53 @@ def test_committed_tables_are_what_this_code_makes_of_the_records(plan, tmp_path
     )  # links start there
     paths = write_tables(records, tmp_path)
     assert {path.name: path.read_text("utf-8") for path in paths} == committed
+
+
+RATIO = ("change (%)", "/ sparsegpt", "/ wanda")  # of two runs
+
+
+@pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
+def test_a_cell_is_the_same_from_its_own_records_alone(plan):
+    """So they are all that it is made of."""
+    every = read_records(reference_dir(plan) / "records")
+    by_id = {record_id(record): record for record in every}
+    found = all_tables(every)
+    checked = 0
+    for name in ("perplexity", "cost", "variants", "published_ratios", "beyond"):
+        for number, table in enumerate(found.get(name, [])):
+            frame = table.frame
+            assert table.records.shape == frame.shape
+            places = list(np.ndindex(frame.shape))
+            if name in ("variants", "published_ratios"):
+                places = [each for each in places if frame.columns[each[1]] in RATIO]
+            for place in places[::5]:
+                value, own = frame.iat[place], table.records.iat[place]
+                if own:
+                    again = all_tables(map(by_id.get, dict.fromkeys(own)))[name]
+                    again = again[number if name == "beyond" else 0].frame
+                    label, column = frame.index[place[0]], frame.columns[place[1]]
+                    # the dense model alone has the column "0 %"
+                    alike = again.get(column, again.iloc[:, 0])
+                    # and a run of another setting has no longer a name that says so
+                    alike = alike[[label]] if label in alike else alike
+                    assert any(same == pytest.approx(value) for same in alike)
+                    checked += 1
+                elif name != "published_ratios":
+                    assert pd.isna(value)
+    assert checked > 5
+
+
+def test_a_page_leads_from_a_cell_to_its_records(tmp_path):
+    runs = [
+        pruned("wanda", at, 30.0, seed) for at in ("50 %", "60 %") for seed in (0, 1)
+    ]
+    runs += [pruned("admm1", "60 %", 20.0), pruned("dense", "0 %", 10.0)]
+    write_tables(runs, tmp_path)
+    page = (tmp_path / "records.md").read_text("utf-8")
+    path = "../records/04_prune_model--wanda-60 %"
+    links = f"[wanda-60 %-0]({path}-0.json) · [wanda-60 %-1]({path}-1.json)"
+    assert f"| Wanda | 60 % | {links} |" in page
+    assert "| ADMM1 | 60 % | [" in page and "| Dense | all | [" in page
 
 
 def a_plan(runs):
