@@ -200,8 +200,10 @@ class Sources:
             found |= {path: (f"Shown without outputs; {yours}",)}
             for where, (note, *run) in found.items():
                 if page := as_it_ran(path.stem, where):
-                    if where == path:  # as saved by JupyterLab: outputs of no run
-                        strip_output(page)
+                    if where == path:  # JupyterLab has saved outputs of no run in it
+                        for cell in page.cells:
+                            if cell.cell_type == "code":
+                                cell.update(outputs=[], execution_count=None)
                     self.notebook(page, note, f"notebooks/{path.name}")
                     self.shown |= {
                         (own.plan, own.id): f"notebooks/{path.name}" for own in run
