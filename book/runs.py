@@ -36,15 +36,13 @@ SHOWN = {
     "beyond": ("perplexity_layers", "perplexity", "total_seconds"),
 }
 SEVERAL = """\
-A number of a table that is the mean of several records, or compares some, leads here. What a
-record holds is on its own page.
+A number that is the mean of several records, or compares some, leads here. Each record has a page.
 """
 LIST = """\
 # All runs
 
-Each run has a record, and every number of the tables is made of records. A run's page has its
-parameters, what it measured, its processor and the line that runs it again. *Perplexity* is on the
-evaluation text; {}.
+Every number of the tables is made of these runs. A run's page has what it measured, its parameters,
+its processor, and the line that runs it again.
 
 <p class="find-runs" hidden>
 <label>Find <input type="search" placeholder="admm-grad 60 seed1"></label> <output></output>
@@ -157,7 +155,7 @@ class Runs:
     def cells_page(self) -> str:
         """The page that lists the records of each cell that is made of several."""
         text = f"---\norphan: true\n---\n\n({self.plan}-records)=\n"
-        text += f"# The records behind each number: plan {self.plan}\n\n{SEVERAL}\n"
+        text += f"# Records behind the numbers of plan {self.plan}\n\n{SEVERAL}\n"
         for whose, groups in self.groups.items():
             name = ""
             for group in groups.values():
@@ -222,7 +220,8 @@ class Runs:
         """The line that runs it again, and how long that takes."""
         if run is None:
             return "The plan has this run no longer; its parameters are below."
-        text = f"```\nmake reproduce PLAN={self.plan} ONLY={run_id}\n```\n\n"
+        text = "```{code-block} text\n:class: again\n\n"
+        text += f"make reproduce PLAN={self.plan} ONLY={run_id}\n```\n\n"
         text += f"It took {minutes(record):.1f} minutes"
         if run.effective != {k: run.defaults[k] for k in run.effective} | dict(
             record["parameters"]
@@ -264,9 +263,9 @@ class Runs:
             yield [
                 f"[{run_title(record)}](/runs/{self.plan}/{run_id}.md)",
                 self.plan,
-                record["notebook"].replace("_", " "),
                 format_number(metric(record, "perplexity")),
                 f"{minutes(record):.1f}",
+                record["notebook"][:2],
                 processor_of(record) or "–",
                 record["created"][:10],
             ]
@@ -281,14 +280,13 @@ def run_title(record: Record) -> str:
     """A run in words: "ADMM-Grad at 60 %, seed 1", or the name that its plan gives it."""
     parameters = record["parameters"]
     if not {"method", "pattern"} <= parameters.keys():
-        return (
-            f"{record['notebook'][3:].replace('_', ' ').capitalize()}: {record['name']}"
-        )
+        return f"{record['notebook']}: {record['name']}"
     title = display_name(pipeline_title(parameters))
     if parameters["model"] != "embedded":
         title += f", {parameters['model']}"
-    seed = parameters.get("calibration_seed", 0)
-    return f"{title}, seed {seed}" if seed else title
+    if not (record["data"] or {}).get("calibration"):  # it read no text
+        return title
+    return f"{title}, seed {parameters['calibration_seed']}"
 
 
 def table_title(name: str) -> str:
@@ -359,7 +357,7 @@ def parameters_table(parameters: Mapping[str, Any], run: Run | None) -> str:
     own = [k for k, v in parameters.items() if run and v != defaults.get(k)]
     rows = []
     for name in [*own, *(name for name in parameters if name not in own)]:
-        text = f"`{parameters[name]!r}`"
+        text = f"`{parameters[name]!r}`".replace("|", "\\|")
         rows.append([f"**{name}**", f"**{text}**"] if name in own else [name, text])
     note = "Bold: not the notebook's default.\n\n" if own else ""
     return note + text_table(["parameter", "value"], rows)
@@ -380,6 +378,5 @@ def layers_text(layers: list[dict[str, Any]]) -> str:
 def list_page(plans: list[Runs]) -> str:
     """The page of all runs: a table that a script sorts and searches."""
     rows = [row for plan in plans for row in plan.rows()]
-    heads = ["run", "plan", "notebook", "perplexity", "minutes", "processor", "made"]
-    here = "a number is the committed one where there are two"
-    return LIST.format(here) + text_table(heads, rows) + SCRIPT
+    heads = ["run", "plan", "perplexity", "minutes", "notebook", "processor", "made"]
+    return LIST + text_table(heads, rows) + SCRIPT

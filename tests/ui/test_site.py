@@ -74,11 +74,11 @@ def test_runs_are_found_and_sorted(page, site):
     assert all("60 %, seed 1" in text for text in found)
     for order in (1, -1):
         page.get_by_role("button", name="perplexity").click()
-        numbers = rows.locator("td:nth-child(4)").all_inner_texts()
+        numbers = rows.locator("td:nth-child(3)").all_inner_texts()
         values = [float(number.replace(",", "")) for number in numbers]
         assert values == sorted(values, reverse=order < 0)
     page.get_by_label("Find").fill("")
     assert rows.count() == every
-    assert rows.last.locator("td").nth(3).inner_text() == "–"
+    assert rows.last.locator("td").nth(2).inner_text() == "–"
     rows.first.get_by_role("link").click()
     page.wait_for_url("**/runs/*/*.html")
