@@ -75,7 +75,8 @@ class Sources:
             shutil.copyfile(path, target)
             if path.suffix == ".md":
                 page = str(target.relative_to(self.folder))
-                self.write(page, self.localise(path.read_text(encoding="utf-8"), page))
+                text = self.localise(path.read_text(encoding="utf-8"), page)
+                self.write(page, self.link_cells(text))
 
     def localise(self, text: str, page: str) -> str:
         """Rewrite the links of a page of Markdown, to pages of the book or to copies of files."""
