@@ -169,7 +169,9 @@ class Sources:
             if (
                 whose == COMMITTED and name != "published_ratios"
             ):  # its rows have no names
-                self.cells |= links
+                # the dense model's number is the same in two plans: `full` goes first
+                full = runs.plan == "full"
+                self.cells = self.cells | links if full else links | self.cells
             self.write(page, made)
             text += f"```{{include}} /{page}\n```\n\n"
         return text
