@@ -19,7 +19,8 @@ from nbformat import NotebookNode
 from sphinx.cmd.build import build_main
 
 from book.conf import page_of, public_names
-from book.executed import annotate, as_it_ran, copy_path, nearness
+from book.executed import COPIED_PLAN, annotate, as_it_ran, copy_path, nearness
+from book.runs import COMMITTED, FOLDERS, Runs, list_page
 from helpers.errors import HelpersError
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
 from reproduction.claims import judge_claims
@@ -36,9 +37,15 @@ COPIED = (
 PLANS = ("laptop", "full", "beyond", "second", "original", "smoke", "t4", "paper")
 # tables and figures, in the order of a plan's page
 PRODUCTS = (
-    *("claims", "perplexity", "variants", "zero_shot", "weight_update"),
+    *("perplexity", "claims", "variants", "zero_shot", "weight_update"),
     *("convergence", "mask", "schedule", "cost", "beyond", "published_ratios"),
 )
+# the notebook's cell that draws a figure too: the id of the text above it
+DRAWN_IN = {
+    "perplexity": ("06_tables_and_plots", "perplexity-text"),
+    "convergence": ("02_admm_layer_solve", "convergence-text"),
+    "schedule": ("03_mask_schedule", "figure-text"),
+}
 YOURS = "`make reproduce` puts yours {} (runs made in JupyterLab are not shown)."
 NOTHING_RUN = f"The numbers in this book came with the repository; {YOURS.format('beside them')}\n"
 COPIES = "results/reference/notebooks"  # of which each is a page
@@ -51,6 +58,9 @@ class Sources:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.plans: dict[str, Runs] = {}  # those with records
+        self.cells: dict[tuple[str, str], str] = {}  # where a printed number leads
+        self.shown: dict[tuple[str, str], str] = {}  # the page of a run's notebook
 
     def write(self, name: str, text: str) -> None:
         """Write a page."""
@@ -65,7 +75,8 @@ class Sources:
             shutil.copyfile(path, target)
             if path.suffix == ".md":
                 page = str(target.relative_to(self.folder))
-                self.write(page, self.localise(path.read_text(encoding="utf-8"), page))
+                text = self.localise(path.read_text(encoding="utf-8"), page)
+                self.write(page, self.link_cells(text))
 
     def localise(self, text: str, page: str) -> str:
         """Rewrite the links of a page of Markdown, to pages of the book or to copies of files."""
@@ -93,12 +104,29 @@ class Sources:
 
         return LINK.sub(link, text)
 
+    def link_cells(self, text: str) -> str:
+        """Link the numbers of a page's tables to their records, by the first cell of their row."""
+        lines = text.split("\n")
+        for at, line in enumerate(lines):
+            if line.startswith("| ") and line.endswith(" |"):
+                label, *cells = line[2:-2].split(" | ")
+                cells = [
+                    f"[{cell}]({self.cells[label, cell]})"
+                    if (label, cell) in self.cells
+                    else cell
+                    for cell in cells
+                ]
+                lines[at] = f"| {' | '.join([label, *cells])} |"
+        return "\n".join(lines)
+
     def plan(self, plan: str) -> str:
         """Write the page of a plan, and return its opening: the verdict on what was made here."""
-        shown = {"Made here": results_dir(plan), "Committed": reference_dir(plan)}
-        for whose, folder in list(shown.items()):
-            if not (folder / "tables").is_dir():
-                del shown[whose]
+        runs = Runs(plan)
+        if runs.ids:
+            self.plans[plan] = runs
+        shown = [
+            w for w, folder in FOLDERS.items() if (folder(plan) / "tables").is_dir()
+        ]
         opening = every = ""
         if (path := results_dir(plan) / "verdict.txt").is_file():
             summary, _, lines = path.read_text(encoding="utf-8").partition("\n\n")
@@ -107,10 +135,12 @@ class Sources:
             every = f"<details><summary>Every comparison</summary>\n\n```text\n{lines}```\n\n"
             every += "</details>\n\n"
         text = f"({plan}-plan)=\n# Results: plan `{plan}`\n\n{opening}{every}"
+        if runs.ids:
+            text += f"A number leads to the [records](#{plan}-records) that it is made of.\n\n"
         for name in PRODUCTS:
             parts = ""
-            for whose, folder in shown.items():
-                part = self.exhibits(folder, name)
+            for whose in shown:
+                part = self.exhibits(runs, whose, name)
                 parts += f"**{whose}**\n\n{part}" if part and len(shown) > 1 else part
             title = name.replace("_", " ").capitalize()
             text += f"({plan}-{name})=\n## {title}\n\n{parts}" if parts else ""
@@ -118,15 +148,11 @@ class Sources:
             self.write(f"plans/{plan}.md", text)
         return opening
 
-    def exhibits(self, folder: Path, name: str) -> str:
-        """Include a table by its name, and its figure, or one for each model; Markdown."""
+    def exhibits(self, runs: Runs, whose: str, name: str) -> str:
+        """Include a figure by its table's name, or one for each model, and the table; Markdown."""
         text = ""
-        copies = "/".join(folder.parts[-2:])
-        if folder.parent.name == "reference":
-            copies = f"results/{copies}"
-        if (table := folder / "tables" / f"{name}.md").is_file():
-            self.copy(table, f"{copies}/tables/{name}.md")
-            text = f"```{{include}} /{copies}/tables/{name}.md\n```\n\n"
+        folder = FOLDERS[whose](runs.plan)
+        copies = f"results/{'reference/' if whose == COMMITTED else ''}{runs.plan}"
         for path in sorted((folder / "figures").glob(f"{name}*.png")):
             alt = figure_alt(path.stem)
             if not alt:  # a figure of an earlier version, no longer drawn
@@ -135,8 +161,21 @@ class Sources:
             if max(names, key=len) == name:
                 self.copy(path, f"{copies}/figures/{path.name}")
                 text += (
-                    f"```{{figure}} /{copies}/figures/{path.name}\n:alt: {alt}\n```\n\n"
+                    f"```{{figure}} /{copies}/figures/{path.name}\n:alt: {alt}\n\n"
+                    f"{figure_caption(name)}\n```\n\n"
                 )
+        if (table := folder / "tables" / f"{name}.md").is_file():
+            page = f"{copies}/tables/{name}.md"
+            made = self.localise(table.read_text(encoding="utf-8"), page)
+            made, links = runs.link_table(whose, name, made)
+            if (
+                whose == COMMITTED and name != "published_ratios"
+            ):  # its rows have no names
+                # the dense model's number is the same in two plans: `full` goes first
+                full = runs.plan == "full"
+                self.cells = self.cells | links if full else links | self.cells
+            self.write(page, made)
+            text += f"```{{include}} /{page}\n```\n\n"
         return text
 
     def notebooks(self) -> None:
@@ -153,16 +192,27 @@ class Sources:
             made = [run for run in runs if run.notebook == path.stem]
             made.sort(key=lambda run: (PLANS.index(run.plan), nearness(run)))
             found = {
-                run.executed_path: f"Run here: {run.name}, plan {run.plan}."
+                run.executed_path: (f"Run here: {run.name}, plan {run.plan}.", run)
                 for run in made
             }
+            copied = [run for run in made if run.plan == COPIED_PLAN][:1]
             found |= {
-                copy_path(path.stem): f"This run came with the repository; {yours}"
+                copy_path(path.stem): (
+                    f"This run came with the repository; {yours}",
+                    *copied,
+                )
             }
-            found |= {path: f"Shown without outputs; {yours}"}
-            for where, note in found.items():
+            found |= {path: (f"Shown without outputs; {yours}",)}
+            for where, (note, *run) in found.items():
                 if page := as_it_ran(path.stem, where):
+                    if where == path:  # JupyterLab has saved outputs of no run in it
+                        for cell in page.cells:
+                            if cell.cell_type == "code":
+                                cell.update(outputs=[], execution_count=None)
                     self.notebook(page, note, f"notebooks/{path.name}")
+                    self.shown |= {
+                        (own.plan, own.id): f"notebooks/{path.name}" for own in run
+                    }
                     break
             title = page.cells[0].source.partition("\n")[0].removeprefix("# ")
             listed += f"{path.stem[:2]} {title} <{path.stem}>\n"
@@ -179,14 +229,26 @@ class Sources:
             if cell.cell_type == "markdown":
                 cell.source = self.localise(cell.source, name)
                 section = (re.findall(r"(?m)^##? (.+)$", cell.source) or [section])[-1]
+                if cell.source.startswith("## "):  # figures lead to it
+                    cell.source = f"({Path(name).stem}-{cell.id})=\n{cell.source}"
             else:
                 cell.metadata["mystnb"] = {
                     "image": {"alt": f"Figure of the section: {section}"}
                 }
             for output in cell.get("outputs", []):
                 if text := output.get("data", {}).get("text/markdown"):
-                    output.data["text/markdown"] = self.localise(text, name)
+                    linked = self.link_cells(self.localise(text, name))
+                    output.data["text/markdown"] = linked
         self.write(name, nbformat.writes(page))
+
+
+def figure_caption(name: str) -> str:
+    """What draws a figure, and the notebook's cell that draws it too."""
+    notebook, cell = DRAWN_IN[name]
+    return (
+        f"Drawn by {{py:func}}`reproduction.figures.{name}_figure` from these records, as in "
+        f"[this cell of notebook {notebook[:2]}](#{notebook}-{cell})."
+    )
 
 
 def claims_line() -> str:
@@ -206,9 +268,9 @@ def main() -> int:
         sources = Sources(Path(scratch, "pages"))
         made = Path(scratch, "html")
         sources.copy(here, "")
+        openings = [opening for plan in PLANS if (opening := sources.plan(plan))]
         for name in COPIED:
             sources.copy(root() / name, name)
-        openings = [opening for plan in PLANS if (opening := sources.plan(plan))]
         sources.write("claims_line.txt", claims_line())
         sources.write("agreement.txt", "".join(openings) or NOTHING_RUN)
         lines = (opening.partition("\n\n")[0] for opening in openings)
@@ -218,6 +280,10 @@ def main() -> int:
         )
         sources.write("public.txt", ", ".join(links) + ".\n")
         sources.notebooks()
+        sources.write("runs.md", list_page([*sources.plans.values()]))
+        for plan in sources.plans.values():
+            for name, text in plan.pages(sources.shown):
+                sources.write(name, text)
         options = ["-q", "-W", "--keep-going", "-c", str(here)]
         if status := build_main([*options, str(sources.folder), str(made)]):
             return status

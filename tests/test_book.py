@@ -1,20 +1,31 @@
 """The book: built whole, without a warning; it needs no network, and its links lead somewhere."""
 
 import base64
+import functools
+import json
 import os
 import re
+import shutil
+import statistics
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
-from nbformat.v4 import new_output
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_output
 
+import book.__main__
+import book.executed
 from book.conf import page_of
 from helpers import __all__ as public_names
 from helpers.paths import notebooks_dir, reference_dir, root
+from reproduction.plan import read_plan
+from reproduction.records import read_record, read_records
+from reproduction.tables import all_tables
 
 pytest.importorskip(
     "myst_nb", reason="the book's packages are not installed: make setup"
@@ -66,8 +77,8 @@ def executed(text, path):
     nbformat.write(notebook, path)
 
 
-@pytest.fixture(scope="module")
-def book(tmp_path_factory):
+@pytest.fixture(scope="module", name="built")
+def build(tmp_path_factory):
     """The book on a machine where a part of two plans was run, and a book was made before."""
     results = tmp_path_factory.mktemp("results")
     for plan, name in [
@@ -81,6 +92,9 @@ def book(tmp_path_factory):
         )
     executed("broken", results / "laptop" / "runs" / "05_zero_shot--dense.failed.ipynb")
     (results / "laptop" / "verdict.txt").write_text("6 of 7 runs\n\nx  1.0  1.1\n")
+    here = results / "laptop" / "records" / "04_prune_model--wanda-60.json"
+    here.parent.mkdir()
+    shutil.copyfile(reference_dir("laptop") / "records" / here.name, here)
     (results / "book").mkdir()
     (results / "book" / "old.html").touch()
     where = dict(cwd=root(), env=os.environ | {"PRUNING_RESULTS": str(results)})
@@ -91,8 +105,8 @@ def book(tmp_path_factory):
     return results / "book"
 
 
-def test_pages_load_nothing_from_the_network_and_links_hold(book):
-    written = [path for path in book.rglob("*.html") if "_static" not in path.parts]
+def test_pages_load_nothing_from_the_network_and_links_hold(built):
+    written = [path for path in built.rglob("*.html") if "_static" not in path.parts]
     pages = {path.resolve(): Page(path) for path in written}
     assert len(pages) > 50
     for path, page in pages.items():
@@ -112,28 +126,162 @@ def test_pages_load_nothing_from_the_network_and_links_hold(book):
                 assert unquote(parts.fragment) in pages[target].ids, (
                     f"{path}: {address}"
                 )
-    for path in book.rglob("*.css"):
+    for path in built.rglob("*.css"):
         assert not re.search(r"(url\(|@import)\W*(https?:)?//", path.read_text("utf-8"))
 
 
-def test_notebooks_are_shown_as_they_ran_here(book):
-    page = Page(book / "notebooks" / "04_prune_model.html").text
+def test_notebooks_are_shown_as_they_ran_here(built):
+    page = Page(built / "notebooks" / "04_prune_model.html").text
     assert "<p>admm-grad-60 of laptop</p>" in page
     assert "IntSlider" not in page
     assert '<p id="T_00000_row0">the static twin</p>' in page
-    assert "6 of 7 runs</strong>" in Page(book / "index.html").text
-    other = Page(book / "notebooks" / "05_zero_shot.html").text
+    assert "6 of 7 runs</strong>" in Page(built / "index.html").text
+    other = Page(built / "notebooks" / "05_zero_shot.html").text
     assert "This run came with the repository" in other
 
 
-def test_the_code_is_documented(book):
+def test_the_code_is_documented(built):
     """Each module has a page, or is on that of its package."""
     for package in ("helpers", "reproduction"):
         for path in (root() / package).rglob("[!_.]*.py"):
             name = ".".join(path.relative_to(root()).with_suffix("").parts)
             if "own" not in path.parts and ".ipynb_checkpoints" not in path.parts:
                 page = page_of(name)
-                assert f"module-{page}" in Page(book / "api" / f"{page}.html").ids
-    assert "helpers.large.prune_checkpoint" in Page(book / "api/helpers.large.html").ids
-    linked = {link.rpartition(".")[2] for link in Page(book / "code.html").links}
+                assert f"module-{page}" in Page(built / "api" / f"{page}.html").ids
+    assert (
+        "helpers.large.prune_checkpoint" in Page(built / "api/helpers.large.html").ids
+    )
+    linked = {link.rpartition(".")[2] for link in Page(built / "code.html").links}
     assert set(public_names) <= linked, "names that README shows"
+
+
+# --- from a number to its runs ---------------------------------------------------------------
+
+
+NUMBER = re.compile(r"[-+]?\d[\d,.e-]*( ± [\d.]+)?")
+
+
+@functools.cache
+def parsed(path):
+    """A page's elements."""
+    return BeautifulSoup(path.read_text("utf-8"), "lxml")
+
+
+def numbers(table):
+    """The cells of a table that are numbers, each with the name of its row."""
+    for row in table.select("tbody tr"):
+        label, *cells = row.find_all("td")
+        for cell in cells:
+            if NUMBER.fullmatch(cell.get_text(strip=True)):
+                yield label.get_text(strip=True), cell
+
+
+def follow(page, link):
+    """The page that a link leads to, and the part of it."""
+    path, _, fragment = link["href"].partition("#")
+    target = (page.parent / unquote(path)).resolve() if path else page
+    part = parsed(target)
+    return target, part.find(id=unquote(fragment)) if fragment else part
+
+
+def records_behind(page, cell):
+    """The records that a cell leads to: its run's, or those that a list of runs links to."""
+    link = cell.find("a")
+    assert link, f"{page}: {cell.get_text()} leads nowhere"
+    target, part = follow(page, link)
+    pages = [target]
+    if target.parent.name == "runs":  # a list
+        table = part.find("table")
+        pages = [follow(target, link)[0] for link in table.find_all("a")]
+    return [
+        json.loads(
+            (
+                reference_dir(path.parent.name) / "records" / f"{path.stem}.json"
+            ).read_text("utf-8")
+        )
+        for path in pages
+    ]
+
+
+@pytest.mark.parametrize("name", ["README.html", "index.html", "plans/full.html"])
+def test_a_perplexity_leads_to_the_records_that_it_is_the_mean_of(built, name):
+    """In two clicks, and the mean is worked out here, of the committed files."""
+    page = built / name
+    seen = 0
+    for table in parsed(page).find_all("table"):
+        heads = [head.get_text(strip=True) for head in table.find_all("th")]
+        if heads[0] != "method" or "runs" in heads:
+            continue
+        for method, cell in numbers(table):
+            records = records_behind(page, cell)
+            assert {r["parameters"]["method"] for r in records} == {method.lower()}
+            mean = statistics.mean(r["metrics"]["perplexity"]["value"] for r in records)
+            number, _, half = (
+                cell.get_text(strip=True).replace(",", "").partition(" ± ")
+            )
+            # four digits, and the decimals of its ± where there is one
+            places = 10.0 ** -len(half.partition(".")[2]) if half else mean / 1000
+            assert float(number) == pytest.approx(mean, abs=0.51 * places)
+            seen += 1
+    assert seen >= 7
+
+
+@pytest.mark.parametrize("plan", ["full", "beyond", "second", "laptop"])
+def test_every_number_of_a_table_leads_to_records(built, plan):
+    """But for claims, chance, and what other papers have published."""
+    page = built / "plans" / f"{plan}.html"
+    tables = set(all_tables(read_records(reference_dir(plan) / "records")))
+    for name in tables - {"published_ratios"}:
+        section = parsed(page).find("section", id=f"{plan}-{name.replace('_', '-')}")
+        for label, cell in numbers(section):
+            assert label == "chance" or records_behind(page, cell), (name, label)
+
+
+def test_a_run_has_a_page(built):
+    """Committed and made here stand side by side; the line that runs it again is `make`'s."""
+    name = "04_prune_model--wanda-60"
+    text = Page(built / "runs" / "laptop" / f"{name}.html").text
+    assert f"make reproduce PLAN=laptop ONLY={name}" in text
+    assert [run.id for run in read_plan("laptop", only=name)] == [name]
+    record = read_record(reference_dir("laptop") / "records" / f"{name}.json")
+    for word in (
+        record["platform"]["processor"],
+        record["git"]["commit"][:12],
+        "Made here",
+    ):
+        assert word in text
+    for parameter in record["parameters"]:
+        assert parameter in text
+    ran = Page(built / "runs" / "laptop" / "04_prune_model--admm-grad-60.html")
+    assert any(link.endswith("04_prune_model.html") for link in ran.links)
+
+
+def test_one_page_lists_all_runs(built):
+    links = {Path(link).stem for link in Page(built / "runs.html").links}
+    for path in reference_dir("").glob("*/records/*.json"):
+        assert path.stem in links
+
+
+def test_an_edited_notebook_is_shown_without_outputs(tmp_path, monkeypatch):
+    """What JupyterLab has saved in it is of no run, and may name folders of this machine."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    path = shutil.copy(notebooks_dir() / "00_start_here.ipynb", folder)
+    notebook = nbformat.read(path, as_version=4)
+    traceback = new_output(
+        "error", ename="E", evalue="", traceback=["/home/me/secret.py"]
+    )
+    cell = new_code_cell("1 / 0", execution_count=3, outputs=[traceback])
+    notebook.cells.append(cell)
+    nbformat.write(notebook, path)
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
+    for module in (book.__main__, book.executed):
+        monkeypatch.setattr(module, "notebooks_dir", lambda: folder)
+    sources = book.__main__.Sources(tmp_path / "pages")
+    sources.write("notebooks/index.md", "# Notebooks\n")
+    sources.notebooks()
+    page = (tmp_path / "pages" / "notebooks" / "00_start_here.ipynb").read_text("utf-8")
+    assert "without outputs" in page
+    assert "1 / 0" in page
+    assert "secret" not in page
+    assert '"execution_count": 3' not in page

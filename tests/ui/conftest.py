@@ -83,7 +83,7 @@ class Watched:
         parts = urlsplit(url)
         if parts.hostname in ("127.0.0.1", "localhost"):
             return False
-        if parts.scheme in ("blob", "data", "about"):
+        if parts.scheme in ("blob", "data", "about", "file"):
             return False
         self.outside.append(url)
         return True

@@ -1,0 +1,382 @@
+"""Pages of runs: from a number in a table to its records, and from a record to what made it.
+
+A run with a record has a page, whether the record is committed, was made here, or both. A cell of a
+table leads to it, or, where a cell is made of several records, to the list of them on the page of
+its plan. One page lists all runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from docutils.nodes import make_id
+
+from helpers.explore.names import display_name
+from helpers.paths import reference_dir, results_dir, root
+from reproduction.fingerprint import is_current
+from reproduction.labels import pipeline_title
+from reproduction.markdown import Table, format_number, text_table, to_markdown
+from reproduction.plan import Run, plan_names, read_plan
+from reproduction.records import Record, read_records, record_id
+from reproduction.runs import processor_of
+from reproduction.tables import all_tables
+
+HERE, COMMITTED = "Made here", "Committed"
+FOLDERS = {HERE: results_dir, COMMITTED: reference_dir}
+# of the records of a cell, beside their seed: what the cell is made of
+SHOWN = {
+    "perplexity": ("perplexity",),
+    "variants": ("perplexity",),
+    "published_ratios": ("perplexity",),
+    "cost": ("forward_seconds", "solve_seconds", "prune_seconds", "evaluate_seconds"),
+    "zero_shot": ("mean_acc",),
+    "beyond": ("perplexity_layers", "perplexity", "total_seconds"),
+}
+SEVERAL = """\
+A number that is the mean of several records, or compares some, leads here. Each record has a page.
+"""
+LIST = """\
+# All runs
+
+Every number of the tables is made of these runs. A run's page has what it measured, its parameters,
+its processor, and the line that runs it again.
+
+<p class="find-runs" hidden>
+<label>Find <input type="search" placeholder="admm-grad 60 seed1"></label> <output></output>
+</p>
+
+"""
+SCRIPT = '\n<script src="_static/runs.js"></script>\n'
+
+
+class Group(NamedTuple):
+    """Records that one cell of a table, or several, are made of."""
+
+    name: str  # of the table
+    title: str
+    text: str  # the number as it is printed; "" where the numbers are several
+    ids: tuple[str, ...]
+
+
+class Runs:
+    """The runs of a plan that have a record."""
+
+    def __init__(self, plan: str) -> None:
+        self.plan = plan
+        known = read_plan(plan) if plan in plan_names() else []
+        self.runs = {run.id: run for run in known}
+        self.records = {
+            whose: read_by_id(folder(plan) / "records")
+            for whose, folder in FOLDERS.items()
+        }
+        self.tables: dict[str, dict[str, list[Table]]] = {}
+        self.groups: dict[str, dict[tuple[str, ...], Group]] = {w: {} for w in FOLDERS}
+        self.used: dict[str, dict[str, str]] = {}  # in which tables a record counts
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all runs with a record, sorted."""
+        return sorted(set().union(*self.records.values()))
+
+    def is_current(self, whose: str, run_id: str) -> bool:
+        """Whether a record is of today's plan and code."""
+        run, record = self.runs.get(run_id), self.records[whose][run_id]
+        return bool(run) and is_current(
+            record, run, FOLDERS[whose](self.plan) / "records"
+        )
+
+    # --- tables -------------------------------------------------------------------------------
+
+    def link_table(self, whose: str, name: str, text: str) -> tuple[str, dict]:
+        """Link each cell of a page of tables to its records; the page, and the links by cell.
+
+        The key of a link is the first cell of its row with the printed number. A number that
+        today's records do not give has no link: its table is of other ones.
+        """
+        if whose not in self.tables:
+            records = self.records[whose].items()
+            if whose == HERE:  # as `make tables` takes them
+                records = [(k, r) for k, r in records if self.is_current(whose, k)]
+            self.tables[whose] = all_tables([record for _, record in records])
+        tables = iter(self.tables[whose].get(name, []))
+        lines, links = [], {}
+        rows: Iterator[tuple[list[str], list[Group | None]]] = iter(())
+        for line in text.splitlines():
+            if not line.startswith("| "):
+                rows = iter(())
+            elif line.startswith("| :--"):
+                table = next(tables, None)
+                rows = printed_rows(name, table) if table else iter(())
+            else:
+                expected, groups = next(rows, ([], []))
+                cells = line[2:-2].split(" | ")
+                for column, (wanted, group) in enumerate(
+                    zip(expected, groups, strict=True)
+                ):
+                    if group and wanted == cells[column] != "–":
+                        target = self.target(whose, group)
+                        links[cells[0], wanted] = target
+                        cells[column] = f"[{wanted}]({target})"
+                line = f"| {' | '.join(cells)} |"
+            lines.append(line)
+        return "\n".join(lines) + "\n", links
+
+    def target(self, whose: str, group: Group) -> str:
+        """Where a cell leads: to the page of its record, or to the list of its records."""
+        for run_id in group.ids:
+            place = f"[{table_title(group.name)}](#{self.plan}-{group.name})"
+            self.used.setdefault(run_id, {})[f"{place}: {group.title}"] = ""
+        if len(group.ids) == 1:
+            return f"/runs/{self.plan}/{group.ids[0]}.md"
+        key = (group.name, *group.ids)
+        return f"#{self.anchor(whose, self.groups[whose].setdefault(key, group))}"
+
+    def anchor(self, whose: str, group: Group) -> str:
+        """The name of a list of records."""
+        number = list(self.groups[whose].values()).index(group)
+        here = "here-" if whose == HERE else ""
+        return make_id(f"{self.plan}-{here}{group.name}-{group.title}-{number}")
+
+    # --- pages --------------------------------------------------------------------------------
+
+    def pages(self, shown: Mapping[tuple[str, str], str]) -> Iterator[tuple[str, str]]:
+        """The pages, name and Markdown, of the plan's cells and of each of its runs.
+
+        Args: shown, notebooks with outputs in this book, by plan and id of their run.
+        """
+        yield f"runs/{self.plan}.md", self.cells_page()
+        for run_id in self.ids:
+            page = shown.get((self.plan, run_id))
+            yield f"runs/{self.plan}/{run_id}.md", self.run_page(run_id, page)
+
+    def cells_page(self) -> str:
+        """The page that lists the records of each cell that is made of several."""
+        text = f"---\norphan: true\n---\n\n({self.plan}-records)=\n"
+        text += f"# Records behind the numbers of plan {self.plan}\n\n{SEVERAL}\n"
+        for whose, groups in self.groups.items():
+            name = ""
+            for group in groups.values():
+                if group.name != name:
+                    name = group.name
+                    here = ", made here" if whose == HERE else ""
+                    text += f"## {table_title(name)}{here}\n\n"
+                title = group.title + (f": {group.text}" if group.text else "")
+                text += f"({self.anchor(whose, group)})=\n### {title}\n\n"
+                text += self.list_records(whose, group)
+        return text
+
+    def list_records(self, whose: str, group: Group) -> str:
+        """A table of the records of a group."""
+        rows = []
+        for run_id in group.ids:
+            record = self.records[whose][run_id]
+            row = {"run": f"[{run_title(record)}](/runs/{self.plan}/{run_id}.md)"}
+            for name in SHOWN.get(group.name, ()):
+                row[name] = format_number(metric(record, name))
+            row["minutes"] = f"{minutes(record):.1f}"
+            rows.append(row)
+        frame = pd.DataFrame(rows)
+        frame = frame.loc[:, (frame != "–").any()]
+        heads = [head.replace("_", " ") for head in frame]
+        return text_table(heads, frame.values.tolist()) + "\n"
+
+    def run_page(self, run_id: str, shown: str | None) -> str:
+        """The page of a run: numbers, the line that runs it again, parameters, machine and code."""
+        found = {w: own[run_id] for w, own in self.records.items() if run_id in own}
+        record = [*found.values()][-1]  # the committed one if there is one
+        notebook = f"[{record['notebook']}](/notebooks/{record['notebook']}.ipynb)"
+        run = self.runs.get(run_id)
+        parts = [
+            "---\norphan: true\n---",
+            f"# {run_title(record)}",
+            f"Run `{run_id}` of the [plan {self.plan}](#{self.plan}-records), made by "
+            f"{notebook}. [All runs](/runs.md)",
+            metrics_table(found),
+            "## Run it again",
+            self.again(run_id, record, run),
+        ]
+        if shown:
+            parts.append(f"[The notebook as it ran](/{shown})")
+        else:
+            parts.append(
+                "No copy with its outputs is in this book; a run leaves one in "
+                f"`results/{self.plan}/runs/{run_id}.ipynb`."
+            )
+        if used := self.used.get(run_id):
+            parts += ["## Where it counts", "\n".join(f"- {place}" for place in used)]
+        parts += ["## Parameters", parameters_table(record["parameters"], run)]
+        parts += ["## Machine and code", self.provenance(found)]
+        if COMMITTED in found:
+            file = reference_dir(self.plan) / "records" / f"{run_id}.json"
+            parts.append(f"All of it: `{file.relative_to(root())}`.")
+        if layers := record["layers"]:
+            parts.append(layers_text(layers))
+        return "\n\n".join(parts) + "\n"
+
+    def again(self, run_id: str, record: Record, run: Run | None) -> str:
+        """The line that runs it again, and how long that takes."""
+        if run is None:
+            return "The plan has this run no longer; its parameters are below."
+        text = "```{code-block} text\n:class: again\n\n"
+        text += f"make reproduce PLAN={self.plan} ONLY={run_id}\n```\n\n"
+        text += f"It took {minutes(record):.1f} minutes"
+        if run.effective != {k: run.defaults[k] for k in run.effective} | dict(
+            record["parameters"]
+        ):
+            text += ". **The plan has other parameters today**"
+        return f"{text}."
+
+    def provenance(self, found: Mapping[str, Record]) -> str:
+        """A table of the machine, the code and the versions of each record."""
+        columns = {}
+        for whose, record in found.items():
+            git = record["git"] or {}
+            commit = f"`{git['commit'][:12]}`" if git else "–"
+            same = (
+                "equal bit for bit"
+                if self.is_current(whose, record_id(record))
+                else "other"
+            )
+            columns[whose] = {
+                "processor": processor_of(record) or "–",
+                "device": record["device"],
+                "minutes": f"{minutes(record):.1f}",
+                "timed alone": "yes" if record.get("timed") else "no",
+                "peak memory (GB)": f"{record['peak_memory_bytes'] / 1e9:.2f}",
+                "made": record["created"][:16].replace("T", " ") + " UTC",
+                "commit": commit + (" with changes" if git.get("dirty") else ""),
+                "today's code": same,
+                **record["versions"],
+            }
+        frame = pd.DataFrame(columns).fillna("–")
+        heads = ["", *frame] if len(frame.columns) > 1 else ["", ""]
+        return text_table(heads, [[name, *row] for name, *row in frame.itertuples()])
+
+    def rows(self) -> Iterator[list[str]]:
+        """The rows of the page of all runs."""
+        for run_id in self.ids:
+            found = [own[run_id] for own in self.records.values() if run_id in own]
+            record = found[-1]
+            yield [
+                f"[{run_title(record)}](/runs/{self.plan}/{run_id}.md)",
+                self.plan,
+                format_number(metric(record, "perplexity")),
+                f"{minutes(record):.1f}",
+                record["notebook"][:2],
+                processor_of(record) or "–",
+                record["created"][:10],
+            ]
+
+
+def read_by_id(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of a folder by their ids, in the order of their files."""
+    return {record_id(record): record for record in read_records(folder)}
+
+
+def run_title(record: Record) -> str:
+    """A run in words: "ADMM-Grad at 60 %, seed 1", or the name that its plan gives it."""
+    parameters = record["parameters"]
+    if not {"method", "pattern"} <= parameters.keys():
+        return f"{record['notebook']}: {record['name']}"
+    title = display_name(pipeline_title(parameters))
+    if parameters["model"] != "embedded":
+        title += f", {parameters['model']}"
+    if not (record["data"] or {}).get("calibration"):  # it read no text
+        return title
+    return f"{title}, seed {parameters['calibration_seed']}"
+
+
+def table_title(name: str) -> str:
+    """The title of a table by the name of its file."""
+    return name.replace("_", " ").capitalize()
+
+
+def metric(record: Record, name: str) -> float:
+    """A metric's value, NaN where a record has none of that name."""
+    return record["metrics"].get(name, {"value": float("nan")})["value"]
+
+
+def minutes(record: Record) -> float:
+    """How long a run took, with the start of its kernel if the record says so."""
+    return record.get("run_seconds", record["seconds"]) / 60
+
+
+def printed_rows(
+    name: str, table: Table
+) -> Iterator[tuple[list[str], list[Group | None]]]:
+    """The printed cells of each row of a table, and the records of each."""
+    _, _, *lines = to_markdown(table.frame, table.spread).splitlines()
+    heads = [display_name(str(column)) for column in table.frame]
+    every = {tuple(dict.fromkeys(ids)) for ids in table.records.to_numpy().ravel()}
+    every -= {()}
+    for line, row in zip(lines, table.records.itertuples(index=False), strict=True):
+        cells = line[2:-2].split(" | ")
+        unique = [tuple(dict.fromkeys(ids)) for ids in row]
+        # words that tell rows of one name apart
+        label = [cells[0]]
+        label += [cells[heads.index(h) + 1] for h in ("at", "method") if h in heads]
+        groups: list[Group | None] = [None]
+        for head, text, ids in zip(heads, cells[1:], unique, strict=True):
+            if len(every) == 1:
+                title, text = "all rows", ""
+            elif len(set(unique) - {()}) == 1:
+                title, text = ", ".join(label), ""
+            else:
+                title = ", ".join([*label, head])
+            groups.append(Group(name, title, text.strip("*"), ids) if ids else None)
+        yield cells, groups
+
+
+def metrics_table(found: Mapping[str, Record]) -> str:
+    """A table of what a run measured, committed and here; a standard error stands behind its ±."""
+    columns = {}
+    for whose, record in found.items():
+        metrics = record["metrics"]
+        texts = {}
+        for name, value in metrics.items():
+            if name.endswith("_stderr"):
+                continue
+            unit = {"1": "", "bytes": "GB"}.get(value["unit"], value["unit"])
+            scale = 1e9 if unit == "GB" else 1
+            text = format_number(value["value"] / scale)
+            if f"{name}_stderr" in metrics:
+                text += f" ± {format_number(metric(record, f'{name}_stderr'))}"
+            texts[name.replace("_", " ")] = f"{text} {unit}".strip()
+        columns[whose] = texts
+    frame = pd.DataFrame(columns).fillna("–")
+    heads = ["measured", *(frame if len(frame.columns) > 1 else [""])]
+    return text_table(heads, [[name, *row] for name, *row in frame.itertuples()])
+
+
+def parameters_table(parameters: Mapping[str, Any], run: Run | None) -> str:
+    """A table of parameters, those first that differ from their notebook's defaults, in bold."""
+    defaults = run.defaults if run else {}
+    own = [k for k, v in parameters.items() if run and v != defaults.get(k)]
+    rows = []
+    for name in [*own, *(name for name in parameters if name not in own)]:
+        text = f"`{parameters[name]!r}`".replace("|", "\\|")
+        rows.append([f"**{name}**", f"**{text}**"] if name in own else [name, text])
+    note = "Bold: not the notebook's default.\n\n" if own else ""
+    return note + text_table(["parameter", "value"], rows)
+
+
+def layers_text(layers: list[dict[str, Any]]) -> str:
+    """The relative error of each pruned layer, a row for each block, in a fold."""
+    frame = pd.DataFrame(layers)
+    frame["layer"] = frame["name"].str.rpartition(".")[2]
+    errors = frame.pivot_table("error", "block", "layer", sort=False)
+    text = errors.to_string(float_format="{:.4f}".format)
+    return (
+        f"<details><summary>The error of each of {len(layers)} layers</summary>\n\n"
+        f"```text\n{text}\n```\n\n</details>"
+    )
+
+
+def list_page(plans: list[Runs]) -> str:
+    """The page of all runs: a table that a script sorts and searches."""
+    rows = [row for plan in plans for row in plan.rows()]
+    heads = ["run", "plan", "perplexity", "minutes", "notebook", "processor", "made"]
+    return LIST + text_table(heads, rows) + SCRIPT
