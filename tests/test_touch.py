@@ -10,7 +10,7 @@ import torch
 from helpers.explore import touch, touch_admm
 
 # of touch.json: what it holds may be another sum's rounding, but not another slice
-SHA256 = ""
+SHA256 = "51203d4b723505a0c43af4d59a9c88c604b55f7bdd89d4666c055eabc63e2014"
 
 
 def numbers(data, name):
