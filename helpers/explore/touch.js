@@ -166,19 +166,19 @@ export function optimum({ G, W0 }, keep) {
 
 const [BLUE, ORANGE, GREEN, GREY] = ["45 125 200", "217 108 30", "0 158 115", "125 133 144"];
 const PANELS = {
-  W: "fits the outputs", Z: "obeys the rule", U: "adds up W − Z", mask: "what stays",
+  W: "fits the outputs", Z: "obeys the rule", U: "sums up W − Z", mask: "what may stay",
 };
 const slider = (name, words, attributes) =>
   `<label>${words} <input name="${name}" type="range" ${attributes}><output></output></label>`;
 const figure = (caption, inner) => `<figure><figcaption>${caption}</figcaption>${inner}</figure>`;
 const CHART = figure("", '<svg viewBox="0 0 330 190" role="img"></svg>');
 const MARKUP = `
-<div class="row"><label>projection <select name="rule">${Object.entries(RULES).map(([key, rule]) =>
+<div class="line"><label>projection <select name="rule">${Object.entries(RULES).map(([key, rule]) =>
   `<option value="${key}">${rule.label}</option>`).join("")}</select></label>
   <label><input name="withU" type="checkbox" checked> U step</label></div>
-<div class="row">${slider("sparsity", "sparsity", 'min="0.05" max="0.95" step="0.05" value="0.6"')}
+<div class="line">${slider("sparsity", "sparsity", 'min="0.05" max="0.95" step="0.05" value="0.6"')}
   ${slider("rho", "ρ", 'min="-2" max="2" step="0.25" value="0"')}</div>
-<div class="row"><button type="button" aria-label="play">▶</button>
+<div class="line"><button type="button" aria-label="play">▶</button>
   ${slider("t", "iteration", `min="0" max="${ITERATIONS}" value="${ITERATIONS}"`)}</div>
 <p class="seen" aria-live="polite"></p>
 <div class="views"><div class="panels">${Object.entries(PANELS).map(([name, role]) =>
@@ -190,6 +190,12 @@ const MARKUP = `
 const percent = (x) => `${(100 * x).toPrecision(x < 0.01 ? 2 : 3)} %`;
 const short = (x) => (Math.abs(x) < 5e-4 ? "0" : x.toFixed(3).replace("-", "−"));
 const largest = (M) => Math.max(1e-9, ...M.flat().map(Math.abs));
+
+// The next number above x with one digit, or half of one more.
+function above(x) {
+  const unit = 10 ** Math.floor(Math.log10(x)) / 2;
+  return unit * Math.ceil(x / unit);
+}
 
 // A pixel for each entry, which CSS enlarges, and a frame around the chosen one.
 function paint(box, [i, j], M, colour) {
@@ -206,15 +212,16 @@ function paint(box, [i, j], M, colour) {
 }
 
 // Lines over the iterations, named at their right ends, with a mark at iteration t.
-function chart(place, words, lines, t, [low, high], format) {
+function chart(place, words, lines, t, ticks, format) {
+  const [low, high] = [ticks[0], ticks.at(-1)];
   const x = (i) => 46 + (206 * i) / ITERATIONS;
-  const y = (value) => 166 - (156 * (value - low)) / (high - low || 1);
-  const parts = [low, (low + high) / 2, high].map((v) => `<path class="grid" d="M46 ${y(v)}H252"/>
+  const y = (value) => 166 - (146 * (value - low)) / (high - low);
+  const parts = ticks.map((v) => `<path class="grid" d="M46 ${y(v)}H252"/>
     <text x="40" y="${y(v) + 4}" text-anchor="end">${format(v)}</text>`);
   for (let i = 0; i <= ITERATIONS; i += 5) {
     parts.push(`<text x="${x(i)}" y="184" text-anchor="middle">${i}</text>`);
   }
-  parts.push(`<path class="grid" d="M${x(t)} 10V166"/>`);
+  parts.push(`<path class="grid" d="M${x(t)} 20V166"/>`);
   let free = 184; // names do not overlap: from the lowest up, each above the one before
   for (const [name, look, values] of lines.sort((a, b) => a[2].at(-1) - b[2].at(-1))) {
     const path = values.map((v, i) => `${i ? "L" : "M"}${x(i)} ${y(v).toFixed(1)}`).join("");
@@ -298,8 +305,8 @@ export function render({ model, el }) {
     play.textContent = timer ? "❚❚" : "▶";
 
     const shade = (M) => {
-      const full = largest(M) / 2;
-      return (x) => `${x < 0 ? ORANGE : BLUE} / ${Math.min(1, Math.abs(x) / full)}`;
+      const full = largest(M);
+      return (x) => `${x < 0 ? ORANGE : BLUE} / ${Math.min(1, Math.sqrt(Math.abs(x) / full))}`;
     };
     const mask = (kept, i, j) => (kept ? `${once[i][j] ? GREY : BLUE} / 1`
       : `${GREEN} / ${once[i][j] ? 1 : 0}`);
@@ -311,15 +318,17 @@ export function render({ model, el }) {
     const lines = [["error", "error", errors]];
     if (best) lines.push(["optimum", "best", errors.map(() => best)]);
     if (before) lines.push(["before", "before", before]);
-    const high = 1.05 * largest(lines.map((line) => line[2]));
-    chart(charts[0], "error of Z by iteration", lines, t, [0, high], percent);
+    const high = above(largest(lines.map((line) => line[2])));
+    const tick = (x) => `${Number((100 * x).toPrecision(3))} %`;
+    chart(charts[0], "error of Z by iteration", lines, t, [0, high / 2, high], tick);
     const [i, j] = at;
     const path = (name) => [name, name, states.map((state) => state[name][i][j])];
     const three = [path("W"), path("Z"), path("U")];
     const values = three.flatMap((line) => line[2]);
-    const range = [Math.min(0, ...values), Math.max(0, ...values)];
+    const most = above(largest([values]));
+    const ticks = [-most, 0, most].filter((x) => !x || values.some((v) => v / x > 0.05));
     const words = ["W", "Z", "U"].map((name) => `${name} ${short(now[name][i][j])}`).join(", ");
-    chart(charts[1], `weight of input ${i} in output ${j}: ${words}`, three, t, range, short);
+    chart(charts[1], `weight of input ${i} in output ${j}: ${words}`, three, t, ticks, short);
   }
 
   function pick(i, j) {
@@ -375,8 +384,8 @@ export function render({ model, el }) {
   last = seen.errors;
   // the weight that the mask costs most: where U has grown most
   const U = seen.states.at(-1).U.flat().map(Math.abs);
-  const most = U.indexOf(Math.max(...U));
-  pick(Math.floor(most / outputs), most % outputs);
+  const place = U.indexOf(Math.max(...U));
+  pick(Math.floor(place / outputs), place % outputs);
   return stop;
 }
 

@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from layers import relative_objective
 from sphinx.cmd.build import build_main
 from test_touch import numbers
 
@@ -49,7 +50,7 @@ MASKS = [
     for rho in (0.1, 1.0, 10.0)
     for with_u in (True, False)
 ]
-GRIDS = [settings(f"{n} values", rho=rho) for n in (4, 8) for rho in (1.0, 3.0)]
+GRIDS = [settings(f"{n} values", rho=rho) for n in (4, 8) for rho in (1.0, 10**0.5)]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def loop(project, *, rho, withU, **_):
         W = torch.linalg.solve(
             G + rho * torch.eye(len(G)), (W0 @ G + rho * (Z - U)).T
         ).T
-        yield relative_error(WEIGHT.double(), again(W + U) / norms, GRAM.double())
+        yield relative_objective(WEIGHT, again(W + U) / norms, GRAM)
 
 
 def masks(rule, sparsity, **_):
@@ -144,11 +145,12 @@ def test_errors_are_those_of_the_method(each, computed):
 def test_the_grid_is_the_nearest_of_evenly_spaced_values(each, computed):
     norms = GRAM.double().diagonal().sqrt()
     low, high = WEIGHT.double().aminmax(dim=1, keepdim=True)
-    levels = low + (high - low) * torch.linspace(0, 1, int(each["rule"][0])).double()
+    step = (high - low) / (int(each["rule"][0]) - 1)
 
     def nearest(T):
-        distance = (T / norms)[:, :, None] - levels[:, None, :]
-        return levels.gather(1, distance.abs().argmin(-1)) * norms
+        # of two that are as near the upper: the weights come from 4 bits, and are often halfway
+        level = ((T / norms - low) / step + 0.5).floor()
+        return (low + step * level.clamp(0, int(each["rule"][0]) - 1)) * norms
 
     errors = list(loop(lambda T, t: (nearest(T), nearest), **each))
     found = computed[json.dumps(each)]["errors"]
@@ -238,9 +240,9 @@ def test_what_is_said_and_drawn_is_what_was_computed(each, page, computed):
     found = computed[json.dumps(each)]
     for iteration in (0, 7, 20):
         set_to(page, "t", str(iteration))
-        assert said(page)[0] == pytest.approx(
-            100 * found["errors"][iteration], rel=6e-3
-        )
+        error = 100 * found["errors"][iteration]
+        # three digits, or two below 1 %
+        assert said(page)[0] == pytest.approx(error, rel=0.006 if error > 1 else 0.06)
         keep = torch.tensor(found["keeps"][iteration])
         red, green, blue, seen = painted(page, 3).unbind(-1)
         kept = (seen == 255) & ~(
