@@ -171,7 +171,7 @@ const PANELS = {
 const slider = (name, words, attributes) =>
   `<label>${words} <input name="${name}" type="range" ${attributes}><output></output></label>`;
 const figure = (caption, inner) => `<figure><figcaption>${caption}</figcaption>${inner}</figure>`;
-const CHART = figure("", '<svg viewBox="0 0 330 190" role="img"></svg>');
+const CHART = figure("", '<svg viewBox="0 0 330 166" role="img"></svg>');
 const MARKUP = `
 <div class="line"><label>projection <select name="rule">${Object.entries(RULES).map(([key, rule]) =>
   `<option value="${key}">${rule.label}</option>`).join("")}</select></label>
@@ -188,7 +188,7 @@ const MARKUP = `
 <p class="about"></p>`;
 
 const percent = (x) => `${(100 * x).toPrecision(x < 0.01 ? 2 : 3)} %`;
-const short = (x) => (Math.abs(x) < 5e-4 ? "0" : x.toFixed(3).replace("-", "−"));
+const short = (x) => String(Number(x.toFixed(3))).replace("-", "−");
 const largest = (M) => Math.max(1e-9, ...M.flat().map(Math.abs));
 
 // The next number above x with one digit, or half of one more.
@@ -215,14 +215,14 @@ function paint(box, [i, j], M, colour) {
 function chart(place, words, lines, t, ticks, format) {
   const [low, high] = [ticks[0], ticks.at(-1)];
   const x = (i) => 46 + (206 * i) / ITERATIONS;
-  const y = (value) => 166 - (146 * (value - low)) / (high - low);
+  const y = (value) => 142 - (124 * (value - low)) / (high - low);
   const parts = ticks.map((v) => `<path class="grid" d="M46 ${y(v)}H252"/>
     <text x="40" y="${y(v) + 4}" text-anchor="end">${format(v)}</text>`);
   for (let i = 0; i <= ITERATIONS; i += 5) {
-    parts.push(`<text x="${x(i)}" y="184" text-anchor="middle">${i}</text>`);
+    parts.push(`<text x="${x(i)}" y="160" text-anchor="middle">${i}</text>`);
   }
-  parts.push(`<path class="grid" d="M${x(t)} 20V166"/>`);
-  let free = 184; // names do not overlap: from the lowest up, each above the one before
+  parts.push(`<path class="grid" d="M${x(t)} 18V142"/>`);
+  let free = 160; // names do not overlap: from the lowest up, each above the one before
   for (const [name, look, values] of lines.sort((a, b) => a[2].at(-1) - b[2].at(-1))) {
     const path = values.map((v, i) => `${i ? "L" : "M"}${x(i)} ${y(v).toFixed(1)}`).join("");
     free = Math.min(free - 14, y(values.at(-1)) + 4);
@@ -328,7 +328,7 @@ export function render({ model, el }) {
     const most = above(largest([values]));
     const ticks = [-most, 0, most].filter((x) => !x || values.some((v) => v / x > 0.05));
     const words = ["W", "Z", "U"].map((name) => `${name} ${short(now[name][i][j])}`).join(", ");
-    chart(charts[1], `weight of input ${i} in output ${j}: ${words}`, three, t, ticks, short);
+    chart(charts[1], `input ${i} → output ${j}: ${words}`, three, t, ticks, short);
   }
 
   function pick(i, j) {

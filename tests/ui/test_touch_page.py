@@ -280,10 +280,10 @@ def test_hand_and_keyboard(page):
     (box.tap if page.viewport_size["width"] < 500 else box.click)(
         position={"x": 1, "y": 1}
     )
-    assert caption.inner_text().startswith("weight of input 0 in output 0:")
+    assert caption.inner_text().startswith("input 0 → output 0:")
     for key in ("ArrowDown", "ArrowRight", "ArrowRight", "ArrowLeft"):
         box.press(key)
-    assert caption.inner_text().startswith("weight of input 1 in output 1:")
+    assert caption.inner_text().startswith("input 1 → output 1:")
     page.get_by_role(
         "button", name="play"
     ).click()  # from 19 to the end, where it stops
