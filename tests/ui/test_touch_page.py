@@ -287,7 +287,7 @@ def test_hand_and_keyboard(page):
     page.get_by_role(
         "button", name="play"
     ).click()  # from 19 to the end, where it stops
-    page.get_by_text("Iteration 20").wait_for()
+    page.get_by_text("Iteration 20:").wait_for()
     assert said(page) == before
     page.get_by_role("button", name="play").click()  # from the beginning
-    page.get_by_text("Iteration 3").wait_for()
+    page.get_by_text("Iteration 3:").wait_for()
