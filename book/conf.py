@@ -12,6 +12,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 import helpers
+from helpers.explore import touch
 
 html_title = project = "Pruning a language model and refitting what is left"
 extensions = [
@@ -132,8 +133,18 @@ def without_checks(app: Sphinx, item: Any, bound: bool) -> None:
             item.__annotations__ = typing.get_type_hints(item)
 
 
+def add_touch(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Inline the picture that computes in a page that has a place for it."""
+    # inlined, since a page that is opened from a file may load no module
+    if touch.PLACE in context.get("body", ""):
+        app.add_js_file(None, body=touch.page_script(), type="module")
+
+
 def setup(app: Sphinx) -> None:
     """Connect the functions above to Sphinx, which calls this."""
+    app.connect("html-page-context", add_touch)
     app.connect("autodoc-process-docstring", to_rst, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-before-process-signature", without_checks)

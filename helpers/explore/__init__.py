@@ -14,5 +14,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "controls": ("Explorer", "View", "Worker", "progress_bar", "twin"),
         "generate": ("TryIt",),
         "layer": ("layer_solve_explorer", "mask_schedule_explorer"),
+        "touch": ("touch_admm",),
     },
 )
