@@ -6,17 +6,11 @@ import runpy
 import sys
 from types import SimpleNamespace
 
+import families as fam
 import pytest
 import torch
 
-from helpers import (
-    METHODS,
-    calibration_tokens,
-    load_model,
-    perplexity,
-    prune_model,
-    register,
-)
+from helpers import METHODS, perplexity, prune_model, register
 from helpers.model.block_grams import layer_problems
 from helpers.paper.admm import admm, damped_system, fixed_mask, gradual_mask
 from helpers.paper.masks import top_k
@@ -28,11 +22,9 @@ EXAMPLE = SimpleNamespace(**runpy.run_path(str(PATH)))
 
 @pytest.fixture(scope="module")
 def dense():
-    """The first two blocks of the embedded model, and a little text."""
-    model, tokenizer = load_model("embedded", device="cpu")
-    del model.model.layers[2:]
-    model.config.num_hidden_layers = 2
-    return model, calibration_tokens("embedded", tokenizer, sequences=4, length=128)
+    """A small Llama, and a little text."""
+    sizes = dict(hidden_size=96, intermediate_size=192, head_dim=24)
+    return fam.build(**sizes), fam.random_tokens(4, 128)
 
 
 def test_it_needs_torch_and_transformers_only():

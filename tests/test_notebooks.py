@@ -1,10 +1,7 @@
 """Notebooks through papermill: a part of the plan smoke is run once, and its products are read."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import nbformat
 import pytest
@@ -12,7 +9,8 @@ from test_exercises import NOTEBOOKS, Kernel
 
 from book import executed
 from helpers import load_model
-from helpers.paths import TABLES_NOTEBOOK, cache_dir, notebooks_dir, root
+from helpers.paths import TABLES_NOTEBOOK, cache_dir, notebooks_dir
+from reproduction.__main__ import main
 from reproduction.plan import read_plan
 from reproduction.records import read_record
 
@@ -25,16 +23,9 @@ RUNS = read_plan("smoke", ONLY)
 def smoke(tmp_path_factory):
     """The results folder of a part of the plan smoke, run from nothing."""
     folder = tmp_path_factory.mktemp("results")
-    environment = os.environ | {"PRUNING_RESULTS": str(folder)}
-    command = [
-        sys.executable,
-        *["-m", "reproduction.__main__", "run", "--plan", "smoke", "--only"],
-        ONLY,
-    ]
-    done = subprocess.run(
-        command, env=environment, cwd=root(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNING_RESULTS", str(folder))
+        assert main(["run", "--plan", "smoke", "--only", ONLY]) == 0
     return folder / "smoke"
 
 

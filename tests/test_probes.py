@@ -1,19 +1,31 @@
-"""Each path to a number has a probe that moves when the path is broken, on real blocks."""
+"""Each path to a number has a probe that moves when the path is broken, also on small blocks."""
 
 import contextlib
 import json
 
+import families as fam
 import pytest
 from mutants import MUTANTS, Mutant, around, default
 
+from helpers import load_model
 from helpers.beyond import allocation, recipe
+from helpers.data import corpora
 from helpers.errors import HelpersError
 from helpers.paper import admm
 from reproduction.proof import probes
 
-# enough to see that something is broken
-probes.SEQUENCES = 2
-probes.LENGTH = 64
+# in place of the embedded model, with its tokenizer: more inputs than a block of SparseGPT's, and
+# for `down` as many as a mutant asks for
+SIZES = dict(
+    vocab_size=49_152,
+    hidden_size=144,
+    intermediate_size=192,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=16,
+    max_position_embeddings=2048,
+    tie_word_embeddings=True,
+)
 # of two blocks each lies at its end of OWL's range, with any threshold
 THRESHOLD = Mutant(
     "", "allocation/owl of three blocks", default(allocation.owl, outliers=7.0)
@@ -34,6 +46,22 @@ BROKEN = MUTANTS | {
 KNOWN = {}  # what a probe says of the package as it is
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """The probes with a small random model, and few texts: ten times faster, by the same paths."""
+    model = fam.build(**SIZES), load_model("tiny")[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "embedded", lambda: model)
+        patch.setattr(probes, "SEQUENCES", 2)
+        patch.setattr(probes, "LENGTH", 64)
+        for name in ("c4_documents", "wiki_articles"):
+            texts = getattr(corpora, name)()[:32]
+            patch.setattr(corpora, name, lambda texts=texts: texts)
+        # four steps of the repair instead of 64
+        patch.setitem(recipe.EFFORTS, "balanced", recipe.Effort(2, 4))
+        yield
+
+
 def values(name):
     """As text, which has all digits of a float."""
     return {
@@ -44,8 +72,6 @@ def values(name):
 
 @pytest.mark.parametrize("mutant", BROKEN)
 def test_what_is_broken_moves_its_probe(mutant, monkeypatch):
-    # four steps of the repair instead of 64
-    monkeypatch.setitem(recipe.EFFORTS, "balanced", recipe.Effort(2, 4))
     _, name, patch = BROKEN[mutant]
     if name not in KNOWN:
         KNOWN[name] = values(name)
