@@ -434,12 +434,7 @@ def _differences(verdict: Verdict) -> Iterator[str]:
                 f"({titles[worst.run]}; {_percent(worst.limit)} may differ)."
             )
         yield text
-    item = verdict.comparisons[0]
-    what = f"{item.what.partition(',')[0]} of {titles.get(item.run, item.run)}"
-    if not item.within:
-        yield f"Furthest beyond its limit: {what}."
-    elif item.used:
-        yield f"The nearest to its limit used {100 * item.used:.0f} % of it ({what})."
+    yield from _nearest(verdict, titles)
     ranks = changed_places(verdict)
     changed = [(at, *pair) for at, pairs in ranks.items() for pair in pairs]
     for at, first, second in changed:
@@ -469,6 +464,28 @@ def _differences(verdict: Verdict) -> Iterator[str]:
             f"{_percent(worst.difference)} ({titles[worst.run]}; "
             f"{_percent(worst.limit)} allowed): small differences grow from block to block."
         )
+
+
+def _nearest(verdict: Verdict, titles: Mapping[str, str]) -> Iterator[str]:
+    """What is nearest to its limit, or which runs are beyond theirs."""
+    for item in verdict.comparisons:
+        if item.kind:  # the first that is no missing record
+            break
+    else:
+        return
+    what = f"{item.what.partition(',')[0]} of {titles[item.run]}"
+    if item.within:
+        if item.used:
+            yield f"The nearest to its limit used {100 * item.used:.0f} % of it ({what})."
+        return
+    if math.isfinite(item.difference):
+        what += f", {item.used:.1f} times what is allowed"
+    apart = dict.fromkeys(
+        titles[each.run]
+        for each in verdict.comparisons
+        if each.kind and not each.within
+    )
+    yield f"Further apart than rounding explains: {', '.join(apart)} (furthest: {what})."
 
 
 def changed_places(verdict: Verdict) -> dict[str, list[tuple[str, str]]]:
@@ -564,12 +581,15 @@ def verdict_page(verdict: Verdict) -> str:
     """
     near = [item for item in verdict.comparisons if item.used < FOLDED]
     shown = [item for item in verdict.comparisons if item.used >= FOLDED]
-    parts = [verdict_summary(verdict), LEGEND, "\n".join(comparison_lines(shown))]
+    parts = [verdict_summary(verdict), LEGEND]
+    if shown:
+        parts.append("\n".join(comparison_lines(shown)))
     if near:
         kinds = Counter(KINDS[item.kind] for item in near)
         listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
         text = (
-            f"{len(near)} more are equal, or use less than {100 * FOLDED:.0f} % of what is "
+            f"{len(near)} {'more' if shown else 'numbers'} are equal, or use less than "
+            f"{100 * FOLDED:.0f} % of what is "
             f"allowed: {listed}."
         )
         parts.append(textwrap.fill(text, WIDTH))
