@@ -154,7 +154,11 @@ def start() -> str:
     (own,) = (run for run in committed("laptop") if run["name"] == "my-method-60")
     rows = [
         ("to", "do", "minutes"),
-        ("**touch it**", "`make book`, open [this page](book/touch_it.md)", "2"),
+        (
+            "**touch it**",
+            "`make book`, open [this page](book/touch_it.md): ADMM with sliders",
+            "2",
+        ),
         (
             "**learn**",
             "`make lab`, the [first notebook](notebooks/00_start_here.ipynb)",
@@ -192,8 +196,8 @@ def plus_minus() -> str:
     windows = common_parameters(committed("full"))["windows"]
     return unbroken(
         f"±: half of a 95 % interval over {n} calibration samples. It leaves out the choice of the "
-        f"{windows} evaluation windows\nand the processor; another kind moved smaller plans by up "
-        f"to {processor_moves()}."
+        f"{windows} evaluation windows\nand the processor; another kind moved perplexities of smaller plans "
+        f"by up to {processor_moves()}."
     )
 
 
