@@ -110,7 +110,7 @@ def test_exact_least_squares_survives_singular_grams():
         {"pattern": "2:4"},
         {"keep": random_keep((12, 16))},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_a_method_can_finish_at_the_optimum_of_its_mask(name, options):
     inputs, weight = layer(12, 16, 80)
