@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import helpers  # its names are loaded on use
 from helpers.errors import BadParameter, HelpersError, first_line
-from helpers.memory import check_memory
+from helpers.memory import check_memory, check_model_name
 from helpers.options import check_choice, check_whole
 
 # verbs of another package
@@ -74,9 +74,9 @@ def run(options: argparse.Namespace) -> None:
     if verb == "assets":
         fetch_assets(options.names)
         return
-    from helpers.model.block_grams import (
-        explain_out_of_memory,  # here, since it loads torch
-    )
+    check_model_name(options.model)
+    # here, since it loads torch
+    from helpers.model.block_grams import explain_out_of_memory
 
     with explain_out_of_memory(verb, "try --streamed, or a smaller --window"):
         {"prune": prune, "evaluate": evaluate}[verb](options)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from helpers import load_model, model_identity
 from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel
-from helpers.model.models import find_blocks, find_layers
+from helpers.model.models import find_blocks, find_layers, load_shapes, model_layers
 
 WEIGHT = "transformer.h.1.mlp.c_fc.weight"
 
@@ -126,3 +126,14 @@ def test_a_weight_that_is_missing_or_quantised(saved, kind, error, one_line_erro
     change(saved, None if kind is None else torch.ones(32, 128).to(kind))
     with one_line_error(error, "h.1.mlp.c_fc.weight"):
         load_model(saved)
+
+
+@pytest.mark.parametrize("name", fam.FAMILIES)
+def test_shapes_are_known_without_weights(name, tmp_path):
+    fam.FAMILIES[name].config().save_pretrained(tmp_path)
+    layers = model_layers(load_shapes(tmp_path))
+    assert all(layer.weight.is_meta for layer in layers.values())
+    built = model_layers(fam.build(name))
+    assert {key: layer.weight.shape for key, layer in layers.items()} == {
+        key: layer.weight.shape for key, layer in built.items()
+    }
