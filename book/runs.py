@@ -35,6 +35,8 @@ SHOWN = {
     "zero_shot": ("mean_acc",),
     "beyond": ("perplexity_layers", "perplexity", "total_seconds"),
 }
+# in no list of pages, and not in the book's search: the page of all runs has one
+FRONT = "---\norphan: true\nnosearch: true\n---"
 SEVERAL = """\
 A number that is the mean of several records, or compares some, leads here. Each record has a page.
 """
@@ -154,7 +156,7 @@ class Runs:
 
     def cells_page(self) -> str:
         """The page that lists the records of each cell that is made of several."""
-        text = f"---\norphan: true\n---\n\n({self.plan}-records)=\n"
+        text = f"{FRONT}\n\n({self.plan}-records)=\n"
         text += f"# Records behind the numbers of plan {self.plan}\n\n{SEVERAL}\n"
         for whose, groups in self.groups.items():
             name = ""
@@ -190,7 +192,7 @@ class Runs:
         notebook = f"[{record['notebook']}](/notebooks/{record['notebook']}.ipynb)"
         run = self.runs.get(run_id)
         parts = [
-            "---\norphan: true\n---",
+            FRONT,
             f"# {run_title(record)}",
             f"Run `{run_id}` of the [plan {self.plan}](#{self.plan}-records), made by "
             f"{notebook}. [All runs](/runs.md)",

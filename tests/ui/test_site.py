@@ -57,7 +57,8 @@ def test_two_clicks_from_a_number_of_the_readme_to_its_run(page, site):
     printed = number.inner_text()
     number.click()
     page.wait_for_url("**/runs/full.html#*")
-    listed = page.locator(f"section:has(> h3:text-is('ADMM-Grad, 60 %: {printed}#'))")
+    listed = page.locator(f"[id='{page.url.partition('#')[2]}']")
+    assert f"ADMM-Grad, 60 %: {printed}" in listed.get_by_role("heading").inner_text()
     listed.get_by_role("link", name="seed 1").click()
     page.wait_for_url("**/runs/full/04_prune_model--admm-grad-60-seed1.html")
     line = "make reproduce PLAN=full ONLY=04_prune_model--admm-grad-60-seed1"
