@@ -265,13 +265,14 @@ export function render({ model, el }) {
   const [inputs, outputs] = [W0.length, W0[0].length];
   const root = document.createElement("div");
   root.className = "touch";
-  root.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the arrow keys to this page
   root.innerHTML = MARKUP;
   el.replaceChildren(root);
   const all = (selector) => [...root.querySelectorAll(selector)];
   const controls = Object.fromEntries(all("[name]").map((control) => [control.name, control]));
   const [boxes, charts, outputsOf] = [all(".panels div"), all(".charts figure"), all("output")];
   const play = all("button")[0];
+  // JupyterLab leaves the arrow keys to what has the focus here
+  for (const each of all("[name], button, [tabindex]")) each.dataset.lmSuppressShortcuts = "true";
   all(".about")[0].textContent = data.title;
   let seen; // for the present controls: settings, rule, states, errors, best, once
   let last; // the errors at the settings that were let go of last, and at those

@@ -111,3 +111,23 @@ def test_the_mask_grows_while_it_plays(notebook, open_notebook):
     stop.click()
     assert len(seen) > 3, "one mask after another"
     settled(area)
+
+
+@pytest.mark.parametrize("notebook", ["02_admm_layer_solve"])
+def test_admm_computes_in_the_page(notebook, open_notebook):
+    """Its numbers are tested in test_touch_page.py; here, that Lab leaves the keys to it."""
+    area = open_notebook(notebook).output("explorer-touch")
+    seen = area.locator(".seen")
+    assert seen.inner_text().startswith("Iteration 20: error 1.05 %, 60.0 % zeros")
+    iteration = area.locator("[name=t]")
+    iteration.focus()
+    for key in ("ArrowLeft", "ArrowDown", "ArrowRight"):
+        iteration.press(key)
+    assert seen.inner_text().startswith("Iteration 19:")
+    area.locator(".panels div").first.click(position={"x": 1, "y": 1})
+    area.page.keyboard.press("ArrowRight")
+    assert (
+        area.locator(".charts figcaption")
+        .last.inner_text()
+        .startswith("input 0 → output 1:")
+    )
