@@ -5,6 +5,7 @@ Test files carry no annotations: pytest supplies arguments by name. Modules that
 
 import os
 import signal
+import sys
 from contextlib import contextmanager
 from unittest import mock
 
@@ -12,23 +13,32 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import torch
 
 from helpers.errors import HelpersError
-from helpers.paper.methods import METHODS
+from reproduction.machine.nvidia import has_nvidia_driver
+
+# nbformat would import it, which takes a second, for a check that it never makes
+sys.modules.setdefault("rfc3987_syntax", None)
+# torch is imported where it is used: under xdist the process that hands out tests needs none of it,
+# and the others start once this file is read there
 
 
 def pytest_report_header():
     """Which GPU tests/gpu run on."""
     name = "none, so they have a pretended one"
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
+    if has_nvidia_driver():
+        import torch
+
+        if torch.cuda.is_available():
+            name = torch.cuda.get_device_name()
     return f"GPU of tests/gpu: {name}"
 
 
 @pytest.fixture(autouse=True)
 def _quiet_and_repeatable():
     """Same seed, same single thread in every test: results do not depend on the order."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -57,6 +67,8 @@ def one_line_error():
 @pytest.fixture
 def registry():
     """Methods that a test registers are taken out again."""
+    from helpers.paper.methods import METHODS
+
     with mock.patch.dict(METHODS):
         yield
 
