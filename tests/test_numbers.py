@@ -111,9 +111,14 @@ def expected(notebook):
     match notebook[:2]:
         case "00":
             names = ("dense", "admm-grad", "magnitude")
+            others = ("wanda-50", "admm-grad-50", "wanda-60", "admm-grad-60")
             return [
-                f"{value(notebook, 'tour', f'perplexity_{n}', 'full'):.0f}"
-                for n in names
+                *(
+                    f"{value(notebook, 'tour', f'perplexity_{n}', 'full'):.0f}"
+                    for n in names
+                ),
+                f"{pruned('magnitude-50'):.0f}",
+                *(f"{pruned(name):.1f}" for name in others),
             ]
         case "01":  # massive tokens: entering blocks 12 to 28
             names = ("condition_gate_proj", "largest_input_down_proj")

@@ -79,6 +79,21 @@ def test_perplexity_figure(records):
     assert all(high - low >= 0.05 for low, high in pairwise(heights))
 
 
+def test_ones_own_method_is_not_hidden(records):
+    """Not even at the place of another that has one point, too."""
+    near = [pruned("admm1", "50 %", 38.5), pruned("my-method", "50 %", 38.0)]
+    figure = plots.perplexity_figure([*near, *records])
+    figure.draw_without_rendering()
+    names = {text.get_text(): text.get_window_extent() for text in figure.axes[0].texts}
+    assert names["ADMM1"].y0 >= names["my-method"].y1 - 1
+    *others, own, _dense = figure.axes[0].get_lines()
+    assert own.get_label() == "my-method"
+    for line in others:
+        assert own.get_zorder() > line.get_zorder()
+        assert own.get_markersize() > line.get_markersize()
+        assert own.get_color() != line.get_color()
+
+
 def test_figures_of_series():
     figure = plots.convergence_figure(CONVERGENCE)
     assert curves(figure)["ADMM, ρ = 1 (recommended)"] == ([1, 2, 3], [0.3, 0.2, 0.15])
