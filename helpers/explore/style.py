@@ -65,6 +65,8 @@ LOOKS = {
     "down_proj": ("#6FAFB4", "X", ":"),
     "the others": ("#999999", "d", ":"),
 }
+# by the inches that a decade has at least: first digits of numbers with a label on a log axis
+LABELLED = {0.8: "25", 1.0: "235", 1.42: "2345", 3.4: "123456789"}
 # a method of one's own, among those that have a look
 OWN = {
     "color": "#D1006C",
@@ -175,11 +177,10 @@ def set_up_axes(
         # as many labels as do not touch: more, the more inches a decade has
         low, high = ax.get_ylim()
         inches = ax.bbox.height / ax.figure.dpi / np.log10(high / low)
-        digits = "25" if inches > 0.8 else ""
-        if inches > 1.3:
-            digits = "2345"
-        if inches > 3.4:
-            digits = "123456789"
+        digits = ""
+        for least, labelled in LABELLED.items():
+            if inches > least:
+                digits = labelled
         form = ".6g" if low >= 1e-4 else ".0e"
         ax.yaxis.set_major_formatter(f"{{x:{form}}}")
         ax.yaxis.set_minor_formatter(
