@@ -75,9 +75,12 @@ class CellOrder:
         except HelpersError as error:
             return _raising(error)
         results = binds & self._headings.keys()
+        source = needs & self._headings.keys()
+        for name in results & needs:  # made from what it was made from before, too
+            source |= self._made_from.get(name, set())
         self._under_way |= results
         self.forget(results - needs)
-        self._made_from |= dict.fromkeys(results, needs & self._headings.keys())
+        self._made_from |= dict.fromkeys(results, source)
         return tree
 
     def end(self, result: Any) -> None:

@@ -211,8 +211,9 @@ def label_line_ends(ax: Axes) -> None:
             continue
         place = max(min(places[line], 0.9), free)
         free = place + 0.07
-        # off the scale, it has an arrow
-        name = f"{'↑ ' * (places[line] > 1)}{line.get_label()}"
+        name = line.get_label()
+        if places[line] > 1:
+            name = f"↑ {name}"  # off the scale
         _name(ax, line, name, (1.01, place), xycoords="axes fraction")
     points_high = 72 * ax.bbox.height / ax.figure.dpi
     for lines in points.values():
