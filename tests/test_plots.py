@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -121,6 +122,21 @@ def test_labels_of_a_log_axis_have_one_form_and_do_not_touch(low, powers):
     heights = sorted(label.get_window_extent().y0 for label in labels)
     assert min(b - a for a, b in pairwise(heights)) > 10  # pixels
     assert {"e" in label.get_text() for label in labels} == {powers}
+
+
+def test_labels_of_a_log_axis_have_room_in_explorers():
+    """Whose axes stay where they are: whatever the decades, no label touches the next."""
+    for low in np.geomspace(0.002, 0.5, 15):
+        figure, ax = new_figure(size=(4, 3.9), margins=notebook_figures.MARGINS)
+        ax.plot([low, 1])
+        set_up_axes(ax, "", log=True)
+        figure.draw_without_rendering()
+        labels = [each for each in ax.get_yticklabels(which="both") if each.get_text()]
+        places = sorted(
+            (each.get_window_extent().extents for each in labels), key=lambda e: e[1]
+        )
+        for below, above in pairwise(places):
+            assert above[1] > below[3] + 1  # pixels
 
 
 def test_pictures_of_masks():

@@ -66,7 +66,7 @@ LOOKS = {
     "the others": ("#999999", "d", ":"),
 }
 # by the inches that a decade has at least: first digits of numbers with a label on a log axis
-LABELLED = {0.8: "25", 1.0: "235", 1.42: "2345", 3.4: "123456789"}
+LABELLED = {0.9: "25", 1.1: "235", 1.55: "2345", 3.7: "123456789"}
 # a method of one's own, among those that have a look
 OWN = {
     "color": "#D1006C",
@@ -177,6 +177,8 @@ def set_up_axes(
         # as many labels as do not touch: more, the more inches a decade has
         low, high = ax.get_ylim()
         inches = ax.bbox.height / ax.figure.dpi / np.log10(high / low)
+        if ax.figure.get_layout_engine():  # which will make it about so much higher
+            inches *= 1.1
         digits = ""
         for least, labelled in LABELLED.items():
             if inches > least:
