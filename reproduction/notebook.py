@@ -7,7 +7,7 @@ A notebook names each parameter once, in its parameters cell:
     run.write({"perplexity": (value, "1")}, model=model_identity(network), name="admm-grad-60")
 
 In between, a cell that needs what is not there, or was made with other parameters, is refused: see
-`reproduction.cells`.
+`reproduction.cell_order`.
 """
 
 import copy
@@ -28,7 +28,7 @@ from helpers.options import check_choice
 from helpers.paper.masks import target_sparsity
 from helpers.paper.methods import get_method
 from helpers.paths import notebooks_dir
-from reproduction.cells import CellOrder
+from reproduction.cell_order import CellOrder
 from reproduction.machine import check_memory, choose, prepare_kernel
 from reproduction.parameters import (
     code_cells,
@@ -142,7 +142,7 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     parameters that `preset` chooses are written back into it, and where an N:M pattern is given, by
     papermill or by hand, the default sparsity is None there. What an earlier run in this kernel has
     left there is deleted. In IPython (Jupyter, papermill, Colab) the cells that follow are watched:
-    see `reproduction.cells`.
+    see `reproduction.cell_order`.
 
     Raises BadParameter for a parameter that is missing, misspelt, of a wrong type or at odds with
     the preset, for a sparsity out of range, for a method that there is not, and for a name given to

@@ -18,7 +18,7 @@ from book.drawings import admm_steps
 from helpers.errors import BadParameter, RunError
 from helpers.paper.methods import METHODS
 from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, results_dir, root
-from reproduction.cells import needs_and_binds
+from reproduction.cell_order import needs_and_binds
 from reproduction.plan import read_plan
 from reproduction.records import read_record
 

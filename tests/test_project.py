@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from helpers.paths import TABLES_NOTEBOOK, root, visible_files
-from reproduction.cells import needs_and_binds
+from reproduction.cell_order import needs_and_binds
 from reproduction.parameters import code_cells
 from reproduction.plan import read_plan
 

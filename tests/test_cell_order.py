@@ -9,7 +9,7 @@ import pytest
 from shell import Shell
 
 from helpers.errors import BadParameter, RunError
-from reproduction.cells import CellOrder, needs_and_binds
+from reproduction.cell_order import CellOrder, needs_and_binds
 
 CELLS = [
     "import math\nopen_run('a notebook')",
