@@ -1,6 +1,7 @@
 """Progress of long work: a bar, or a function that the caller gives."""
 
 from collections.abc import Callable
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -9,7 +10,16 @@ Progress = Callable[[int, int, str], None]
 
 
 class ProgressBar(tqdm):
-    """A progress bar whose `show` is what the functions of this package call as `progress`."""
+    """A progress bar whose `show` is what the functions of this package call as `progress`.
+
+    In a `with` block it is full at the end, unless the block raises.
+    """
+
+    def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
+        """Close the bar: a notebook's is green if it is full, else red."""
+        if kind is None and self.total:
+            self.update(self.total - self.n)
+        super().__exit__(kind, *details)
 
     def show(self, done: int, total: int, name: str) -> None:
         """`done` of `total` are finished; `name` is the last of them, or what is under way."""
@@ -20,6 +30,10 @@ class ProgressBar(tqdm):
             self.delay = 0
         self.set_postfix_str(name, refresh=False)
         self.update(done - self.n)
+        if done == total and hasattr(
+            self, "container"
+        ):  # a notebook's, which may stay open
+            self.display(bar_style="success")
 
 
 def as_progress(progress: Progress | bool) -> Progress:

@@ -1,5 +1,6 @@
 """The figures of a plan as pure functions of its records and of the series that they hold."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers.explore.names import display_name, short_layer
+from helpers.explore.names import METHOD_NAMES, display_name, short_layer
 from helpers.explore.style import (
+    LOOKS,
+    OWN,
     RELATIVE_ERROR,
     draw_references,
     draw_ring,
@@ -55,7 +58,8 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
 
     The records are of one model; None without any. Points are means over seeds, as in the table.
     The axis ends above the methods that refit, so that they can be distinguished. The title names
-    the method that is lowest everywhere, or those that nearly are.
+    the method that is lowest everywhere, or those that nearly are. Methods that this package does
+    not have, a user's own, are drawn last and strongest.
     """
     means, _ = over_seeds(perplexity_runs(records), "label", "perplexity")
     if means.empty:
@@ -63,9 +67,10 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
     figure, ax = new_figure(size=(7.0, 4.4))
     lines = means.filter(like=" %").dropna(how="all")
     lines = lines.rename(columns=lambda target: float(target.rstrip(" %")))
-    for position, (label, line) in enumerate(lines.iterrows()):
-        line = line.dropna()
-        look = line_style(label, position)
+    own = [label for label in lines.index if is_own(label)]
+    for position, label in enumerate([*lines.index.difference(own, sort=False), *own]):
+        line = lines.loc[label].dropna()
+        look = line_style(label, position) | (OWN if label in own else {})
         ax.plot(line.index, line, label=display_name(label), **look)
     refitting = means.drop(index=["dense", "magnitude", "wanda"], errors="ignore")
     top = (means if refitting.empty else refitting).max(axis=None)
@@ -84,6 +89,12 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
     )
     label_line_ends(ax)
     return figure
+
+
+def is_own(label: str) -> bool:
+    """Whether the method of a row, "my-method" or "my-method, sequences=4", is a user's own."""
+    method = re.match(r"[\w-]*", label)[0]
+    return method not in {*LOOKS, *METHOD_NAMES}
 
 
 def _perplexity_title(lines: pd.DataFrame) -> str:

@@ -4,9 +4,10 @@ A notebook names each parameter once, in its parameters cell:
 
     run = open_run("04_prune_model", globals())  # after the parameters cell
     ...
-    run.after("Prune, block by block", network)  # where a cell needs what an earlier one has made
-    ...
     run.write({"perplexity": (value, "1")}, model=model_identity(network), name="admm-grad-60")
+
+In between, a cell that needs what is not there, or was made with other parameters, is refused: see
+`reproduction.cell_order`.
 """
 
 import copy
@@ -18,15 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from IPython import get_ipython
+from pandas.io.formats.style import Styler
 
 from helpers.data.corpora import CALIBRATION_SOURCES, EVALUATION_SOURCES, check_text
 from helpers.device import describe_device, peak_memory_bytes, pick_device
-from helpers.errors import BadParameter, RunError
+from helpers.errors import BadParameter
 from helpers.options import check_choice
 from helpers.paper.masks import target_sparsity
 from helpers.paper.methods import check_method_options
 from helpers.paths import notebooks_dir
 from helpers.pruning import method_options
+from reproduction.cell_order import CellOrder
 from reproduction.machine import check_memory, choose, prepare_kernel
 from reproduction.parameters import (
     code_cells,
@@ -50,9 +54,10 @@ class NotebookRun:
         notebook: str,
         namespace: Mapping[str, Any],
         parameters: dict[str, Any],
-        needs: pd.DataFrame | None,
+        needs: Styler | None,
     ) -> None:
         self._started = time.perf_counter()
+        self._order: CellOrder | None = None
         self._namespace = namespace
         self._record_path = namespace["record_path"]
         self.notebook = notebook
@@ -67,13 +72,17 @@ class NotebookRun:
         """Peak memory so far, in bytes: of the GPU, or of this process on a CPU."""
         return peak_memory_bytes(self.device)
 
-    def after(self, heading: str, result: Any) -> None:
-        """Raise RunError if `result` is None, which says that the cells under `heading` are to be
-        run first, and BadParameter if a parameter has changed since the run was opened.
+    def watch_cells(self, path: Path) -> None:
+        """Refuse cells whose results could not hold, where the namespace is that of an IPython."""
+        shell = get_ipython()
+        if shell is not None and shell.user_ns is self._namespace:
+            self._order = CellOrder(
+                path, shell.user_ns, self.parameters, self.check_parameters
+            )
+            self._order.watch(shell)
 
-        A cell sets its result to None first and binds it last: if it is interrupted, None is left,
-        and no half-pruned model goes by a method's name.
-        """
+    def check_parameters(self) -> None:
+        """Raise BadParameter if a parameter has changed since the run was opened."""
         for parameter, value in self.parameters.items():
             now = self._namespace.get(parameter)
             if now != value:
@@ -81,10 +90,14 @@ class NotebookRun:
                     f"{parameter} is {now!r} and was {value!r} when the cell of imports was run: "
                     "run the notebook again from its parameters cell"
                 )
-        if result is None:
-            raise RunError(
-                f"not done yet: run the cells under {heading!r} to their end"
-            )
+
+    def forget(self, *results: str) -> None:
+        """Delete results of the notebook's cells, and all that was made from them.
+
+        For what no name tells: a cell that changes a method, which another prunes with.
+        """
+        if self._order:
+            self._order.forget(results)
 
     def record(
         self, metrics: Mapping[str, Any], *, name: str = "default", **contents: Any
@@ -95,9 +108,9 @@ class NotebookRun:
             number
         name: the record's name when the notebook is run by hand
         contents: `model`, `data`, `seeds`, `layers` and `series` of `make_record`
-        Raises FileError as `make_record` does, and as `after` does.
+        Raises BadParameter if a parameter has changed, and FileError as `make_record` does.
         """
-        self.after("Try it yourself", metrics)  # a cell there puts them together
+        self.check_parameters()
         keys = ("value", "unit", "tolerance")
         named = {
             key: dict(zip(keys, metric, strict=False))
@@ -129,7 +142,9 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     notebook: the name of a file in notebooks/; the names, types and defaults of the parameters are
     those of its saved parameters cell. namespace: `globals()`, which holds their values. The
     parameters that `preset` chooses are written back into it, and where an N:M pattern is given, by
-    papermill or by hand, the default sparsity is None there.
+    papermill or by hand, the default sparsity is None there. What an earlier run in this kernel has
+    left there is deleted. In IPython (Jupyter, papermill, Colab) the cells that follow are watched:
+    see `reproduction.cell_order`.
 
     Raises BadParameter for a parameter that is missing, misspelt, of a wrong type or at odds with
     the preset, for a sparsity out of range, for a method, an option, a text or a model that does
@@ -165,8 +180,14 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     check_names(parameters, path)
     needs = None
     if "model" in parameters:
-        needs = pd.DataFrame({"this machine": check_memory(notebook, parameters)})
-    return NotebookRun(notebook, namespace, parameters, needs)
+        shown = pd.DataFrame({"this machine": check_memory(notebook, parameters)})
+        # whole sentences: a plain frame ends them after 50 characters
+        needs = shown.style.format(escape="html").set_properties(
+            **{"text-align": "left"}
+        )
+    run = NotebookRun(notebook, namespace, parameters, needs)
+    run.watch_cells(path)
+    return run
 
 
 def check_names(parameters: Mapping[str, Any], path: Path) -> None:
@@ -215,6 +236,7 @@ def check_no_near_miss(
     for name in namespace.keys() - {*re.findall(r"\w+", code)}:
         for near in difflib.get_close_matches(name, parameters, n=1, cutoff=0.8):
             raise BadParameter(
-                f"{name} is not a parameter: did you mean {near!r}? Correct it and run "
-                f"`del {name}` (a variable of your own needs a name less like a parameter's)"
+                f"{name} is not a parameter: did you mean {near!r}? Correct it, and run "
+                f"`del {name}` or restart the kernel (a variable of your own needs a name less "
+                "like a parameter's)"
             )

@@ -1,19 +1,24 @@
 """Notebooks run cell by cell: their records, solutions of exercises, and cells that fail."""
 
 import ast
+import collections
 import functools
+import html
 import math
 import re
 import shutil
+from contextlib import closing
 from unittest import mock
 
 import nbformat
 import pytest
+from shell import Shell
 
 from book.drawings import admm_steps
 from helpers.errors import BadParameter, RunError
 from helpers.paper.methods import METHODS
 from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, results_dir, root
+from reproduction.cell_order import needs_and_binds
 from reproduction.plan import read_plan
 from reproduction.records import read_record
 
@@ -43,15 +48,7 @@ PRUNES = {
 }
 
 
-def run_cell(code, namespace):
-    """Run a cell; the value of its last line, if that is an expression."""
-    tree = ast.parse(code)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, "cell", "exec"), namespace)
-    return last and eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
-
-
-class Kernel:
+class Kernel(Shell):
     """A notebook whose cells are run one by one, with the parameters of a smoke run that prunes.
 
     The explorers' cells are left out, since they are slow and nothing follows from them, and its
@@ -65,7 +62,7 @@ class Kernel:
         named = {"calibration", "evaluation"} & set(run.effective)
         self.parameters = run.parameters | dict.fromkeys(named, str(text)) | changed
         self.notebook = notebook
-        self.names = {"__name__": "notebook"}
+        super().__init__(folder)
         book = nbformat.read(notebooks_dir() / f"{notebook}.ipynb", as_version=4)
         self.code = {
             cell.id: cell.source
@@ -74,12 +71,12 @@ class Kernel:
         }
         (self.exercises,) = (c.source for c in book.cells if c.id == "exercises")
 
-    def run(self, first, last="record"):
+    def run_cells(self, first, last="record"):
         """Run the cells from one to another."""
         order = list(self.code)
         for cell in order[order.index(first) : order.index(last) + 1]:
             if not cell.startswith("explorer"):
-                run_cell(self.code[cell], self.names)
+                self.run(self.code[cell])
             if cell == "parameters":
                 self.names.update(self.parameters)
 
@@ -95,9 +92,9 @@ def kernel(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch, mock.patch.dict(METHODS):
         patch.setenv("PRUNING_RESULTS", str(folder))
-        notebook = Kernel(request.param, folder, **changed)
-        notebook.run("parameters")
-        yield notebook
+        with closing(Kernel(request.param, folder, **changed)) as notebook:
+            notebook.run_cells("parameters")
+            yield notebook
 
 
 @pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)
@@ -117,15 +114,18 @@ def test_solutions_run(kernel, capsys):
     assert kernel.exercises.count("<summary>Solution</summary>") >= 3
     for code in CODE.findall(kernel.exercises):
         capsys.readouterr()
-        shown = run_cell(code, kernel.names)
-        assert shown is not None or capsys.readouterr().out, f"nothing to see: {code}"
+        kernel.run(code)
+        assert capsys.readouterr().out, f"nothing to see: {code}"
+    # no solution takes back a result that the record needs
+    kernel.run_cells("record")
     # in the same kernel again: no name of the notebook is taken for a misspelt parameter
     (opening,) = (cell for cell, code in kernel.code.items() if "open_run(" in code)
-    kernel.run(opening, opening)
+    kernel.run_cells(opening, opening)
 
 
 @pytest.mark.parametrize("kernel", ["02_admm_layer_solve"], indirect=True)
 def test_why_u_is_as_in_the_drawing(kernel):
+    kernel.run_cells("why", "why")
     for with_u, table in zip((1, 0), kernel.names["panels"].values(), strict=True):
         *W, U = admm_steps(with_u=with_u)[5]
         assert table.values[5] == pytest.approx([1 + 0.48 / 1.1, *W, 0, U])
@@ -134,7 +134,7 @@ def test_why_u_is_as_in_the_drawing(kernel):
 @pytest.mark.parametrize("kernel", PRUNES, indirect=True)
 def test_after_an_interrupt_nothing_goes_by_a_methods_name(kernel):
     """The cells that follow say which to run; a record holds the right numbers, or is not there."""
-    kernel.run("parameters")
+    kernel.run_cells("parameters")
     (path,) = (results_dir("scratch") / "records").glob(f"{kernel.notebook}--*.json")
     whole = read_record(path)["metrics"]
     path.unlink()
@@ -149,22 +149,41 @@ def test_after_an_interrupt_nothing_goes_by_a_methods_name(kernel):
 
     names[function] = functools.partial(prune, progress=stop)
     with pytest.raises(KeyboardInterrupt):
-        kernel.run(pruning, pruning)
+        kernel.run_cells(pruning, pruning)
     cells = list(kernel.code)
-    refused = 0
     for later in cells[cells.index(pruning) + 1 :]:  # explorers too
-        try:
-            assert run_cell(kernel.code[later], names) is None
-        except RunError as error:
-            assert "run the cells under" in str(error)
-            refused += 1
-    assert refused
+        with pytest.raises(RunError, match="run the cells under"):
+            kernel.run(kernel.code[later])
     assert not path.exists()
     names[function] = prune
-    kernel.run(pruning)
-    kernel.run(pruning)  # twice does not prune twice
+    kernel.run_cells(pruning)
+    kernel.run_cells(pruning)  # twice does not prune twice
     for name, metric in read_record(path)["metrics"].items():
         assert metric["unit"] != "1" or metric == whole[name]
     names["sparsity"] = 0.35  # rows of another sparsity would stand in one table
     with pytest.raises(BadParameter, match="0.35"):
-        kernel.run(pruning, pruning)
+        kernel.run_cells(pruning, pruning)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_each_result_has_one_cell(notebook):
+    """Else running one cell again would take back what was made from another."""
+    book = nbformat.read(notebooks_dir() / f"{notebook}.ipynb", as_version=4)
+    codes = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    (opening,) = (place for place, code in enumerate(codes) if "open_run(" in code)
+    names = [needs_and_binds(ast.parse(code)) for code in codes[opening + 1 :]]
+    bound = collections.Counter(name for _, binds in names for name in binds)
+    assert not {name for needs, _ in names for name in needs if bound[name] > 1}
+
+
+@pytest.mark.parametrize("kernel", ["07_your_own_method"], indirect=True)
+def test_another_version_of_a_method_takes_back_its_model(kernel):
+    kernel.run_cells("parameters")
+    kernel.run_cells("write", "conformance")
+    with pytest.raises(RunError, match="The whole model"):
+        kernel.run_cells("metrics", "metrics")
+    broken = kernel.code["write"].replace("return LayerResult(", "return (")
+    kernel.run(broken)
+    shown = kernel.run(kernel.code["conformance"])
+    assert len(shown.data) == 1, "the same six times is said once"
+    assert shown.data.squeeze() in html.unescape(shown.to_html()), "and whole"

@@ -9,7 +9,7 @@ import tqdm.notebook
 from matplotlib.figure import Figure
 
 from helpers.errors import BadParameter
-from helpers.explore import Explorer, View, Worker, twin
+from helpers.explore import Explorer, View, Worker, progress_bar, twin
 from helpers.explore.controls import WIDGET
 from helpers.progress import ProgressBar
 
@@ -128,3 +128,19 @@ def test_a_notebook_shows_the_bar_of_a_function_that_got_true(monkeypatch):
     ProgressBar.show(bar, 1, 4, "block 0")
     assert shown == [bar.container]
     assert (bar.n, bar.total) == (1, 4)
+    _, inner, _ = bar.container.children
+    assert inner.bar_style == ""
+    ProgressBar.show(bar, 4, 4, "block 3")  # nobody closes it
+    assert inner.bar_style == "success"
+    ProgressBar.show(bar, 0, 2, "another stage")
+    assert inner.bar_style == ""
+
+
+def test_a_bar_is_full_after_its_block_unless_that_raises():
+    with progress_bar("methods") as bar:
+        bar.show(1, 2, "said before the second")
+    assert (bar.n, bar.total) == (2, 2)
+    with pytest.raises(ZeroDivisionError), progress_bar("methods") as bar:
+        bar.show(1, 2, "said before the second")
+        raise ZeroDivisionError
+    assert bar.n == 1

@@ -94,7 +94,7 @@ def test_of_a_large_layer_the_first_outputs_are_solved_alone(monkeypatch):
     monkeypatch.setattr("helpers.explore.layer.MOST_MULTIPLICATIONS", 5 * 16**2)
     part = LayerProblem("layer", *PROBLEM)
     assert torch.equal(part.weight, WEIGHT[:5])
-    assert "first 5 of 24" in part.title
+    assert "5 of its 24" in part.title
 
 
 # --- the mask ------------------------------------------------------------------------------

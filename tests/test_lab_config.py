@@ -12,6 +12,7 @@ def test_checkpoints_lie_outside_the_project(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
     config = PyFileConfigLoader("jupyter_server_config.py", str(root() / "book/lab"))
     c = config.load_config()
+    assert c.LabApp.news_url is None
     project = tmp_path / "a project"
     texts = {"runs/a.yaml": "one", "runs/p/a.yaml": "two", "a.ipynb": "{}"}
     for name, text in texts.items():

@@ -58,7 +58,7 @@ def test_a_record_holds_every_parameter_of_the_cell():
     assert table.loc["perplexity", "value"] == 7.5
     assert list(table) == ["value", "tolerance"]  # no units where all are pure numbers
     assert run.write({"time": (1.0, "s")}).loc["time"].tolist() == [1.0, "s"]
-    assert run.needs["this machine"].to_dict() == {"needs": "1 GB"}
+    assert run.needs.data["this machine"].to_dict() == {"needs": "1 GB"}
 
 
 def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(monkeypatch):
@@ -74,7 +74,7 @@ def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(monkeypa
     )
     run = open_run("book", values := parameters(preset="auto", sequences=9))
     assert values["model"] == run.parameters["model"] == "larger"
-    assert run.needs.loc["for"].item() == "larger"
+    assert run.needs.data.loc["for"].item() == "larger"
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,14 @@ def test_what_open_run_refuses(one_line_error):
         open_run("book", parameters(device="gpu"))
     with one_line_error(BadParameter, "sparsty", "sparsity"):
         open_run("book", parameters(In=injected))
-    with one_line_error(BadParameter, "sparcity", "'sparsity'", "del sparcity"):
+    with one_line_error(
+        BadParameter, "sparcity", "'sparsity'", "del sparcity", "kernel"
+    ):
         open_run("book", parameters(sparcity=0.7))  # in a live kernel
     with one_line_error(BadParameter, "60", "0.6"):
         open_run("book", parameters(sparsity=60.0))
+    with one_line_error(BadParameter, "admm_grad", "'admm-grad'"):
+        open_run("book", parameters(method="admm_grad"))
     # the right name, after a first try in the same kernel, and with what --inject-paths adds
     injected.append('# Parameters\nsparsity = 0.7\nPAPERMILL_OUTPUT_PATH = "a.ipynb"\n')
     values = parameters(In=injected, sparsity=0.7)
@@ -158,3 +162,16 @@ def test_a_parameter_that_changes_meanwhile_stops_the_record(one_line_error):
     with one_line_error(BadParameter, "options"):
         run.write({"x": (1, "1")})
     assert not results_dir("scratch").exists()
+
+
+def test_a_notebook_may_bring_a_method(tmp_path, monkeypatch):
+    cells = [CELL, "@register(method)\ndef mine(): ..."]
+    write_notebook(tmp_path, "book", cells, [["parameters"], []])
+    assert open_run("book", parameters(method="mine")).parameters["method"] == "mine"
+
+
+def test_what_a_run_needs_is_shown_whole(monkeypatch):
+    said = "not known: " + 20 * "a long name " + "<b>"
+    monkeypatch.setattr(notebook, "check_memory", lambda *_: {"memory": said})
+    shown = open_run("book", parameters()).needs.to_html()
+    assert said.replace("<b>", "&lt;b&gt;") in shown

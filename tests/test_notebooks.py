@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import closing
 
 import nbformat
 import pytest
@@ -40,9 +41,9 @@ def outputs(smoke, run):
 def record_here(folder, **parameters):
     """The record of notebook 04, run cell by cell."""
     path = folder / "04_prune_model--here.json"
-    Kernel("04_prune_model", folder, record_path=str(path), **parameters).run(
-        "parameters"
-    )
+    changed = {"record_path": str(path), **parameters}
+    with closing(Kernel("04_prune_model", folder, **changed)) as kernel:
+        kernel.run_cells("parameters")
     return read_record(path)
 
 

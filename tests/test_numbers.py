@@ -23,6 +23,11 @@ PROMISED = {
         full 00_start_here--tour perplexity_dense .0f
         full 00_start_here--tour perplexity_admm-grad .0f
         full 00_start_here--tour perplexity_magnitude .0f
+        laptop 04_prune_model--magnitude-50 perplexity .0f
+        laptop 04_prune_model--wanda-50 perplexity .1f
+        laptop 04_prune_model--admm-grad-50 perplexity .1f
+        laptop 04_prune_model--wanda-60 perplexity .1f
+        laptop 04_prune_model--admm-grad-60 perplexity .1f
     """,
     "01": "massive_tokens",
     "02": """

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -79,6 +80,21 @@ def test_perplexity_figure(records):
     assert all(high - low >= 0.05 for low, high in pairwise(heights))
 
 
+def test_ones_own_method_is_not_hidden(records):
+    """Not even at the place of another that has one point, too."""
+    near = [pruned("admm1", "50 %", 38.5), pruned("my-method", "50 %", 38.0)]
+    figure = plots.perplexity_figure([*near, *records])
+    figure.draw_without_rendering()
+    names = {text.get_text(): text.get_window_extent() for text in figure.axes[0].texts}
+    assert names["ADMM1"].y0 >= names["my-method"].y1 - 1
+    *others, own, _dense = figure.axes[0].get_lines()
+    assert own.get_label() == "my-method"
+    for line in others:
+        assert own.get_zorder() > line.get_zorder()
+        assert own.get_markersize() > line.get_markersize()
+        assert own.get_color() != line.get_color()
+
+
 def test_figures_of_series():
     figure = plots.convergence_figure(CONVERGENCE)
     assert curves(figure)["ADMM, ρ = 1 (recommended)"] == ([1, 2, 3], [0.3, 0.2, 0.15])
@@ -106,6 +122,21 @@ def test_labels_of_a_log_axis_have_one_form_and_do_not_touch(low, powers):
     heights = sorted(label.get_window_extent().y0 for label in labels)
     assert min(b - a for a, b in pairwise(heights)) > 10  # pixels
     assert {"e" in label.get_text() for label in labels} == {powers}
+
+
+def test_labels_of_a_log_axis_have_room_in_explorers():
+    """Whose axes stay where they are: whatever the decades, no label touches the next."""
+    for low in np.geomspace(0.002, 0.5, 15):
+        figure, ax = new_figure(size=(4, 3.9), margins=notebook_figures.MARGINS)
+        ax.plot([low, 1])
+        set_up_axes(ax, "", log=True)
+        figure.draw_without_rendering()
+        labels = [each for each in ax.get_yticklabels(which="both") if each.get_text()]
+        places = sorted(
+            (each.get_window_extent().extents for each in labels), key=lambda e: e[1]
+        )
+        for below, above in pairwise(places):
+            assert above[1] > below[3] + 1  # pixels
 
 
 def test_pictures_of_masks():

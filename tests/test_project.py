@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from helpers.paths import TABLES_NOTEBOOK, root, visible_files
+from reproduction.cell_order import needs_and_binds
 from reproduction.parameters import code_cells
 from reproduction.plan import read_plan
 
@@ -62,20 +63,6 @@ def names(tree, context):
     return {node.id for node in found if isinstance(node.ctx, context)}
 
 
-def names_read(tree):
-    """The names that a cell reads before it has assigned them itself."""
-    known = set()
-    read = set()
-    for statement in tree.body:
-        own = set()
-        for node in ast.walk(statement):
-            if isinstance(node, ast.For | ast.comprehension):
-                own |= names(node.target, ast.Store)
-        read |= names(statement, ast.Load) - own - known
-        known |= names(statement, ast.Store)
-    return read
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(path):
     """So it can be left out of a fingerprint."""
@@ -85,7 +72,7 @@ def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(path):
         tree = ast.parse(cell)
         stored = names(tree, ast.Store)
         if cell not in drawing:
-            assert not names_read(tree) & drawn
+            assert not needs_and_binds(tree)[0] & drawn
             drawn -= stored
             continue
         drawn |= stored

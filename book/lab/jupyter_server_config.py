@@ -1,4 +1,4 @@
-"""Jupyter's configuration in `make lab`: looking at a file does not change the project."""
+"""Jupyter's configuration in `make lab`: looking at a file changes nothing, and no news pop up."""
 
 from __future__ import annotations
 
@@ -49,3 +49,5 @@ class Contents(AsyncLargeFileManager):
 
 c.ServerApp.contents_manager_class = Contents  # noqa: F821 (Jupyter gives c to this file)
 c.ContentsManager.checkpoints_class = Checkpoints  # noqa: F821
+# no question about news of JupyterLab over the first table, and no request to its host
+c.LabApp.news_url = None  # noqa: F821

@@ -158,7 +158,9 @@ class TryIt(ipywidgets.VBox):
             self.method = choice(METHODS, "admm-grad", "method")
             self.target = choice(TARGETS, "60 %", "target")
             self.prune_button = ipywidgets.Button(
-                description="Prune a copy", icon="scissors"
+                description="Prune a copy",
+                icon="scissors",
+                tooltip="about 1 minute for a small model, and as much memory again",
             )
             self.prune_button.on_click(lambda _button: self.prune())
             line = row(self.method, self.target, self.prune_button, self.pruning)

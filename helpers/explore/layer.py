@@ -63,9 +63,9 @@ class Solution(NamedTuple):
 class LayerProblem:
     """The weight (outputs, d_in) of a layer and the Gram matrix of its inputs.
 
-    Of a large layer only the first outputs are taken, as `MOST_MULTIPLICATIONS` allows, and `title`
-    says so. They are solved as a layer of their own: a mask has one budget for a whole matrix, so
-    the masks are not those of the whole layer.
+    Of a large layer only the first outputs are taken, as `MOST_MULTIPLICATIONS` allows; `title` and
+    `part` say so. They are solved as a layer of their own: a mask has one budget for a whole
+    matrix, so the masks are not those of the whole layer.
     """
 
     def __init__(self, name: str, weight: Tensor, gram: Tensor) -> None:
@@ -75,8 +75,13 @@ class LayerProblem:
         self.gram = Gram.of(gram)
         self.squared_norms = self._squared_norms(self.weight)  # ‖Xw‖² of each output
         self.title = name
+        self.part = ""
         if outputs < total:
-            self.title += f", first {outputs} of {total} outputs, solved alone"
+            self.title += f" ({outputs} of its {total} outputs)"
+            self.part = (
+                f" Only the first {outputs} of the layer's {total} outputs are solved, as if they "
+                "were all: so the picture keeps up with the sliders."
+            )
 
     def solve(
         self,
@@ -227,7 +232,7 @@ def _solve_view(
         f"is {short_error(optimum)}, without an update {short_error(no_update)}. The outputs that "
         f"suffer most are {', '.join(map(str, worst.tolist()))}, with errors of "
         f"{', '.join(map(short_error, after[worst].tolist()))}; the median output has "
-        f"{short_error(after.median().item())}."
+        f"{short_error(after.median().item())}.{problem.part}"
     )
     return View(figure, caption)
 
@@ -277,7 +282,7 @@ def mask_schedule_explorer(
         solution, one_shot = solve(worker.check, layer, **settings)
         pattern = Pattern.parse(settings["pattern"])
         iteration = min(iteration, len(solution.keeps))
-        return _mask_view(layers[layer].title, pattern, solution, one_shot, iteration)
+        return _mask_view(layers[layer], pattern, solution, one_shot, iteration)
 
     rows = [
         row(controls["layer"], controls["schedule"], controls["pattern"]),
@@ -314,7 +319,11 @@ def _play_button(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:
 
 
 def _mask_view(
-    title: str, pattern: Pattern, solution: Solution, one_shot: Tensor, iteration: int
+    problem: LayerProblem,
+    pattern: Pattern,
+    solution: Solution,
+    one_shot: Tensor,
+    iteration: int,
 ) -> View:
     """The picture of an iteration, counted from 1, and the same in words."""
     keep = solution.keeps[iteration - 1]
@@ -326,7 +335,7 @@ def _mask_view(
         one_shot,
         iteration=iteration,
         group=pattern.m,
-        name=title,
+        name=problem.title,
     )
     removed = ~keep[one_shot]
     caption = (
@@ -341,4 +350,4 @@ def _mask_view(
             f" {100 * exact.float().mean():.1f} % of the groups of {pattern.m} keep exactly "
             f"{pattern.n}."
         )
-    return View(figure, caption)
+    return View(figure, caption + problem.part)

@@ -8,6 +8,7 @@ apart; markers and dashes differ too, for print in grey.
 
 import io
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import cycle
@@ -18,6 +19,8 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from helpers.explore.names import display_name
@@ -61,6 +64,23 @@ LOOKS = {
     "up_proj": ("#2F6F75", "P", "--"),
     "down_proj": ("#6FAFB4", "X", ":"),
     "the others": ("#999999", "d", ":"),
+}
+# by the inches that a decade has at least: first digits of numbers with a label on a log axis
+LABELLED = {0.9: "25", 1.1: "235", 1.55: "2345", 3.7: "123456789"}
+# a method of one's own, among those that have a look
+OWN = {
+    "color": "#D1006C",
+    "marker": "*",
+    "markersize": 15,
+    "linestyle": "-",
+    "linewidth": 3,
+    "zorder": 4,
+}
+# of a name: with a white rim instead of a box, lines go on behind it
+AMONG_LINES = {
+    "bbox": None,
+    "path_effects": [withStroke(linewidth=3, foreground="white")],
+    "zorder": 5,
 }
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
 HOUSE = Path(__file__).with_name("house.mplstyle")
@@ -157,11 +177,12 @@ def set_up_axes(
         # as many labels as do not touch: more, the more inches a decade has
         low, high = ax.get_ylim()
         inches = ax.bbox.height / ax.figure.dpi / np.log10(high / low)
-        digits = "25" if inches > 0.8 else ""
-        if inches > 1.3:
-            digits = "2345"
-        if inches > 3.4:
-            digits = "123456789"
+        if ax.figure.get_layout_engine():  # which will make it about so much higher
+            inches *= 1.1
+        digits = ""
+        for least, labelled in LABELLED.items():
+            if inches > least:
+                digits = labelled
         form = ".6g" if low >= 1e-4 else ".0e"
         ax.yaxis.set_major_formatter(f"{{x:{form}}}")
         ax.yaxis.set_minor_formatter(
@@ -174,38 +195,60 @@ def set_up_axes(
 def label_line_ends(ax: Axes) -> None:
     """The name of each line at its right end instead of a legend, above those it would overlap.
 
-    A single point that others go beyond has its name beside it.
+    A single point that others go beyond has its name beside it, apart from those of its neighbours.
     """
     low, _ = ax.get_ylim()  # settles the limits
     to_axes = ax.transScale + ax.transLimits
-    ends = {}
+    places = {}  # of each line's end, as a part of the axis
     for line in ax.lines:
         finite = [y for y in line.get_ydata(orig=False) if np.isfinite(y)]
         if finite and line.get_linestyle() != "None":
-            ends[line] = finite[-1]
+            _, places[line] = to_axes.transform((1, max(finite[-1], low)))
+    points = defaultdict(list)  # by their x
     free = 0.0
-    for line in sorted(ends, key=ends.get):
-        _, place = to_axes.transform((1, max(ends[line], low)))
-        name = line.get_label()
-        if place > 1:
-            name = f"↑ {name}"  # off the scale
+    for line in sorted(places, key=places.get):
         x, *more = line.get_xdata()
-        alone = not more and x < ax.dataLim.x1
-        if not alone:
-            place = max(min(place, 0.9), free)
-            free = place + 0.07
-        ax.annotate(
-            name,
-            (x, ends[line]) if alone else (1.01, place),
-            xytext=(8 * alone, 0),
-            xycoords="data" if alone else "axes fraction",
-            textcoords="offset points",
-            color=line.get_color(),
-            fontsize=9,
-            fontweight="bold",
-            va="center",
-            bbox={"color": "white", "pad": 0},
-        )
+        if not more and x < ax.dataLim.x1:
+            points[x].append(line)
+            continue
+        place = max(min(places[line], 0.9), free)
+        free = place + 0.07
+        name = line.get_label()
+        if places[line] > 1:
+            name = f"↑ {name}"  # off the scale
+        _name(ax, line, name, (1.01, place), xycoords="axes fraction")
+    points_high = 72 * ax.bbox.height / ax.figure.dpi
+    for lines in points.values():
+        heights = points_high * np.array([places[line] for line in lines])
+        shifts = _apart(heights, 13) - heights
+        for line, shift in zip(lines, shifts, strict=True):
+            (point,) = line.get_xydata()
+            _name(ax, line, line.get_label(), point, (10, shift), **AMONG_LINES)
+
+
+def _name(
+    ax: Axes, line: Line2D, name: str, xy: Any, offset: Any = (0, 0), **options: Any
+) -> None:
+    """Write the name of a line in its colour, at a place with an offset in points."""
+    ax.annotate(
+        name,
+        tuple(xy),
+        xytext=offset,
+        textcoords="offset points",
+        color=line.get_color(),
+        fontsize=9,
+        fontweight="bold",
+        va="center",
+        **{"bbox": {"color": "white", "pad": 0}, **options},
+    )
+
+
+def _apart(places: np.ndarray, least: float) -> np.ndarray:
+    """Ascending places with at least so much between them, moved up and down alike."""
+    steps = least * np.arange(len(places))
+    up = np.maximum.accumulate(places - steps)
+    down = np.minimum.accumulate((places - steps)[::-1])[::-1]
+    return (up + down) / 2 + steps
 
 
 def draw_references(ax: Axes, references: Mapping[str, float]) -> None:

@@ -53,6 +53,8 @@ def test_runs_from_top_to_bottom_and_draws_everything(notebook, open_notebook, w
     blank = """nodes => nodes.filter(node => node.naturalWidth === 0).map(node => node.alt)"""
     pictures = book.page.locator(".jp-Notebook .jp-OutputArea img")
     assert pictures.evaluate_all(blank) == []
+    # a bar is red where its work has failed
+    assert book.page.locator(".jp-Notebook .progress-bar-danger").count() == 0
 
 
 @pytest.mark.parametrize("notebook", ["06_tables_and_plots"])
