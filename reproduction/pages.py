@@ -196,8 +196,8 @@ def plus_minus() -> str:
     windows = common_parameters(committed("full"))["windows"]
     return unbroken(
         f"±: half of a 95 % interval over {n} calibration samples. It leaves out the choice of the "
-        f"{windows} evaluation windows\nand the processor; another kind moved perplexities of "
-        f"smaller plans by up to {processor_moves()}."
+        f"{windows} evaluation windows\nand the processor; another kind moved perplexities "
+        f"of smaller plans by up to {processor_moves()}."
     )
 
 
