@@ -292,3 +292,15 @@ def test_boolq_is_won_by_saying_yes_as_05_says():
     yes = [100 * statistics.fmean(answered) for answered in answers]
     said = f"one to {min(yes):.0f} to {max(yes):.0f} % of them"
     assert said in text_of("05_zero_shot")
+
+
+def test_gemma_with_and_without_its_start_token_as_04_says():
+    told, without = (
+        mean("second", f"04_prune_model--{name}")
+        for name in ("dense", "dense-no-start")
+    )
+    said = re.search(
+        r"perplexity of ([\d.]+), and without it .* ([\d.]+) on",
+        text_of("04_prune_model"),
+    )
+    assert list(said.groups()) == shown(".1f", told, without)
