@@ -65,7 +65,7 @@ def one_line_error():
 
 
 @pytest.fixture
-def registry():
+def own_methods():
     """Methods that a test registers are taken out again."""
     from helpers.paper.methods import METHODS
 

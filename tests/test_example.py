@@ -52,7 +52,7 @@ def test_wrong_arguments_are_refused_before_a_model_is_loaded(
     "method, off, apart",
     [("magnitude", 1e-6, 0), ("admm1", 1e-5, 1e-5), ("admm-grad", 1e-2, 0.06)],
 )
-def test_masks_and_errors_are_the_packages(method, off, apart, dense, registry):
+def test_masks_and_errors_are_the_packages(method, off, apart, dense, own_methods):
     model, tokens = copy.deepcopy(dense)
     other = copy.deepcopy(dense[0])
     # the package's magnitude reads no text, and so has no errors: here it does

@@ -174,7 +174,7 @@ def test_a_rerun_goes_on_with_the_block_it_was_in(llama, to, expected, after):
         assert saved.contents(to) == expected
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("own_methods")
 def test_another_request_is_refused(llama, to, tmp_path, monkeypatch, one_line_error):
     request = dict(method="by-hand", sparsity=0.5, batch=2)
 
@@ -194,12 +194,12 @@ def test_another_request_is_refused(llama, to, tmp_path, monkeypatch, one_line_e
         path.write_bytes(path.read_bytes().replace(b"1e-06", b"1e-03")[:-1] + b"\n")
         refused(path.parent)
     core = file_to_file.core_code()
-    wing = file_to_file.file_hashes(LARGE)
-    assert "paper/fast/fused.py" in core and "large/file_to_file.py" in wing
+    large = file_to_file.file_hashes(LARGE)
+    assert "paper/fast/fused.py" in core and "large/file_to_file.py" in large
     for owner, name, value in (
         (importlib.metadata, "version", "0.1"),
         (file_to_file, "core_code", core | {"paper/masks.py": "0"}),
-        (file_to_file, "file_hashes", wing | {"large/shards.py": "0"}),
+        (file_to_file, "file_hashes", large | {"large/shards.py": "0"}),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, Mock(return_value=value))

@@ -188,9 +188,9 @@ def test_what_leaves_the_core_as_it_is(package):
     text = "# a comment\n" + text.replace('"""', '"""New words. ', 1)
     (package / "paper/admm.py").write_text(text, "utf-8")
     assert core_code(package.parent) == before, "comments and docstrings"
-    (package / "wing").mkdir()
-    wings = ["explore/layer.py", "wing/x.py", "own/mine.py", "model/token_trees.py"]
-    for name in (*wings, "__init__.py", "__main__.py"):
+    (package / "other").mkdir()
+    others = ["explore/layer.py", "other/x.py", "own/mine.py", "model/token_trees.py"]
+    for name in (*others, "__init__.py", "__main__.py"):
         (package / name).write_text("x = 1\n")
     (package / "explore" / "layer.py").rename(package / "explore" / "solve.py")
     assert core_code(package.parent) == before

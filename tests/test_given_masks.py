@@ -192,7 +192,7 @@ DENSE = torch.ones(32, 32, dtype=torch.bool)
     ],
     ids=str,
 )
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("own_methods")
 def test_what_does_not_fit_is_refused_before_anything_runs(
     change, words, tmp_path, monkeypatch, one_line_error
 ):

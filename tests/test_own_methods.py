@@ -14,7 +14,7 @@ from helpers.paper.masks import top_k
 from helpers.paper.methods import METHODS, get_method
 from reproduction.studies import check_method
 
-pytestmark = pytest.mark.usefixtures("registry")
+pytestmark = pytest.mark.usefixtures("own_methods")
 
 
 def method_of(answer):

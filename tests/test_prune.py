@@ -361,7 +361,7 @@ def test_a_model_that_fails_the_parity_gate_is_left_alone(refused):
     refused(model, UnsupportedModel, "Llama")
 
 
-def test_an_error_in_a_late_layer_names_it(registry, one_line_error):
+def test_an_error_in_a_late_layer_names_it(own_methods, one_line_error):
     shapes = []
 
     @register("test-only")
