@@ -97,7 +97,7 @@ def prove(wanted: str) -> int:
     commit = commit_of(wanted) if wanted else earlier_commit(records, today)
     with worktree(commit) as tree:
         say(
-            f"earlier: {commit[:12]}, today: {head[:12]}; about five minutes on two cores"
+            f"earlier: {commit[:12]}, today: {head[:12]}; about six minutes on two cores"
         )
         with ThreadPoolExecutor(2) as threads:
             before, after = threads.map(values_of, (tree, root()), (commit, head))
