@@ -144,7 +144,15 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         details.append(_details(row, own, other if decides and models else None))
     titles = {True: "The paper's claims", False: "Our own, which are not in the paper"}
     missing = ", ".join(map(str, verdicts["number"][verdicts["n"] == 0]))
-    notes = [f"Claims {missing} have no runs here: see {deciding}."] if missing else []
+    notes = []
+    if missing:
+        # a page does not send its reader to itself
+        there = [
+            link
+            for plan, link in pages.items()
+            if reference_dir(plan) / "tables" != Path(tables)
+        ]
+        notes = [f"Claims {missing} have no runs here: see {' and '.join(there)}."]
     notes += [GONE, NOWHERE, _together(verdicts)] if decides else [GONE]
     parts = [
         f"**{opening}**",

@@ -51,6 +51,7 @@ from reproduction.runs import (
 )
 
 EQUAL = 1e-13  # Python 3.12 adds floats more exactly than 3.11
+NO_DIGIT = 5e-4  # is printed as 0.0 %
 SAME = 1e-3
 ROUNDING = 1e-4
 CEILING = 0.15  # no perplexity may differ by more
@@ -416,22 +417,26 @@ def _differences(verdict: Verdict) -> Iterator[str]:
     moving = [item for item in found if item.limit > ROUNDING]
     if own := [item for item in moving if item.what.startswith("perplexity")]:
         worst = own[0]
-        half = _percent(np.median([abs(item.difference) for item in own]))
+        half = np.median([abs(item.difference) for item in own])
+        most = f"half within {_percent(half)}"
+        if half < NO_DIGIT:  # "half within 0.0 %" would hide how many are equal
+            equal = sum(abs(item.difference) < NO_DIGIT for item in own)
+            most = f"{equal} of {len(own)} are equal to within 0.05 %"
         text = f"Perplexities: all {len(own)} are equal."
         if worst.difference:
             text = (
-                f"Perplexities: half within {half}, at most {_percent(worst.difference)} apart "
+                f"Perplexities: {most}, at most {_percent(worst.difference)} apart "
                 f"({titles[worst.run]}: {format_number(worst.here)}, ours "
                 f"{format_number(worst.reference)}; {_percent(worst.limit)} allowed)."
             )
         yield text
     if own := [item for item in found if item.kind == "answers"]:
         worst = own[0]
-        text = f"Answers: all are equal in {len(own)} runs."
+        text = f"Answers: all are equal ({len(own)} of zero-shot tasks compared)."
         if worst.difference:
             text = (
-                f"Answers: {worst.here:,} of {worst.reference:,} are equal, or more "
-                f"({titles[worst.run]}; {_percent(worst.limit)} may differ)."
+                f"Answers: at least {worst.here:,} of {worst.reference:,} are equal in each run "
+                f"(fewest: {titles[worst.run]}; {_percent(worst.limit)} may differ)."
             )
         yield text
     yield from _nearest(verdict, titles)
@@ -485,7 +490,7 @@ def _nearest(verdict: Verdict, titles: Mapping[str, str]) -> Iterator[str]:
         for each in verdict.comparisons
         if each.kind and not each.within
     )
-    yield f"Further apart than rounding explains: {', '.join(apart)} (furthest: {what})."
+    yield f"Further apart than is allowed: {', '.join(apart)} (furthest: {what})."
 
 
 def changed_places(verdict: Verdict) -> dict[str, list[tuple[str, str]]]:

@@ -151,6 +151,7 @@ def start() -> str:
     prune = cells.query("label == @BASE and target == @AT")["record"]
     # two runs at a time, as on two cores
     plan = minutes(committed("laptop")) / 2
+    hours = minutes(committed("full")) / 2 / 60
     (own,) = (run for run in committed("laptop") if run["name"] == "my-method-60")
     rows = [
         ("to", "do", "minutes"),
@@ -164,7 +165,12 @@ def start() -> str:
             "`make lab`, the [first notebook](notebooks/00_start_here.ipynb)",
             f"{minutes(tour):.0f} (first result: 1)",
         ),
-        ("**check**", "`make reproduce`, a small plan beside ours", f"{plan:.0f}"),
+        (
+            "**check**",
+            "`make reproduce`, a small plan beside our records of it; the numbers below are "
+            f"`make reproduce PLAN=full`, {hours:.0f} hours",
+            f"{plan:.0f}",
+        ),
         (
             "**use**",
             "[prune your own model](#your-own-model)",
@@ -215,11 +221,11 @@ def findings() -> str:
     apart("below", "sparsegpt", plan="second")
     apart("above", "sparsegpt", of="admm1", plan="second")
     return unbroken(
-        f"- **The paper's method beats SparseGPT and Wanda.** At {AT} its perplexity is "
+        f"- **At {AT} the paper's method beats SparseGPT and Wanda.** Its perplexity is "
         f"{apart('below', 'sparsegpt')} and\n  {apart('below', 'wanda')} below theirs. At "
         f"{listed(others)} it is lower too ({samples(rivals, others)}).\n"
-        f"- **Pruning step by step pays.** It is {apart('below', 'admm1')} below ADMM1, the same "
-        "refit on a mask chosen at once.\n"
+        f"- **At {AT} pruning step by step pays.** It is {apart('below', 'admm1')} below "
+        "ADMM1, the same refit on a mask\n  chosen at once.\n"
         f"- **ALPS is lower still from 60 % on.** ADMM-Grad is {apart('above', 'alps')} above it "
         f"at {AT},\n  {more} ({samples(['alps'], high)}). At 50 % the two are level.\n"
         f"- **One small model is no law.** On [Gemma-3-270M](docs/numbers.md#another-model), at "

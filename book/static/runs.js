@@ -33,11 +33,13 @@ function sortBy(column, direction) {
   });
 });
 
-// the address has the name of the run's file
-const texts = new Map(rows.map((row) => [
-  row,
-  `${row.textContent} ${row.querySelector("a").pathname}`.toLowerCase(),
-]));
+// words, no numbers, and from the address the name of the run's file: a folder above it is not the
+// run's, and "60" is no part of 188,600
+const texts = new Map(rows.map((row) => {
+  const words = [...row.cells].filter((cell, column) => typeof valueOf(row, column) !== "number");
+  const file = row.querySelector("a").pathname.split("/").pop();
+  return [row, [...words.map((cell) => cell.textContent), file].join(" ").toLowerCase()];
+}));
 
 function find() {
   const words = field.querySelector("input").value.toLowerCase().split(/\s+/);
