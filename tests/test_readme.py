@@ -62,7 +62,7 @@ def test_a_row_is_the_mean_of_its_records(name):
 @pytest.mark.parametrize(
     ("rival", "sentence"),
     [
-        ("sparsegpt", "its perplexity is {} and"),
+        ("sparsegpt", "Its perplexity is {} and"),
         ("wanda", "and {} below theirs"),
         ("admm1", "{} below ADMM1"),
         ("alps", "ADMM-Grad is {} above it at 60 %"),
