@@ -157,7 +157,8 @@ def start() -> str:
         ("to", "do", "minutes"),
         (
             "**touch it**",
-            "`make book`, open [touch_it.html](book/touch_it.md) in `results/book`: ADMM with sliders",
+            "`make book`, open [touch_it.html](book/touch_it.md) in `results/book`: ADMM with "
+            "sliders",
             "2",
         ),
         (
