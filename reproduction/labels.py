@@ -100,8 +100,8 @@ def run_title(run_id: str, parameters: Mapping[str, Any]) -> str:
     """A run of notebook 04 as "ADMM-Grad at 60 %, seed 1", one of another notebook by its id."""
     if not run_id.startswith(PRUNE_NOTEBOOK):
         return run_id
-    title = (
-        f"{display_name(pipeline_title(parameters))}, {parameters['model']}, "
-        f"seed {parameters['calibration_seed']}"
-    )
+    title = f"{display_name(pipeline_title(parameters))}, {parameters['model']}, "
+    if parameters.get("start_token", "auto") != "auto":
+        title += f"start_token={parameters['start_token']}, "
+    title += f"seed {parameters['calibration_seed']}"
     return title.replace(", embedded,", ",").removesuffix(", seed 0")  # what is usual
