@@ -74,6 +74,8 @@ def execute(
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    # ipykernel 6 (Colab) loads a debugger, which warns of frozen modules in the runner as well
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     ended = threading.Event()
 
     class Kernel(AsyncKernelManager):

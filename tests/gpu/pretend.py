@@ -182,6 +182,7 @@ def pretended_gpu():
         is_available=lambda: True,
         is_bf16_supported=lambda: True,
         device_count=lambda: 1,
+        is_current_stream_capturing=lambda: False,
         set_device=lambda device: None,
         get_device_name=lambda device=None: "a pretended GPU",
         synchronize=lambda device=None: card.waits.append("synchronize"),
