@@ -94,7 +94,8 @@ class Project:
         return self.folder / "results" / self.plan / name
 
     def files(self) -> list[str]:
-        paths = self.result("").rglob("*")
+        # filelock 4 leaves the file of a lock, 3 deletes it
+        paths = self.result("").rglob("[!.]*")
         return sorted(path.name for path in paths if path.is_file())
 
 
