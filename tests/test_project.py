@@ -145,7 +145,7 @@ def test_every_supported_python_has_its_pins(python):
         if pin and needs and pin.contains(package.version):
             assert SpecifierSet(needs).contains(python), package.metadata["Name"]
             checked += 1
-    assert checked > 100
+    assert checked > 80  # with Colab's versions fewer are the pinned ones
 
 
 def test_importing_is_light():
