@@ -51,7 +51,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "paper.layer": ("LayerResult",),
         "paper.masks": ("cubic_schedule", "select", "top_k"),
         "paper.methods": ("METHODS", "register"),
-        "model.perplexity": ("perplexity",),
+        "model.perplexity": ("perplexity", "window_losses"),
         "model.zero_shot": ("zero_shot",),
         "model.models": ("load_model", "masks_of", "model_identity"),
         "model.prune": ("prune_model",),

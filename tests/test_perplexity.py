@@ -5,7 +5,7 @@ import math
 import families as fam
 import pytest
 
-from helpers import perplexity
+from helpers import perplexity, window_losses
 from helpers.errors import BadParameter, NonFinite
 from helpers.model.perplexity import note_short_windows
 
@@ -43,6 +43,17 @@ def test_limit_takes_the_first_windows_and_none_takes_all():
     assert found == pytest.approx(first, rel=1e-5)
     everything = perplexity(model, tokens, length=40)
     assert perplexity(model, tokens, length=40, limit=12) == everything != found
+
+
+def test_each_window_has_the_models_own_loss():
+    model = fam.build()
+    tokens = long_text(tokens=150)
+    windows = tokens.unfold(0, 40, 40)[:, None]
+    own = [model(window, labels=window).loss.item() for window in windows]
+    found = window_losses(model, tokens, length=40)
+    assert found.means == pytest.approx(own, rel=1e-5)
+    assert max(own) - min(own) > 1e-3  # so that a wrong order would be seen
+    assert found.perplexity == perplexity(model, tokens, length=40)
 
 
 @pytest.mark.parametrize(

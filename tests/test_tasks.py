@@ -81,3 +81,14 @@ def test_items_are_sorted_distinct_and_of_the_seed():
     assert choose_items(500, 4, 0) == [130, 419, 431, 459]
     assert choose_items(277, None, 3) == choose_items(277, 277, 5) == list(range(277))
     assert set(choose_items(10042, 20, 2)) < set(choose_items(10042, 100, 2))
+
+
+def test_parts_share_no_item_until_the_task_has_no_more():
+    parts = [choose_items(500, 200, 0, part) for part in range(3)]
+    assert [len(set(part)) for part in parts] == [200] * 3
+    assert parts[0] == choose_items(500, 200, 0) and not set(parts[0]) & set(parts[1])
+    # 100 items are new, and the order begins again with the first hundred of it
+    new = set(range(500)) - {*parts[0], *parts[1]}
+    assert new < set(parts[2])
+    assert set(parts[2]) - new == set(choose_items(500, 100, 0))
+    assert choose_items(277, None, 0, part=3) == list(range(277))

@@ -123,6 +123,14 @@ def test_a_word_is_right_if_the_model_would_write_it():
     assert score.acc_norm is None
 
 
+def test_another_part_asks_other_questions(tiny):
+    first, second = (
+        zero_shot(*tiny, tasks=["sciq"], limit=4, part=part)["sciq"] for part in (0, 1)
+    )
+    assert not set(first.items) & set(second.items)
+    assert second.items == choose_items(TASK_TABLE["sciq"].size, 4, 0, 1)
+
+
 # --- what decides nothing ----------------------------------------------------------------
 
 

@@ -65,14 +65,21 @@ def task_rows(task: str) -> list[dict[str, Any]]:
     return [_row(task, doc) for doc in _stored_prompts(path)]
 
 
-def choose_items(task_size: int, limit: int | None, seed: int) -> list[int]:
-    """Indices of the items to score, sorted: `limit` out of `task_size`, or all if it is None."""
+def choose_items(
+    task_size: int, limit: int | None, seed: int, part: int = 0
+) -> list[int]:
+    """Indices of the items to score, sorted: `limit` out of `task_size`, or all if it is None.
+
+    part: which `limit` items of the order that the seed draws. Parts share no item until the task
+    has no more; then the order begins again.
+    """
     # The order depends on size and seed alone, so every model gets the same items, their scores can
     # be paired, and a smaller limit takes a part of what a larger one takes.
     order = list(range(task_size))
     # a generator of its own, so that neither lm-eval's seeds nor a notebook's can change the items
     random.Random(seed).shuffle(order)
-    return sorted(order[:limit])
+    size = limit or task_size
+    return sorted(order[(part * size + k) % task_size] for k in range(size))
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

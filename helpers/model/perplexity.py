@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -28,6 +29,38 @@ POSITIONS = 128  # of a window, whose losses are computed together
 LARGEST = 700.0  # exp of a larger mean loss is no longer a float
 
 
+@dataclass(frozen=True)
+class WindowLosses:
+    """How well a model predicts windows of text: losses of each window, and their perplexity."""
+
+    sums: list[float]  # nats, over the predicted tokens of a window
+    predictions: int  # predicted tokens of a window
+
+    @property
+    def means(self) -> list[float]:
+        """The mean loss of each window, nats per predicted token.
+
+        Differences of two models on the same windows say how much rests on the choice of windows.
+        """
+        return [total / self.predictions for total in self.sums]
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean loss over all predicted tokens. Raises NonFinite."""
+        total = 0.0
+        for each in self.sums:  # sum() rounds otherwise from Python 3.12 on
+            total += each
+        mean = total / (len(self.sums) * self.predictions)
+        # exp(mean of −log p) is the geometric mean of 1/p: a perplexity of 20 is the uncertainty of
+        # a fair choice among 20 tokens
+        if not mean < LARGEST:  # NaN is not below anything
+            raise NonFinite(
+                f"the mean loss is {mean:g}, so the perplexity is not a finite number: check the "
+                "model's weights, or evaluate in dtype float32"
+            )
+        return math.exp(mean)
+
+
 def perplexity(
     model: nn.Module,
     tokens: Tensor,
@@ -38,9 +71,25 @@ def perplexity(
 ) -> float:
     """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
 
+    This is the papers' token perplexity, not lm-eval's word perplexity. Arguments and errors are
+    those of `window_losses`, which also gives the loss of each window.
+    """
+    losses = window_losses(model, tokens, length=length, limit=limit, progress=progress)
+    return losses.perplexity
+
+
+def window_losses(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    length: int = 2048,
+    limit: int | None = None,
+    progress: Progress | bool = True,
+) -> WindowLosses:
+    """Negative log-likelihoods of the next token, in windows that do not overlap.
+
     A window of `length` tokens predicts its tokens 2 … length; text after the last whole window is
     not used. Windows begin with the start token (BOS) where the text does (`helpers.data.corpora`).
-    This is the papers' token perplexity, not lm-eval's word perplexity.
 
     A model whose blocks are read one at a time (`load_streamed`) runs each block on all windows; it
     holds their activations, windows · length · width · (size of dtype) bytes.
@@ -52,7 +101,7 @@ def perplexity(
         progress: True for a bar, False for none, or a function called after each window:
             progress(done, total, name).
 
-    Raises BadParameter (less text than `limit` windows), NonFinite.
+    Raises BadParameter (less text than `limit` windows); its perplexity raises NonFinite.
     """
     windows = check_windows(model, tokens, length, limit)
     progress = as_progress(progress)
@@ -61,20 +110,12 @@ def perplexity(
             pairs = _streamed_logits(model, windows)
         else:
             pairs = ((window, forward(model, window)) for window in windows.split(1))
-        total = 0.0
+        sums = []
         for done, (window, logits) in enumerate(pairs, start=1):
-            total += _negative_log_likelihood(logits, window)
+            sums.append(_negative_log_likelihood(logits, window))
             progress(done, len(windows), "windows")
     # a window of n tokens has n − 1 predictions: nothing comes before its first token
-    mean = total / windows[:, 1:].numel()
-    # exp(mean of −log p) is the geometric mean of 1/p: a perplexity of 20 is the uncertainty of a
-    # fair choice among 20 tokens
-    if not mean < LARGEST:  # NaN is not below anything
-        raise NonFinite(
-            f"the mean loss is {mean:g}, so the perplexity is not a finite number: check the "
-            "model's weights, or evaluate in dtype float32"
-        )
-    return math.exp(mean)
+    return WindowLosses(sums, windows.shape[1] - 1)
 
 
 def check_windows(

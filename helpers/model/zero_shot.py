@@ -75,6 +75,7 @@ def zero_shot(
     tasks: Sequence[str] = TASKS,
     limit: int | None = None,
     seed: int = 0,
+    part: int = 0,
     batch: int = 8,
 ) -> dict[str, TaskScore]:
     """Zero-shot accuracy on lm-eval's tasks, scored by lm-eval itself: task → score.
@@ -87,15 +88,19 @@ def zero_shot(
 
     Args:
         limit: items of each task; None for the whole split.
-        seed: of the choice of items.
+        seed: of the order from which items are taken.
+        part: which `limit` items of that order: other parts ask other questions, as far as a task
+            has them.
         batch: texts in one forward pass; as trees, 128 · batch tokens, and of up to 0.7 of them
             4 · vocabulary bytes of logits.
 
     Raises BadParameter, FileError (no data), NonFinite.
     """
     check_model(model)
-    check_zero_shot(tasks=tasks, limit=limit, seed=seed, batch=batch)
-    items = {name: choose_items(TASK_TABLE[name].size, limit, seed) for name in tasks}
+    check_zero_shot(tasks=tasks, limit=limit, seed=seed, part=part, batch=batch)
+    items = {
+        name: choose_items(TASK_TABLE[name].size, limit, seed, part) for name in tasks
+    }
     messages = io.StringIO()  # and lm-eval's progress bars
     with contextlib.redirect_stderr(messages), eval_mode(model):
         import lm_eval
@@ -125,13 +130,19 @@ def zero_shot(
 
 
 def check_zero_shot(
-    *, tasks: Sequence[str], limit: int | None, seed: int, batch: int
+    *,
+    tasks: Sequence[str],
+    limit: int | None = None,
+    seed: int = 0,
+    part: int = 0,
+    batch: int = 1,
 ) -> None:
     """Raise BadParameter if `zero_shot` cannot take these arguments, before a long pruning.
 
     A limit is 2 or more: one item has no standard error. A subset is never made smaller.
     """
     check_whole("seed", seed, least=0)
+    check_whole("part", part, least=0)
     check_whole("batch", batch)
     if isinstance(tasks, str) or len(set(tasks)) != len(tasks) or not tasks:
         raise BadParameter(f"tasks {tasks!r}: give a list of tasks, each once")
@@ -149,7 +160,7 @@ def zero_shot_examples(tasks: Sequence[str] = TASKS) -> dict[str, list[str]]:
     In a text, " | " divides the context from the continuation whose likelihood counts.
     Raises what `zero_shot` raises for its tasks.
     """
-    check_zero_shot(tasks=tasks, limit=None, seed=0, batch=1)
+    check_zero_shot(tasks=tasks)
     examples = {}
     with contextlib.redirect_stderr(io.StringIO()):
         first = {name: [0] for name in tasks}
