@@ -44,6 +44,10 @@ def test_what_is_compared_and_how_it_is_said():
     earlier = {"a": 0.1, "b": "x", "c": 0.0, "d": 1, "e": None, "f": None}
     assert same.compare(earlier, earlier | {"g": 1}) == ([], ["g"])
     today = {"a": 0.1 + 2**-55, "b": "y", "c": -0.0, "d": 1.0, "e": 0, "g": 1}
+    # where nothing was, values may come; a value does not go for others
+    assert same.compare({"s": None}, {"s/0": 1}) == ([], ["s/0"])
+    assert len(same.compare({"s": 2}, {"s/0": 1})[0]) == 1
+    assert len(same.compare({"s": None}, {"t": 1})[0]) == 1
     unequal, new = same.compare(earlier, today)
     assert ([item.name for item in unequal], new) == (list("abcdef"), ["g"])
     first = "a: 0.1 earlier, 0.10000000000000003 today, relative difference +2.2e-16"

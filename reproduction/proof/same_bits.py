@@ -345,10 +345,13 @@ def compare(
     earlier: Mapping[str, Any], today: Mapping[str, Any]
 ) -> tuple[list[Difference], list[str]]:
     """What differs or is missing today, and the names that only today has."""
+    new = [name for name in today if name not in earlier]
     # as text, which has all digits of a float and tells 1 from 1.0 and 0.0 from -0.0
     unequal = [
         Difference(name, value, today.get(name))
         for name, value in earlier.items()
-        if name not in today or json.dumps(value) != json.dumps(today[name])
+        if (name not in today or json.dumps(value) != json.dumps(today[name]))
+        # nothing was there, and now there are values, each under a name of its own
+        and not (value is None and any(each.startswith(f"{name}/") for each in new))
     ]
-    return unequal, [name for name in today if name not in earlier]
+    return unequal, new
