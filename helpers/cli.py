@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import helpers  # its names are loaded on use
 from helpers.errors import BadParameter, HelpersError, first_line
 from helpers.memory import check_memory, check_model_name
-from helpers.options import check_choice, check_whole
+from helpers.options import check_choice, check_whole, did_you_mean
 
 # verbs of another package
 MOVED = ("reproduce", "run", "tables", "accept", "list", "doctor")
+# arguments in a message, such as dtype="float32", allow_pruned=True, or revision= with none
+ARGUMENT = re.compile(r'(?<![-\w])(\w+)=(?:"([^"]*)"|([\w.]+))?')
+# and functions, which are a choice of an option
+FUNCTIONS = {
+    "load_model": "a line without --streamed",
+    "prune_checkpoint": "--streamed",
+}
 # arguments of prune_loaded and of what it calls that are no option of a line
 GIVEN = ("tokens", "progress", "folder", "team", "source", "destination")
 
@@ -34,6 +43,10 @@ sparsity, the mean layer error, and the perplexity before and after.
 EXAMPLE = """\
 example, about 5 minutes on one CPU core:
   python -m helpers prune embedded --sparsity 0.6 --save my-model
+then from 60 to 70 %, where no zero of my-model becomes a weight again:
+  python -m helpers prune embedded --keep my-model --sparsity 0.7 --save sparser
+what it is worth:
+  python -m helpers evaluate my-model
 """
 
 
@@ -78,8 +91,36 @@ def run(options: argparse.Namespace) -> None:
     # here, since it loads torch
     from helpers.model.block_grams import explain_out_of_memory
 
-    with explain_out_of_memory(verb, "try --streamed, or a smaller --window"):
+    advice = "try --streamed, or a smaller --window"
+    with in_words_of_a_line(options), explain_out_of_memory(verb, advice):
         {"prune": prune, "evaluate": evaluate}[verb](options)
+
+
+@contextlib.contextmanager
+def in_words_of_a_line(options: argparse.Namespace) -> Iterator[None]:
+    """Context manager: an error that names arguments of Python names options of the line.
+
+    What is no option itself, and an argument of `prune_model`, is a part of --options.
+    """
+
+    def option(found: re.Match) -> str:
+        name, text, word = found.groups()
+        if name in vars(options):
+            value = word if text is None else text
+            value = "" if value in (None, "True") else f" {value}"
+            return f"--{name.replace('_', '-')}{value}"
+        if name in inspect.signature(helpers.prune_model).parameters:
+            value = (word or "...").lower() if text is None else json.dumps(text)
+            return f"--options '{{\"{name}\": {value}}}'"
+        return found[0]
+
+    try:
+        yield
+    except HelpersError as error:
+        message = ARGUMENT.sub(option, str(error))
+        for function, words in FUNCTIONS.items():
+            message = re.sub(rf"\b{function}\b", words, message)
+        raise type(error)(message) from error
 
 
 def fetch_assets(names: Sequence[str]) -> None:
@@ -293,13 +334,33 @@ def write_line(text: str) -> None:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that reports an error in one line, without the usage."""
+    """A parser that reports all that is wrong in one line, without the usage.
+
+    lacking: names what a line's options leave out and need (argparse would name that alone).
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        lacking: Callable[[argparse.Namespace], list[str]] | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(*arguments, **more)
+        self.lacking = lacking
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse what is not known here, in the verb's own parser, which knows its name."""
         options, unknown = super().parse_known_args(args, namespace)
+        wrong = []
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            near = did_you_mean(
+                unknown[0].partition("=")[0], self._option_string_actions
+            )
+            wrong.append(f"unrecognized arguments: {' '.join(unknown)}{near}")
+        if missing := self.lacking and self.lacking(options):
+            wrong.append(f"missing: {', '.join(missing)}")
+        if wrong:
+            self.error("; ".join(wrong))
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -313,6 +374,7 @@ def make_parser() -> argparse.ArgumentParser:
         "python -m helpers",
         description="Prune a language model, evaluate one, or download the assets: the embedded "
         "model and texts.",
+        epilog="python -m helpers prune --help has the options of prune, and an example.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     prune = verbs.add_parser(
@@ -322,20 +384,26 @@ def make_parser() -> argparse.ArgumentParser:
         description=PRUNE,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        lacking=lacking_to_prune,
     )
+    add_model(prune)
     add_pruning(prune)
     add_calibration(prune)
-    add_model(prune)
+    add_perplexity(prune)
     evaluate = verbs.add_parser(
         "evaluate",
         help="measure perplexity and zero-shot accuracy",
         usage="%(prog)s MODEL [option ...]",
         description="Print the perplexity of a model and, with --tasks, its zero-shot accuracy.",
+        lacking=lacking_to_evaluate,
     )
+    add_model(evaluate)
+    add_perplexity(evaluate)
     option = evaluate.add_argument_group("zero-shot tasks").add_argument
     option("--tasks", nargs="+", default=[], metavar="TASK", help="such as piqa rte")
-    option("--limit", type=int, help="items of each task (default: all)")
-    add_model(evaluate)
+    option(
+        "--limit", type=whole, metavar="N", help="questions of each task (default: all)"
+    )
     verbs.add_parser(
         "assets",
         help="download the embedded model and texts",
@@ -349,26 +417,75 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def lacking_to_evaluate(options: argparse.Namespace) -> list[str]:
+    """What a line of `evaluate` leaves out and needs."""
+    return [] if options.model else ["MODEL (such as embedded)"]
+
+
+def lacking_to_prune(options: argparse.Namespace) -> list[str]:
+    """What a line of `prune` leaves out and needs."""
+    missing = lacking_to_evaluate(options)
+    # an N:M pattern implies a sparsity, and masks have theirs
+    grouped = options.pattern != "unstructured"
+    if options.sparsity is None and not grouped and not options.keep:
+        missing.append("--sparsity S (such as 0.6, or --pattern N:M)")
+    if not options.save:
+        missing.append("--save FOLDER")
+    return missing
+
+
+def add_model(verb: argparse.ArgumentParser) -> None:
+    """Add the model, and where and how it is held."""
+    option = verb.add_argument_group("model").add_argument
+    option(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="embedded, embedded-gemma, a folder, or a Hugging Face id with --revision",
+    )
+    option(
+        "--revision",
+        metavar="HASH",
+        help="commit hash of a Hugging Face model, or main for the newest",
+    )
+    option(
+        "--streamed",
+        action="store_true",
+        help="hold one block in memory at a time, for a model larger than memory",
+    )
+    option(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or cuda:N (default: %(default)s)",
+    )
+    option(
+        "--dtype",
+        help="float32, bfloat16 or float16 (default: float16 on a GPU, else float32)",
+    )
+
+
 def add_pruning(verb: argparse.ArgumentParser) -> None:
     """Add the options that say how layers are pruned."""
     option = verb.add_argument_group("pruning").add_argument
     option(
-        "--save", required=True, metavar="FOLDER", help="new folder of the pruned model"
+        "--sparsity",
+        type=fraction,
+        metavar="S",
+        help="fraction of weights set to zero, such as 0.6; an N:M pattern implies it",
     )
+    option("--save", metavar="FOLDER", help="new folder of the pruned model")
     option(
         "--method",
         default="admm-grad",
-        help="layer-wise pruning method (default: %(default)s)",
-    )
-    option(
-        "--sparsity",
-        type=float,
-        help="fraction of weights set to zero, such as 0.6; an N:M pattern implies it",
+        metavar="NAME",
+        help="magnitude, wanda, sparsegpt, admm1, admm-grad, alps, or one of helpers/own "
+        "(default: %(default)s)",
     )
     option(
         "--pattern",
         default="unstructured",
-        help="N:M keeps N of every M inputs (default: %(default)s)",
+        metavar="N:M",
+        help="keep N of every M inputs, such as 2:4 (default: %(default)s)",
     )
     option(
         "--keep",
@@ -380,6 +497,7 @@ def add_pruning(verb: argparse.ArgumentParser) -> None:
     option(
         "--effort",
         default="",
+        metavar="NAME",
         help="fast: allocate sparsity from gradients; balanced and long: also distil the dense "
         "model into the kept weights",
     )
@@ -404,6 +522,22 @@ def add_pruning(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def fraction(text: str) -> float:
+    """A number of the line, which argparse would call a float."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no number: write a fraction with a point, such as 0.6"
+    )
+
+
+def whole(text: str) -> int:
+    """A whole number of the line, which argparse would call an int."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number, such as 32")
+
+
 def json_object(text: str) -> dict[str, Any]:
     """Named arguments from a JSON object."""
     with contextlib.suppress(ValueError):
@@ -420,69 +554,52 @@ def add_calibration(verb: argparse.ArgumentParser) -> None:
     option(
         "--calibration",
         default="embedded",
+        metavar="TEXT",
         help="embedded, c4, wikitext2 or a text file (default: %(default)s)",
     )
     option(
         "--sequences",
-        type=int,
+        type=whole,
         default=32,
+        metavar="N",
         help="calibration sequences (default: %(default)s)",
     )
     option(
         "--length",
-        type=int,
+        type=whole,
         default=512,
+        metavar="N",
         help="tokens in each sequence (default: %(default)s)",
     )
     option(
         "--seed",
-        type=int,
+        type=whole,
         default=0,
+        metavar="N",
         help="random seed that draws the sequences (default: %(default)s)",
     )
 
 
-def add_model(verb: argparse.ArgumentParser) -> None:
-    """Add the model, and the text on which its perplexity is measured."""
-    option = verb.add_argument_group("model").add_argument
-    option(
-        "model",
-        metavar="MODEL",
-        help="embedded, a folder, or a Hugging Face id with --revision",
-    )
-    option(
-        "--revision",
-        help="commit hash of a Hugging Face model, or main for the newest",
-    )
-    option(
-        "--streamed",
-        action="store_true",
-        help="hold one block in memory at a time, for a model larger than memory",
-    )
-    option(
-        "--device",
-        default="auto",
-        help="auto, cpu, cuda or cuda:N (default: %(default)s)",
-    )
-    option(
-        "--dtype",
-        help="float32, bfloat16 or float16 (default: float16 on a GPU, else float32)",
-    )
+def add_perplexity(verb: argparse.ArgumentParser) -> None:
+    """Add the text on which perplexity is measured."""
     option = verb.add_argument_group("perplexity").add_argument
     option(
         "--evaluation",
         default="embedded",
+        metavar="TEXT",
         help="embedded, wikitext2 or a text file (default: %(default)s)",
     )
     option(
         "--windows",
-        type=int,
+        type=whole,
         default=12,
+        metavar="N",
         help="evaluation windows (default: %(default)s)",
     )
     option(
         "--window",
-        type=int,
+        type=whole,
         default=1024,
+        metavar="N",
         help="tokens in each window (default: %(default)s)",
     )

@@ -5,11 +5,38 @@ All derive from `HelpersError`, which separates "the user must change something"
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 
 
 class HelpersError(Exception):
-    """Base of every error that `helpers` and `reproduction` raise on purpose."""
+    """Base of every error that `helpers` and `reproduction` raise on purpose.
+
+    In a notebook it shows as its message; `%xmode Verbose` brings the whole traceback back.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the message and the line of the cell, or all of it in a log.
+
+        A log is a run of papermill, whose messages to the kernel say that nobody can be asked.
+        """
+        from IPython import get_ipython
+
+        shell = get_ipython()
+        # an IPython in a terminal has no messages, and somebody before it
+        message = shell.get_parent() if hasattr(shell, "get_parent") else {}
+        attended = message.get("content", {}).get("allow_stdin", True)
+        if not attended or shell.InteractiveTB.mode == "Verbose":
+            return shell.InteractiveTB.structured_traceback(
+                type(self), self, self.__traceback__
+            )
+        shown = [f"{type(self).__name__}: {self}"]
+        # IPython's own frame comes before those of the cell
+        frames = traceback.extract_tb(self.__traceback__)[1:]
+        own = [each for each in frames if each.filename == frames[0].filename]
+        if len(own) < len(frames):  # raised by what the cell calls
+            shown.append(f"in line {own[-1].lineno} of this cell: {own[-1].line}")
+        return shown
 
 
 class BadParameter(HelpersError):

@@ -25,9 +25,12 @@ from transformers import AutoModelForCausalLM
 from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel, join_names
 from helpers.large import write_index
+from helpers.model.block_loop import PruneReport
+from helpers.model.checks import hash_of_masks
 from helpers.model.models import (
     check_in_memory,
     check_model,
+    layer_key,
     model_identity,
     model_layers,
     no_progress_bars,
@@ -44,7 +47,7 @@ CARD = """\
 
 # {{ name }}
 
-{% if model.startswith("embedded") -%}
+{% if ours -%}
 The 4-bit file of {{ base_model }} (GGUF, {{ "Q4_1" if model == "embedded" else "Q4_K_M" }}),
 converted back to float32 and then pruned
 {%- else -%}
@@ -52,7 +55,7 @@ converted back to float32 and then pruned
 {%- endif %}: {{ facts.sparsity }} of the weights in its blocks are
 zero. It is stored dense: it loads like any other model, and is neither smaller in memory nor
 faster.
-{%- if model == "embedded-gemma" %}
+{%- if ours and model == "embedded-gemma" %}
 
 Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms.
 This is a modified version of it.
@@ -70,7 +73,8 @@ tokenizer = AutoTokenizer.from_pretrained("{{ name }}")
 {% for row in ["method", "pattern", "sparsity"] if row in facts -%}
 | {{ row }} | {{ facts[row] }} |
 {% endfor -%}
-{% if facts.keep %}| masks given, hash | {{ facts.keep }} |
+{% if facts.keep %}| masks | {{ facts.masks }} |
+| masks given, hash | {{ facts.keep }} |
 {% endif -%}
 {% for metric in
   ["perplexity_dense", "perplexity", "perplexity_web", "mean_layer_error", "mean_acc"]
@@ -125,7 +129,10 @@ def save_pruned(
             raise BadParameter(
                 f"record lacks {join_names(lacking)}: give one that a run has written"
             )
+        record = without_paths(record)
         facts |= record["parameters"]
+    if report is not None and report.keep:
+        facts |= on_given_masks(report, model)
     weights = [layer.weight for layer in model_layers(model).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     if zeros == 0:
@@ -152,6 +159,28 @@ def save_pruned(
             check_same(model, unfinished)
             unfinished.replace(folder)
     return folder
+
+
+def without_paths(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose parameters name folders and files of this machine without their paths."""
+    parameters = dict(record["parameters"])
+    for name, value in parameters.items():
+        # where a name of the hub is a folder too, the folder was loaded
+        if isinstance(value, str) and "/" in value:
+            path = Path(value).expanduser()
+            parameters[name] = path.name if path.exists() else value
+    return {**record, "parameters": parameters}
+
+
+def on_given_masks(report: PruneReport, model: nn.Module) -> dict[str, str]:
+    """What a method did on masks that were given: its name there, and what became of them."""
+    chosen = {layer_key(row.block, row.name): row.mask for row in report.layers}
+    pruned = {key: chosen[key] for key in model_layers(model, report.ignored)}
+    if hash_of_masks(pruned) != report.keep:
+        return {"masks": "within those given, with more zeros"}
+    # on one mask ADMM1 and ADMM-Grad are ADMM: they differ in how they choose it
+    name = "admm" if report.method in ("admm1", "admm-grad") else report.method
+    return {"method": name, "masks": "as given"}
 
 
 def check_new_folder(folder: str | Path) -> Path:
@@ -190,7 +219,9 @@ def model_card(
     """
     dense = identity["name"]
     base = licence = None
-    if dense in MODELS:
+    # a folder may have the name of a pinned model
+    ours = dense in MODELS and identity.get("sha256") == MODELS[dense].sha256
+    if ours:
         base, licence = MODELS[dense].hub
     elif identity["revision"]:
         base = dense
@@ -211,6 +242,7 @@ def model_card(
         template_str=CARD,
         name=name,
         model=dense,
+        ours=ours,
         record=record,
         facts=facts,
         command=shlex.join(command),  # a parameter may hold what a shell would run

@@ -134,8 +134,13 @@ def read_plan(plan: str, only: str = "*") -> list[Run]:
         )
     ]
     if not chosen:
+        # a part of a name is what most people write first
+        part = f"*{only.strip('*')}*"
+        hint = ""
+        if any(fnmatch.fnmatch(run.id, part) for run in runs.values()):
+            hint = f"; try ONLY='{part}'"
         raise RunError(
-            f"plan {plan} has no run {only}: make plan PLAN={plan} lists them"
+            f"plan {plan} has no run {only}: make plan PLAN={plan} lists them{hint}"
         )
     return sorted(chosen, key=lambda run: (run.notebook == TABLES_NOTEBOOK, run.id))
 

@@ -174,6 +174,18 @@ def check_record(record: Any, where: str = "record") -> dict[str, Any]:
     return record
 
 
+# what a parameter may be, in words
+KINDS = {
+    float: "a number such as 0.5",
+    int: "a whole number",
+    str: "text in quotes",
+    bool: "True or False",
+    list: "a list",
+    dict: "a mapping of names to values",
+    NoneType: "None",
+}
+
+
 def check_type(name: str, value: Any, types: Collection[type]) -> None:
     """Raise BadParameter unless a notebook's parameter has a value of one of the types.
 
@@ -184,9 +196,7 @@ def check_type(name: str, value: Any, types: Collection[type]) -> None:
     # type() and not isinstance, because True is an int to isinstance
     if type(value) in types or (type(value) is int and float in types):
         return
-    wanted = " or ".join(
-        sorted("None" if kind is NoneType else kind.__name__ for kind in types)
-    )
+    wanted = " or ".join(KINDS[kind] for kind in KINDS if kind in types)
     hint = ""
     if str in {type(value), *types}:
         # YAML 1.1 wants a point in a float; it reads 2:4 as 124, in base 60, and no as False

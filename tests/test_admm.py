@@ -12,7 +12,7 @@ import pytest
 import torch
 from layers import layer, masked, outputs_error, random_keep
 
-from helpers.errors import NonFinite
+from helpers.errors import BadParameter, NonFinite
 from helpers.paper.admm import (
     admm,
     damped_system,
@@ -272,6 +272,20 @@ def test_the_loop_takes_any_projection():
     assert seen == [1, 2, 3, 4, 5, 6, 7, 8]
     torch.testing.assert_close(Z, Z.round())
     assert Z.any()
+
+
+def test_steps_of_a_gradual_mask_that_cannot_be(one_line_error):
+    W0 = torch.randn(4, 8)
+    for steps in (0, -1, 1.5, True, "3"):
+        with one_line_error(BadParameter, "steps", repr(steps)):
+            gradual_mask(0.5, steps=steps)
+    for steps, iterations in ((30, 20), (8, 7)):
+        with one_line_error(BadParameter, f"steps {steps}", f"{iterations} iterations"):
+            admm(
+                W0, torch.eye(8), gradual_mask(0.5, steps=steps), iterations=iterations
+            )
+    Z = admm(W0, torch.eye(8), gradual_mask(0.5, steps=7), iterations=7)
+    assert int((Z == 0).sum()) == 16
 
 
 # ---------------------------------------------------------------- what the trace sees

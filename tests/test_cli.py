@@ -2,6 +2,8 @@
 
 import functools
 import json
+import re
+import shlex
 from pathlib import Path
 
 import families as fam
@@ -12,6 +14,7 @@ from transformers import AutoTokenizer
 
 import helpers
 from helpers import (
+    METHODS,
     calibration_tokens,
     cli,
     evaluation_tokens,
@@ -21,6 +24,7 @@ from helpers import (
     pruning,
 )
 from helpers.cli import MOVED, main
+from helpers.errors import BadParameter
 from helpers.model.block_loop import PruneReport
 from helpers.model.zero_shot import TaskScore
 
@@ -62,6 +66,10 @@ def test_help_fits_a_terminal(verb, command, monkeypatch):
     [
         ("", 2, "VERB"),
         ("prune x --sparsity 0.5", 2, "--save"),
+        ("prune x --sparsity 0,5", 2, "point"),
+        ("prune x --sequences 1e2", 2, "whole number"),
+        ("evaluate --windows 2", 2, "MODEL"),
+        ("evaluate x --dvice cpu", 2, "did you mean '--device'"),
         (f"prune tiny {HALF} --options 3", 2, '{"iterations": 30}'),
         (f"prune tiny {HALF} --options {{it}}", 2, '{"iterations": 30}'),
         (f"prune tiny {HALF} --sparcity 1", 2, "python -m helpers prune --help\n"),
@@ -74,7 +82,8 @@ def test_help_fits_a_terminal(verb, command, monkeypatch):
         (f'prune tiny {HALF} --options {{"tokens":1}}', 1, "tokens"),
         (f'prune tiny {HALF} --options {{"progress":false}}', 1, "progress"),
         (f'prune tiny {HALF} --options {{"team":1}} --streamed', 1, "team"),
-        (f"prune owner/name {HALF} --streamed", 1, "revision="),
+        (f"prune owner/name {HALF} --streamed", 1, "--revision main"),
+        (f"prune tiny {HALF} --streamed", 1, "without --streamed"),
         (f"prune dense {HALF} --window 129", 1, "128"),
         (f"evaluate tiny --tasks rtee {SHORT}", 1, "'rte'"),
         (f"evaluate tiny --limit 5 {SHORT}", 1, "tasks"),
@@ -128,8 +137,48 @@ def test_a_model_that_is_misspelt(verb, command):
     assert "did you mean 'embedded'" in error and error.count("\n") == 1
 
 
-def test_help_has_an_example_and_names_the_assets(command):
-    assert "example, about" in command("prune --help")[1]
+def test_all_that_a_line_lacks_is_named_at_once(command):
+    for line, lacking in {
+        "prune": ("MODEL", "--sparsity", "--save"),
+        "prune x --sparsty=0.5": ("mean '--sparsity'", "--save"),
+        "prune x --save out --sparsity": ("--sparsity",),
+        "prune --pattern 2:4": ("MODEL", "--save"),
+        "prune x --keep half": ("--save",),
+    }.items():
+        code, _, error = command(line)
+        assert code == 2 and error.count("\n") == 1
+        for word in ("MODEL", "--sparsity", "--save", "mean '--sparsity'"):
+            assert (word in error) == (word in lacking or word in str(lacking)), error
+
+
+@pytest.mark.parametrize(
+    "given, name, value",
+    [
+        ('dtype="float32"', "dtype", "float32"),
+        ("allow_pruned=True", "allow_pruned", True),
+        ("sparsity=0.25", "sparsity", 0.25),
+        ("passes=1", "options", {"passes": 1}),
+        ('precision="bfloat16"', "options", {"precision": "bfloat16"}),
+        ("progress=False", "options", {"progress": False}),
+    ],
+)
+def test_an_argument_in_a_message_is_what_a_line_takes(given, name, value):
+    parser = cli.make_parser()
+    line = ["prune", "x", "--save", "y", "--pattern", "2:4"]
+    options = parser.parse_args(line)
+    with pytest.raises(BadParameter) as caught, cli.in_words_of_a_line(options):
+        raise BadParameter(f"give {given}, or keep= and of_mine=3")
+    said, end = str(caught.value).removeprefix("give ").split(", or ")
+    assert end == "--keep and of_mine=3"
+    assert vars(parser.parse_args([*line, *shlex.split(said)]))[name] == value
+
+
+def test_help_has_an_example_and_names_the_methods_and_the_assets(command):
+    out = command("prune --help")[1]
+    assert "example, about" in out
+    listed = " ".join(out.split()).partition("--method NAME")[2].partition(", or")[0]
+    ours = {n for n, m in METHODS.items() if m.__module__.startswith("helpers.")}
+    assert ours == {*re.findall(r"[\w-]+", listed)}
     assert "assets" in command("--help")[1].partition("VERB")[2].partition("VERB")[0]
 
 
@@ -233,6 +282,7 @@ def test_a_pruned_model_is_pruned_further_on_request_only(streamed, command):
     code, _, error = command(again)
     assert code == 1
     assert "zero already" in error
+    assert "--allow-pruned" in error
     code, out, _ = command(f"{again} --allow-pruned")
     assert code == 0
     assert "sparsity 0.7500" in out

@@ -2,12 +2,14 @@
 
 import copy
 import functools
+import re
 
 import families as fam
 import numpy as np
 import pytest
 import saved
 import torch
+from huggingface_hub import ModelCard
 from layers import largest, layer
 
 from helpers import (
@@ -233,8 +235,25 @@ def test_n_of_m_and_layers_that_stay_dense():
     assert again.keep == report.keep
 
 
-def test_the_card_names_the_masks(tmp_path):
+@pytest.mark.parametrize(
+    "method, sparsity, named, said",
+    [
+        ("magnitude", None, "magnitude", "as given"),
+        ("admm-grad", None, "admm", "as given"),  # no mask grew
+        ("admm1", None, "admm", "as given"),
+        ("admm-grad", 0.75, "admm-grad", "more zeros"),
+    ],
+)
+@pytest.mark.parametrize("ignore", [(), ["0.*"]])
+def test_the_card_says_what_became_of_the_masks(
+    method, sparsity, named, said, ignore, tmp_path
+):
     model, tokenizer = load_model(saved.save(tmp_path / "source"))
-    report = prune_model(model, method="magnitude", keep=masks())
-    card = save_pruned(model, tokenizer, tmp_path / "to") / "README.md"
-    assert f"| masks given, hash | {report.keep} |" in card.read_text()
+    given = dict(method=method, sparsity=sparsity, ignore=ignore)
+    report = prune_model(model, TOKENS, keep=masks(), **given)
+    card = ModelCard.load(save_pruned(model, tokenizer, tmp_path / "to") / "README.md")
+    assert f"| masks given, hash | {report.keep} |" in card.text
+    assert f"| method | {named} |" in card.text
+    assert card.data.tags == ["pruned", named]
+    (row,) = re.findall(r"\| masks \| (.*) \|", card.text)
+    assert said in row

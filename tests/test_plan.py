@@ -1,5 +1,7 @@
 """Run files and the runs they stand for; the committed plans are those of the records."""
 
+import re
+
 import pytest
 import small_project
 from small_project import PARAMETERS, write_notebook
@@ -82,6 +84,10 @@ def test_a_grid_stands_for_the_product_of_its_axes(project):
     assert runs["a-50-low"] == {"pattern": "a", "steps": 5, "rho": 1.0, "limit": 7}
     numbers = {"*slow-low": 2, "01_work/plain": 1, "*--plain": 1, "01*": 9}
     assert {only: len(read_plan("p", only)) for only in numbers} == numbers
+    for only in ("slow", "low*"):  # a part of a name, to be tried as it is said
+        error = project.error("run", "--only", only)
+        assert read_plan("p", re.search("ONLY='(.*)'", error)[1])
+    assert "ONLY=" not in project.error("run", "--only", "fast")
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ def test_types_of_parameters(one_line_error):
         ((True, int), "bool"),
         ((None, float), "NoneType"),
         ((NAN, float), "finite"),
+        (("0.5 %", float, NoneType), "a number"),
     ):
         with one_line_error(BadParameter, "rho = ", reason):
             records.check_type("rho", bad[0], bad[1:])

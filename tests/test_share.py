@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 
 from benchmarks import use
 from helpers import load_model, prune_model, share
+from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, FileError, UnsupportedModel
 from helpers.paths import reference_dir
 from helpers.share import save_pruned
@@ -30,9 +31,9 @@ def pruned(folder, family="llama"):
     return model, tokenizer
 
 
-def as_if(monkeypatch, name, revision=None):
+def as_if(monkeypatch, name, revision=None, **more):
     """Let models look as if they were loaded by this name."""
-    identity = {"name": name, "revision": revision}
+    identity = {"name": name, "revision": revision, **more}
     monkeypatch.setattr(share, "model_identity", lambda _model: identity)
 
 
@@ -61,12 +62,38 @@ def test_others_load_the_same_model(family, shards, tmp_path, monkeypatch):
 
 def test_the_card_of_the_embedded_model_says_where_it_is_from(tmp_path, monkeypatch):
     model, tokenizer = pruned(tmp_path)
-    as_if(monkeypatch, "embedded")
+    as_if(monkeypatch, "embedded", sha256=MODELS["embedded"].sha256)
     folder = save_pruned(model, tokenizer, tmp_path / "to")
     card = ModelCard.load(folder / "README.md")
     assert "Q4_1" in card.text  # made from a file of 4-bit weights
     assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert card.data.license == "apache-2.0"
+
+
+def test_a_folder_that_is_named_like_an_embedded_model_is_not_that_one(tmp_path):
+    source = saved.save(tmp_path / "embedded")
+    model, tokenizer = load_model(source)
+    prune_model(model, method="magnitude", sparsity=0.5)
+    card = ModelCard.load(save_pruned(model, tokenizer, tmp_path / "to") / "README.md")
+    assert card.data.base_model is None
+    assert "GGUF" not in card.text
+
+
+def test_what_is_shared_has_no_path_of_this_machine(tmp_path):
+    model, tokenizer = pruned(tmp_path)
+    record = read_records(reference_dir("beyond") / "records")[-1]
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    changed = {"model": str(tmp_path / "source"), "evaluation": str(text)}
+    record["parameters"] |= changed
+    folder = save_pruned(model, tokenizer, tmp_path / "to", record=record)
+    for path in folder.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path.name
+    kept = json.loads((folder / "record.json").read_text())["parameters"]
+    assert kept == record["parameters"] | {"model": "source", "evaluation": "text.txt"}
+    assert record["parameters"]["model"] == changed["model"], (
+        "the caller's is as it was"
+    )
 
 
 def test_the_card_tells_what_the_record_says(tmp_path, monkeypatch):

@@ -270,7 +270,7 @@ def _slots(
             if len(parts) > 1:  # reading one part would not fill the other
                 raise UnsupportedModel(
                     f"{' and '.join(names)} are one tensor, which does not belong to one block "
-                    "alone: use load_model and prune_model"
+                    "alone: use load_model"
                 )
             paths = [name.rpartition(".") for name in names]
             holders = [(model.get_submodule(path), last) for path, _, last in paths]
@@ -282,7 +282,7 @@ def _slots(
         raise BadParameter(
             f"{checkpoint.folder} lacks {len(absent)} weights of {type(model).__name__}, first "
             f"{absent[0]}: it is incomplete, or of a family that names its weights differently in "
-            "files and cannot be read block by block; try load_model and prune_model"
+            "files and cannot be read block by block; try load_model"
         )
     return slots
 

@@ -169,7 +169,7 @@ def check_masks(
     check_names("sparsity", shares, layers)
     budget = target.options.get("budget", get_method(target.method).budget)
     found = {}
-    digest = hashlib.sha256()
+    hashes = {}
     for key, layer in layers.items():
         with explain_errors(f"layer {key}"):
             mask = keep[names[key]]
@@ -178,8 +178,14 @@ def check_masks(
             shape = read_weight(layer).shape
             share = check_keep(mask, shape, shares[key], target.pattern, budget)
             found[key] = share if share > sparsity_of(mask) else None
-            digest.update(f"{key} {mask_hash(mask)}\n".encode())
-    return found, digest.hexdigest()[:16]
+            hashes[key] = mask_hash(mask)
+    return found, hash_of_masks(hashes)
+
+
+def hash_of_masks(hashes: Mapping[str, str]) -> str:
+    """A hash of the masks of a model, from the `mask_hash` of each layer in its order."""
+    lines = [f"{key} {each}\n" for key, each in hashes.items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 # --- the method is tried on a small random layer before a model is pruned with it ----------------

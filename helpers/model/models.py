@@ -77,11 +77,11 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
     check_model_name(text)
     if text == "tiny":
         raise BadParameter(
-            'model "tiny" is made in memory and lies in no folder: load it with load_model'
+            'model "tiny" is made in memory and lies in no folder: use load_model'
         )
     if revision is None:
         raise BadParameter(
-            f'model {text!r} on the hub needs revision=: a commit hash, or "main" for the newest'
+            f'model {text!r} on the hub needs revision="main", the newest, or a commit hash'
         )
     return text, revision
 

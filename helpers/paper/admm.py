@@ -32,6 +32,7 @@ from helpers.options import (
     NotNegative,
     Positive,
     Switch,
+    check_whole,
     one_of,
     validated,
 )
@@ -77,6 +78,7 @@ def admm(
     Args: W0 (d_out, d_in), the dense weights with each column multiplied by the norm of its input;
     G (d_in, d_in), the gram of inputs of unit norm, damped. `damped_system` gives both scales.
     """
+    _check_steps("steps", getattr(project, "steps", 0), iterations)
     # (G + ρI)⁻¹. One inverse, O(d_in³), serves all outputs and iterations, since neither G nor ρ
     # changes. This is what makes ADMM cheap: an iteration is then matrix products only,
     # O(d_out · d_in²)
@@ -116,8 +118,9 @@ def gradual_mask(
     """ADMM-Grad: a new mask in each of the first `steps` iterations, with more zeros each time.
 
     steps: at least 1, and no more than there are iterations. Make one for each layer, since it
-    remembers its mask.
+    remembers its mask. Raises BadParameter for others, and `admm` for more than it has iterations.
     """
+    check_whole("steps", steps)
     keep = None
 
     def project(T: Tensor, t: int) -> Tensor:
@@ -128,6 +131,7 @@ def gradual_mask(
             keep = select(T.abs(), cubic_schedule(sparsity, t, steps), pattern)
         return T * keep
 
+    project.steps = steps  # which `admm` compares
     return project
 
 
@@ -207,11 +211,8 @@ def admm_grad(
     and `METHODS` check them. The result is checked here. Layers that share a Gram share its
     factorisation.
     """
-    if keep is None and mask_steps > iterations:
-        raise BadParameter(
-            f"mask_steps {mask_steps!r} is more than the {iterations} iterations: "
-            f"give mask_steps from 0 to {iterations}, or more iterations"
-        )
+    if keep is None:
+        _check_steps("mask_steps", mask_steps, iterations)
     # The mask has no part in it: ADMM inverts one matrix for all masks, where exact least squares
     # needs a matrix for each output
     system = gram.derived(_factor, rho, damping, precondition)
@@ -271,6 +272,15 @@ def admm_grad(
             "float32; check the checkpoint"
         )
     return LayerResult(new, kept, damping=system.damping)
+
+
+def _check_steps(name: str, steps: int, iterations: int) -> None:
+    """Raise BadParameter if a mask would not be done: it grows for more steps than there are."""
+    if steps > iterations:
+        raise BadParameter(
+            f"{name} {steps!r} is more than the {iterations} iterations: give at most "
+            f"{iterations}, or more iterations"
+        )
 
 
 class _System(NamedTuple):
