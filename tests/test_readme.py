@@ -18,6 +18,7 @@ from reproduction.claims import OURS, judge_claims
 from reproduction.records import read_records
 
 README = (root() / "README.md").read_text("utf-8")
+NUMBERS = (root() / "docs/numbers.md").read_text("utf-8")
 FLAT = re.sub(r"\s+", " ", README)
 T = {3: 4.303, 5: 2.776}  # Student's t at 97.5 %, by the number of draws
 
@@ -92,6 +93,37 @@ def test_minutes_of_a_slow_laptop_are_twice_those_of_the_records():
     (said,) = re.findall(r"make reproduce`.*\| (\d+) \|", README)
     # two runs at a time
     assert float(said) == pytest.approx(2 * sum(seconds) / 2 / 60, abs=0.51)
+
+
+def test_hours_of_a_plan_count_timed_runs_alone():
+    files = (reference_dir("full") / "records").glob("*.json")
+    runs = [json.loads(path.read_text("utf-8")) for path in files]
+    alone, others = (
+        sum(run["run_seconds"] for run in runs if bool(run.get("timed")) == timed)
+        for timed in (True, False)
+    )
+    (said,) = re.findall(r"(?m)^\| `full` .*?\| ([\d.]+) \| \d+ runs", NUMBERS)
+    assert float(said) == pytest.approx((alone + others / 2) / 3600, abs=0.051)
+
+
+def test_samples_beside_the_table_are_as_many_as_the_records():
+    (row, *_) = re.findall(r"(?m)^\| ADMM1 \| .* \| ([\d, ]+) \|$", NUMBERS)
+    folder = reference_dir("full") / "records"
+    counts = [
+        len(list(folder.glob(f"04_prune_model--admm1-{at}*.json")))
+        for at in ("50", "60", "70", "80", "2of4")
+    ]
+    assert row == ", ".join(map(str, counts))
+
+
+def test_the_recipes_lead_is_of_one_sample_as_said():
+    right = []
+    for plan, run in (("beyond", "recipe-50"), ("full", "admm-grad-50")):
+        path = reference_dir(plan) / f"records/05_zero_shot--{run}.json"
+        series = json.loads(path.read_text("utf-8"))["series"]["zero_shot"]
+        right.append(sum(sum(task["acc"]) for task in series.values()))
+    flat = re.sub(r"\s+", " ", NUMBERS)
+    assert f"with {right[0]} right answers. ADMM-Grad has {right[1]} of" in flat
 
 
 def test_each_of_the_papers_claims_stands_under_its_verdict():
