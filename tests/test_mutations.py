@@ -201,7 +201,7 @@ def pruned(network, dense, tokens, allocation="", repair="", rate=None, **settin
 
 
 def zero_shot():
-    """The model "tiny", pruned, on real questions: more of its answers may turn than a dense one's."""
+    """The model "tiny", pruned, on real questions: more of its answers may turn."""
     model, tokenizer = load_model("tiny")
     with torch.no_grad():
         for weight in model.model.layers.parameters():
