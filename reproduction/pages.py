@@ -32,7 +32,7 @@ from reproduction.runs import (
     processor_of,
     setting_sentences,
 )
-from reproduction.tables import accuracy_table, perplexity_table
+from reproduction.tables import accuracy_table, answers_frame, perplexity_table
 
 PAGES = ("README.md", "docs/numbers.md")
 AT = "60 %"  # README's one column
@@ -419,8 +419,11 @@ def answers() -> str:
     runs = [*committed("full"), *committed("beyond")]
     values, errors = accuracy_table(runs)
     head = "right answers, mean over tasks"
-    parts = (numbers[["mean"]].set_axis([head], axis=1) for numbers in (values, errors))
-    return to_markdown(*parts).rstrip()
+    mean, half = (
+        numbers[["mean"]].set_axis([head], axis=1) for numbers in (values, errors)
+    )
+    samples = answers_frame(runs).groupby("model")["seed"].nunique().map(str)
+    return to_markdown(mean.assign(samples=samples.reindex(mean.index)), half).rstrip()
 
 
 def answers_setting() -> str:
@@ -497,7 +500,8 @@ def turned_answers() -> str:
 def recipe() -> str:
     """The recipe at 60 %: what each effort closes and costs."""
     names = ["closed (%)", "seconds", "seconds / ADMM-Grad's", "memory (GB)", "seeds"]
-    head = ["effort", "steps", "perplexity", names[0], "closed, C4 (%)", *names[1:]]
+    heads = [*names[1:-1], "samples"]
+    head = ["effort", "steps", "perplexity", names[0], "closed, C4 (%)", *heads]
     rows = [head]
     for effort, (plan, pipeline, steps) in EFFORTS.items():
         table = pipeline_table(committed(plan))
