@@ -228,8 +228,10 @@ def zero_shot_report(result: Result) -> list[str]:
         "ours / lm-eval's": "ratio",
     }
     return [
-        f"The embedded model on {result['device']}, with one thread. lm-eval's own model runs the "
-        "context of an item again for each of its choices; here texts are trees, in which each "
+        f"The embedded model on {result['device']}, with one thread, as plans run it, and batches "
+        f"of {zero_shot.BATCH}, the function's default; the plans' runs have batches of 4, whose "
+        "share stands in the last table. The targets are of the first. lm-eval's own model runs "
+        "the context of an item again for each of its choices; here texts are trees, in which each "
         "shared beginning runs once (`helpers/model/token_trees.py`). BoolQ, RTE, WinoGrande and "
         "LAMBADA have one text to run for each context, and save only logits that are not needed.",
         _verdict(
@@ -239,7 +241,8 @@ def zero_shot_report(result: Result) -> list[str]:
         ),
         _verdict("Of each task", _medians(rows[:-1], "ratio"), zero_shot.EACH),
         _table(rows, columns),
-        "All tasks together, fewer items, by the batch:",
+        f"All tasks together, fewer items and one round, by the batch, over lm-eval's own with "
+        f"batches of {zero_shot.BATCH}:",
         _table(result["batches"], batches),
     ]
 

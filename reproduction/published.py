@@ -16,7 +16,7 @@ from reproduction.runs import perplexity_runs
 
 FILES = ("published.csv", "paper.csv")
 # what a number is about, its value, and where it was read; "window" has the tokens of an evaluation
-# window, or of a calibration sequence, and 0 for zero-shot
+# window, or of a calibration sequence, and 0 for zero-shot and where the source does not say
 TYPES = {
     "model": str,
     "method": str,
@@ -56,7 +56,9 @@ def ratio_table(records: Iterable[Record]) -> pd.DataFrame:
     theirs = read_published().query("metric == 'wikitext2_ppl'")
     theirs = theirs.assign(
         at=list(map(target_name, theirs["pattern"], theirs["sparsity"])),
-        model=theirs["model"] + ", window " + theirs["window"].map(str),
+        model=theirs["model"]
+        + ", window "
+        + theirs["window"].replace(0, "not said").map(str),
         perplexity=theirs["value"],
         # without another name of the method
         source=theirs["source"].str.replace(r" \(as .+\)$", "", regex=True),

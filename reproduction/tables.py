@@ -31,6 +31,7 @@ from reproduction.runs import (
     of_notebook,
     over_seeds,
     perplexity_runs,
+    processor_of,
     runs_frame,
     series_frame,
     setting_sentences,
@@ -263,9 +264,10 @@ def accuracy_table(
 
 
 PAIRED_CAPTION = (
-    "Paired differences in accuracy on the same items. ± is one standard error over items here; "
-    "bold where they exceed two, which one in twenty would by chance. Means are over the tasks of "
-    "a row."
+    "Paired differences in accuracy on the same items, means over calibration seeds. ± is one "
+    "standard error over items here. Bold by the rule of the claims: three seeds at the least, and "
+    "the difference exceeds Student's 95 % interval over seeds and two errors over items, added in "
+    "quadrature; at most one cell in twenty would by chance. Means are over the tasks of a row."
 )
 
 
@@ -275,8 +277,13 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame:
     if pairs.empty:
         return pairs
     values, errors = _by_task(pairs, "pair", "difference", "error")
+    draws = pairs.pivot_table("difference", ["pair", "seed"], "task", sort=False)
+    draws["mean"] = draws.mean(axis=1)
+    halves = draws.groupby("pair").agg(half_interval).reindex_like(values)
     texts = values.map("{:+.3f}".format) + " ± " + errors.map("{:.3f}".format)
-    texts = texts.mask(values.abs() > 2 * errors, "**" + texts + "**")
+    # as in claims.py: NaN, of too few seeds, is not exceeded
+    decided = values.abs() > np.hypot(halves, 2 * errors)
+    texts = texts.mask(decided, "**" + texts + "**")
     return texts.where(values.notna()).rename_axis("difference")
 
 
@@ -288,7 +295,7 @@ def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 
 def _items_note(records: Iterable[Record]) -> str:
-    """How many items each task has, whether the same for every model, and by which harness."""
+    """How many items a task has, whether the same for all, by which harness and processor."""
     answers = answers_frame(records).groupby(["model", "seed", "task"])
     questions = answers["item"].agg(frozenset)
     sizes = questions.map(len)
@@ -297,7 +304,13 @@ def _items_note(records: Iterable[Record]) -> str:
     same = "the same" if alike else "not the same"
     runs = of_notebook(records, ZERO_SHOT_NOTEBOOK)
     harness = ", ".join(sorted({run["versions"]["lm-eval"] for run in runs}))
-    return f"{amount} items a task, {same} for every model; lm-eval {harness}."
+    machines = " and ".join(sorted(set(filter(None, map(processor_of, runs)))))
+    where = (
+        f" Answered on {machines}: another processor turns some answers."
+        if machines
+        else ""
+    )
+    return f"{amount} items a task, {same} for every model; lm-eval {harness}.{where}"
 
 
 def zero_shot_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:

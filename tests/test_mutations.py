@@ -38,7 +38,7 @@ SEQUENCES = 16
 REPAIR = 20
 DRAWS = 8  # of the rounding of another machine
 CELLS = {
-    "zero-shot": {},
+    "zero-shot": dict(method="admm-grad", sparsity=0.5),
     "dense": {},
     "magnitude": dict(method="magnitude", sparsity=0.5),
     "wanda": dict(method="wanda", sparsity=0.6),
@@ -201,17 +201,18 @@ def pruned(network, dense, tokens, allocation="", repair="", rate=None, **settin
 
 
 def zero_shot():
-    """The dense model "tiny" on real questions."""
+    """The model "tiny", pruned, on real questions: more of its answers may turn."""
     model, tokenizer = load_model("tiny")
     with torch.no_grad():
         for weight in model.model.layers.parameters():
             weight *= 10.0  # what stands before a token then decides what it predicts
+    text = corpora.calibration_tokens("embedded", tokenizer, sequences=4, length=64)
+    prune.prune_model(model, text, progress=False, **CELLS["zero-shot"])
     scores = helpers.zero_shot(model, tokenizer, tasks=["openbookqa"], limit=40)
     series = {"zero_shot": {task: score.to_dict() for task, score in scores.items()}}
     series["answers"] = {task: score.answers for task, score in scores.items()}
-    return record_of(
-        "zero-shot", notebook="05_zero_shot", data={"tasks": {}}, series=series
-    )
+    data = {"tasks": {}, "calibration": corpora.corpus_identity("embedded", text)}
+    return record_of("zero-shot", notebook="05_zero_shot", data=data, series=series)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -286,6 +287,7 @@ def test_on_another_machine_nine_of_ten_are_noticed(noticed):
 
 
 def test_what_is_not_broken_is_reproduced(model, texts, reference, monkeypatch):
+    """In a toy of four blocks one of twelve sound runs may be flagged on another machine."""
     again = [measure(model, texts, cell) for cell in CELLS]
     assert not apart(again, reference)
     for record in again:
@@ -304,4 +306,5 @@ def test_what_is_not_broken_is_reproduced(model, texts, reference, monkeypatch):
         record | {"platform": {"processor": "another"}} for record in rounded.values()
     ]
     # a weight that enters a mask moves the error of a layer as small as these by up to 1 %
+    assert len(others) == 12
     assert sum(apart([one], reference) for one in others) <= 1

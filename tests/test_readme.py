@@ -1,5 +1,6 @@
 """README and the page of numbers: filled from the records, true of them, linked."""
 
+import inspect
 import json
 import math
 import re
@@ -9,12 +10,15 @@ import unicodedata
 
 import pytest
 
-from helpers import masks_of
+from helpers import METHODS, masks_of
 from helpers.errors import RunError
 from helpers.paths import reference_dir, root
 from reproduction import pages
+from reproduction.claims import OURS, judge_claims
+from reproduction.records import read_records
 
 README = (root() / "README.md").read_text("utf-8")
+NUMBERS = (root() / "docs/numbers.md").read_text("utf-8")
 FLAT = re.sub(r"\s+", " ", README)
 T = {3: 4.303, 5: 2.776}  # Student's t at 97.5 %, by the number of draws
 
@@ -83,11 +87,63 @@ def test_a_sentence_that_the_records_do_not_carry_is_not_written():
         pages.apart("below", "alps", "4:8")
 
 
-def test_minutes_are_those_of_the_records():
+def test_minutes_of_a_slow_laptop_are_twice_those_of_the_records():
     files = (reference_dir("laptop") / "records").glob("*.json")
     seconds = [json.loads(path.read_text("utf-8"))["run_seconds"] for path in files]
     (said,) = re.findall(r"make reproduce`.*\| (\d+) \|", README)
-    assert float(said) == pytest.approx(sum(seconds) / 120, abs=0.51)
+    # two runs at a time
+    assert float(said) == pytest.approx(2 * sum(seconds) / 2 / 60, abs=0.51)
+
+
+def test_hours_of_a_plan_count_timed_runs_alone():
+    files = (reference_dir("full") / "records").glob("*.json")
+    runs = [json.loads(path.read_text("utf-8")) for path in files]
+    alone, others = (
+        sum(run["run_seconds"] for run in runs if bool(run.get("timed")) == timed)
+        for timed in (True, False)
+    )
+    (said,) = re.findall(r"(?m)^\| `full` .*?\| ([\d.]+) \| \d+ runs", NUMBERS)
+    assert float(said) == pytest.approx((alone + others / 2) / 3600, abs=0.051)
+
+
+def test_samples_beside_the_table_are_as_many_as_the_records():
+    (row, *_) = re.findall(r"(?m)^\| ADMM1 \| .* \| ([\d, ]+) \|$", NUMBERS)
+    folder = reference_dir("full") / "records"
+    counts = [
+        len(list(folder.glob(f"04_prune_model--admm1-{at}*.json")))
+        for at in ("50", "60", "70", "80", "2of4")
+    ]
+    assert row == ", ".join(map(str, counts))
+
+
+def test_the_recipes_lead_is_of_one_sample_as_said():
+    right = []
+    for plan, run in (("beyond", "recipe-50"), ("full", "admm-grad-50")):
+        path = reference_dir(plan) / f"records/05_zero_shot--{run}.json"
+        series = json.loads(path.read_text("utf-8"))["series"]["zero_shot"]
+        right.append(sum(sum(task["acc"]) for task in series.values()))
+    flat = re.sub(r"\s+", " ", NUMBERS)
+    assert f"with {right[0]} right answers. ADMM-Grad has {right[1]} of" in flat
+
+
+def test_each_of_the_papers_claims_stands_under_its_verdict():
+    verdicts, _ = judge_claims(read_records(reference_dir("full") / "records"))
+    paper = verdicts[(verdicts["source"] != OURS) & (verdicts["n"] > 0)]
+    text = pages.claims_in_words().replace("\n  ", " ")
+    parts = re.split(r"\*+([A-Z][a-z ]+)\*+", text)
+    under = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert len(paper) == 14
+    for number, verdict in zip(paper["number"], paper["verdict"], strict=True):
+        assert pages.SHORT[number] in under[verdict.capitalize()]
+
+
+def test_budgets_of_wanda_and_admm1_differ_as_said():
+    budgets = [
+        inspect.signature(METHODS[name]).parameters["budget"].default
+        for name in ("wanda", "admm1")
+    ]
+    assert budgets == ["output", "matrix"]
+    assert "counts the zeros in a whole matrix" in FLAT
 
 
 def test_it_says_how_many_records_are_of_earlier_code(tmp_path, monkeypatch):
@@ -123,6 +179,18 @@ def test_links_of_every_page_lead_to_files():
                 dead.append((page, file, anchor))
     assert dead == []
     assert "README.md" in names
+
+
+def test_the_processor_beside_the_lead_of_alps_is_of_these_two_methods():
+    pairs = json.loads((root() / "tests/processors.json").read_text("utf-8"))["pairs"]
+    moves = [
+        abs(math.log(one / other))
+        for pair in pairs
+        if pair["parameters"]["method"] in ("admm-grad", "alps")
+        and "recipe" not in pair["run"]
+        for one, other in [pair["metrics"].get("perplexity", (1, 1))]
+    ]
+    assert f"two methods by up to {100 * math.expm1(max(moves)):.0f} %" in FLAT
 
 
 def test_the_example_runs(monkeypatch, tmp_path):

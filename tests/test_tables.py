@@ -292,8 +292,8 @@ def test_paired_differences_are_of_the_same_items():
     ]
     row = tables.paired_table(runs).loc["wanda, 50 % − dense"]
     # differences 0, −1, −1, 0: mean −0.5, deviation 0.5064, over the root of 40
-    assert row["ARC-e"] == "**-0.500 ± 0.080**"
-    assert row["RTE"] == "-0.500 ± 0.289"  # 0.5774 / 2, and 1.7 times that is not bold
+    assert row["ARC-e"] == "-0.500 ± 0.080"
+    assert row["RTE"] == "-0.500 ± 0.289"  # 0.5774 / 2
     for run in runs[1:]:
         for task in run["series"]["zero_shot"].values():
             task["items"] = [number + 100 for number in task["items"]]
@@ -306,7 +306,39 @@ def test_half_a_printed_digit_is_printed_alike(monkeypatch):
     for value in (0.0275, math.nextafter(0.0275, 0)):
         rows = pd.DataFrame([["b − a", 0, "RTE", value, 0.001]], columns=columns)
         monkeypatch.setattr(tables, "paired_differences", lambda _, rows=rows: rows)
-        assert tables.paired_table([]).loc["b − a", "RTE"] == "**+0.028 ± 0.001**"
+        assert tables.paired_table([]).loc["b − a", "RTE"] == "+0.028 ± 0.001"
+
+
+@pytest.mark.parametrize(
+    ("draws", "error", "bold"),
+    [
+        ((0.05, 0.06, 0.07), 0.01, True),  # 4.303 · 0.01 / √3 = 0.0248, and 0.020
+        ((0.05, 0.06, 0.07), 0.028, False),  # 0.056: together 0.0613
+        ((0.02, 0.06, 0.10), 0.001, False),  # 0.0994 alone
+        ((0.06, 0.06), 0.001, False),  # two seeds decide nothing
+    ],
+)
+def test_bold_is_what_a_claim_would_decide(monkeypatch, draws, error, bold):
+    columns = ["pair", "seed", "task", "difference", "error"]
+    rows = [
+        ["b − a", seed, task, draw, error]
+        for seed, draw in enumerate(draws)
+        for task in ("RTE", "BoolQ")
+    ]
+    rows = pd.DataFrame(rows, columns=columns)
+    monkeypatch.setattr(tables, "paired_differences", lambda _: rows)
+    row = tables.paired_table([]).loc["b − a"]
+    assert row["RTE"] == row["BoolQ"]
+    assert row["RTE"].startswith("**") == bold
+    # over two tasks the luck of the items shrinks, that of the draws does not
+    assert row["mean"].startswith("**") == (bold or error == 0.028)
+
+
+def test_answers_name_their_processor():
+    run = scored("dense", rte=[1, 0])
+    run["platform"] = {"processor": "a kind of Xeon"}
+    section, *_ = all_tables([run])["zero_shot"]
+    assert "a kind of Xeon" in section.note
 
 
 def test_weight_update_takes_the_best_rate_of_each_problem():
