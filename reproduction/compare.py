@@ -86,8 +86,11 @@ MAIN = {
     "condition_q_proj": "condition number of q_proj's Gram matrix",
     "records": "records",
 }
-OF_README = "they make README's table"
-NOT_OF_README = "README's table is of plan full (make reproduce PLAN=full)"
+OF_README = ", README's table among it. It decides no claim"
+NOT_OF_README = (
+    ". It does not check README's table, which is of plan full (make reproduce PLAN=full), and "
+    "decides no claim"
+)
 FOLDED = 0.01  # comparisons that use less of what is allowed are a line together
 WIDTH = 100  # of what is printed
 HEADS = ("run", "what", "here", "ours", "apart", "allowed", "used", "agrees")
@@ -405,11 +408,12 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
     """
     if not verdict.compared:
         return "nothing to compare: these runs have no committed record"
+    what = f"This compares runs of plan {plan} with what we committed"
+    if verdict.reproduced == verdict.compared:
+        what = f"This says that these runs of plan {plan} repeat what we committed"
     lines = [
         f"{verdict.reproduced} of {verdict.compared} runs agree with the committed ones.",
-        f"Compared are runs of plan {plan} with our records of the same runs, and nothing else: "
-        f"{OF_README if plan == 'full' else NOT_OF_README}, and whether a claim holds is said on "
-        "the page of claims.",
+        f"{what}{OF_README if plan == 'full' else NOT_OF_README} (see the page of claims).",
     ]
     missing = verdict.compared - len(verdict.machines)
     if missing:
@@ -591,8 +595,9 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
             "may round otherwise; with ours, numbers must be equal."
         )
     else:
-        why = f": {listed}" if parts else ""
-        yield f"Another machine than ours{which}{why}. It may round otherwise."
+        if any(key == "processor" for key, _ in reasons):
+            listed = "; ".join(["another kind of processor", *parts])
+        yield f"Another machine than ours{which}: {listed}. It may round otherwise."
     here, ours = (
         " and ".join(dict.fromkeys(processor_of(each) or "unknown" for each in side))
         for side in zip(*verdict.pairs.values(), strict=True)
