@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+from base64 import b64decode
 from pathlib import Path
 
 import nbformat
@@ -20,12 +21,13 @@ from sphinx.cmd.build import build_main
 
 from book.conf import page_of, public_names
 from book.executed import COPIED_PLAN, annotate, as_it_ran, copy_path, nearness
-from book.runs import COMMITTED, FOLDERS, Runs, list_page
+from book.runs import COMMITTED, FOLDERS, Runs, list_page, record_folder, table_title
 from helpers.errors import HelpersError
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
 from reproduction.claims import judge_claims
 from reproduction.claims_page import count_sentence
 from reproduction.figures import figure_alt
+from reproduction.pages import on_shared_samples, one_column, plus_minus
 from reproduction.plan import plan_names, read_plan
 from reproduction.records import read_records
 
@@ -34,7 +36,8 @@ COPIED = (
     *("helpers/README.md", "reproduction/README.md"),
     *("results/families.md", "reproduction/papers", "results/reference/bench"),
 )
-PLANS = ("laptop", "full", "beyond", "second", "original", "smoke", "t4", "paper")
+# in the order of README, wherever plans are listed
+PLANS = ("full", "beyond", "second", "laptop", "original", "smoke", "t4", "paper")
 # tables and figures, in the order of a plan's page
 PRODUCTS = (
     *("perplexity", "claims", "variants", "zero_shot", "weight_update"),
@@ -50,6 +53,11 @@ YOURS = "`make reproduce` puts yours {} (runs made in JupyterLab are not shown).
 NOTHING_RUN = f"The numbers in this book came with the repository; {YOURS.format('beside them')}\n"
 COPIES = "results/reference/notebooks"  # of which each is a page
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
+# in a sentence; that of percent is no cell of a table
+SPREAD = re.compile(
+    r"(?<![\w.,[+−-])\d[\d,.]*[ \xa0]±[ \xa0]\d+(?:\.\d+)?(?!\.?\d|\]|[ \xa0]%)"
+)
+WIDE = 720  # pixels
 PRODUCT = re.compile(r"results/(?:reference/)?(\w+)/(?:tables|figures)(?:/(\w+)\.\w+)?")
 
 
@@ -59,7 +67,7 @@ class Sources:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.plans: dict[str, Runs] = {}  # those with records
-        self.cells: dict[tuple[str, str], str] = {}  # where a printed number leads
+        self.cells: dict[tuple[str, str], str] = {}  # where a number leads, by its row
         self.shown: dict[tuple[str, str], str] = {}  # the page of a run's notebook
 
     def write(self, name: str, text: str) -> None:
@@ -105,7 +113,19 @@ class Sources:
         return LINK.sub(link, text)
 
     def link_cells(self, text: str) -> str:
-        """Link the numbers of a page's tables to their records, by the first cell of their row."""
+        """Link a page's numbers to their records: in tables by their row, else those with a ±.
+
+        A number of a sentence that stands in several tables has no link.
+        """
+        leads: dict[str, set[str]] = {}
+        for (_, cell), target in self.cells.items():
+            leads.setdefault(cell.strip("*"), set()).add(target)
+
+        def link(match: re.Match[str]) -> str:
+            number = match[0].replace("\u00a0", " ")
+            targets = leads.get(number, set())
+            return f"[{match[0]}]({targets.pop()})" if len(targets) == 1 else match[0]
+
         lines = text.split("\n")
         for at, line in enumerate(lines):
             if line.startswith("| ") and line.endswith(" |"):
@@ -117,6 +137,8 @@ class Sources:
                     for cell in cells
                 ]
                 lines[at] = f"| {' | '.join([label, *cells])} |"
+            else:
+                lines[at] = SPREAD.sub(link, line)
         return "\n".join(lines)
 
     def plan(self, plan: str) -> str:
@@ -142,7 +164,7 @@ class Sources:
             for whose in shown:
                 part = self.exhibits(runs, whose, name)
                 parts += f"**{whose}**\n\n{part}" if part and len(shown) > 1 else part
-            title = name.replace("_", " ").capitalize()
+            title = table_title(name)
             text += f"({plan}-{name})=\n## {title}\n\n{parts}" if parts else ""
         if shown:
             self.write(f"plans/{plan}.md", text)
@@ -171,11 +193,12 @@ class Sources:
             if (
                 whose == COMMITTED and name != "published_ratios"
             ):  # its rows have no names
-                # the dense model's number is the same in two plans: `full` goes first
-                full = runs.plan == "full"
-                self.cells = self.cells | links if full else links | self.cells
+                # the dense model's number is the same in two plans: the first goes first
+                self.cells = links | self.cells
             self.write(page, made)
             text += f"```{{include}} /{page}\n```\n\n"
+            if whose == COMMITTED and name == "perplexity":
+                text += shared_line(runs.plan)
         return text
 
     def notebooks(self) -> None:
@@ -232,14 +255,34 @@ class Sources:
                 if cell.source.startswith("## "):  # figures lead to it
                     cell.source = f"({Path(name).stem}-{cell.id})=\n{cell.source}"
             else:
-                cell.metadata["mystnb"] = {
-                    "image": {"alt": f"Figure of the section: {section}"}
-                }
+                image = {"alt": f"Figure of the section: {section}"}
+                if any(map(is_wide, cell.outputs)):
+                    image["classes"] = "wide"
+                cell.metadata["mystnb"] = {"image": image}
             for output in cell.get("outputs", []):
                 if text := output.get("data", {}).get("text/markdown"):
                     linked = self.link_cells(self.localise(text, name))
                     output.data["text/markdown"] = linked
         self.write(name, nbformat.writes(page))
+
+
+def is_wide(output: NotebookNode) -> bool:
+    """Whether an output is a picture that would be too small to read on a phone."""
+    png = output.get("data", {}).get("image/png")
+    # the width stands in bytes 16 to 20 of the file
+    return bool(png) and int.from_bytes(b64decode(png)[16:20]) > WIDE
+
+
+def shared_line(plan: str) -> str:
+    """On which runs to compare, where cells of a column are means of different ones."""
+    shared = on_shared_samples(plan)
+    if not shared:
+        return ""
+    return (
+        "**To compare two cells of a column, take the calibration samples that both have.** A "
+        "cell with ± is the mean of several, one without is of a single sample, and samples "
+        f"differ too. {shared}\n\n"
+    )
 
 
 def figure_caption(name: str) -> str:
@@ -272,6 +315,14 @@ def main() -> int:
         for name in COPIED:
             sources.copy(root() / name, name)
         sources.write("claims_line.txt", claims_line())
+        sources.write("one_column.txt", sources.link_cells(one_column()))
+        sources.write("plus_minus.txt", plus_minus())
+        sources.write("shared_line.txt", shared_line("full"))
+        shown = [
+            name for name in PLANS if (sources.folder / f"plans/{name}.md").exists()
+        ]
+        pages = "".join(f"plans/{name}\n" for name in shown)
+        sources.write("plans.txt", f"```{{toctree}}\n:maxdepth: 1\n\n{pages}```\n")
         sources.write("agreement.txt", "".join(openings) or NOTHING_RUN)
         lines = (opening.partition("\n\n")[0] for opening in openings)
         sources.write("agreement_line.txt", "\n\n".join(lines) or NOTHING_RUN)
@@ -282,6 +333,9 @@ def main() -> int:
         sources.notebooks()
         sources.write("runs.md", list_page([*sources.plans.values()]))
         for plan in sources.plans.values():
+            for whose, folder in FOLDERS.items():
+                records = folder(plan.plan) / "records"
+                sources.copy(records, record_folder(whose, plan.plan))
             for name, text in plan.pages(sources.shown):
                 sources.write(name, text)
         options = ["-q", "-W", "--keep-going", "-c", str(here)]

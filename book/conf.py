@@ -54,6 +54,11 @@ html_theme_options = {
 html_context = {"default_mode": "auto"}  # dark where the reader's system is
 html_static_path = ["static"]
 html_css_files = ["book.css"]
+# the tree of all pages would be drawn again for each of these, and take half of the build's time
+html_sidebars = {
+    pages: ["navbar-logo.html", "search-button-field.html", "short-nav.html"]
+    for pages in ("runs/**", "_modules/**")
+}
 # a summary would be fetched, which a page from a file may not do
 html_show_search_summary = False
 

@@ -12,16 +12,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import yaml
 from docutils.nodes import make_id
+from scipy import stats
 
 from helpers.explore.names import display_name
 from helpers.paths import reference_dir, results_dir, root
-from reproduction.fingerprint import is_current
+from reproduction.fingerprint import fingerprint, is_current
 from reproduction.labels import pipeline_title
-from reproduction.markdown import Table, format_number, text_table, to_markdown
+from reproduction.markdown import (
+    Table,
+    format_number,
+    text_table,
+    to_markdown,
+    with_half,
+)
 from reproduction.plan import Run, plan_names, read_plan
 from reproduction.records import Record, read_records, record_id
-from reproduction.runs import processor_of
+from reproduction.runs import half_interval, processor_of
 from reproduction.tables import all_tables
 
 HERE, COMMITTED = "Made here", "Committed"
@@ -33,7 +41,21 @@ SHOWN = {
     "published_ratios": ("perplexity",),
     "cost": ("forward_seconds", "solve_seconds", "prune_seconds", "evaluate_seconds"),
     "zero_shot": ("mean_acc",),
-    "beyond": ("perplexity_layers", "perplexity", "total_seconds"),
+    "beyond": ("perplexity_layers", "perplexity", "perplexity_web", "total_seconds"),
+}
+# the titles of tables and figures: what each answers
+TITLES = {
+    "perplexity": "Which method damages the model least? Perplexity",
+    "claims": "Do the paper's claims hold?",
+    "variants": "Do a method's options matter? Variants",
+    "zero_shot": "Does the pruned model still answer questions? Zero-shot tasks",
+    "weight_update": "Which solver refits a layer best? Weight update",
+    "convergence": "How fast does ADMM reach a layer's optimum? Convergence",
+    "mask": "Which rule for the mask is best? Masks",
+    "schedule": "In how many steps should the mask grow? Mask schedule",
+    "cost": "What does a method cost? Seconds and memory",
+    "beyond": "What do allocation and distillation add? Beyond the paper",
+    "published_ratios": "Do published numbers show the same ratios?",
 }
 # in no list of pages, and not in the book's search: the page of all runs has one
 FRONT = "---\norphan: true\nnosearch: true\n---"
@@ -76,7 +98,8 @@ class Runs:
         }
         self.tables: dict[str, dict[str, list[Table]]] = {}
         self.groups: dict[str, dict[tuple[str, ...], Group]] = {w: {} for w in FOLDERS}
-        self.used: dict[str, dict[str, str]] = {}  # in which tables a record counts
+        # in which tables a record counts, and in which cells
+        self.used: dict[str, dict[str, dict[str, None]]] = {}
 
     @property
     def ids(self) -> list[str]:
@@ -129,12 +152,14 @@ class Runs:
     def target(self, whose: str, group: Group) -> str:
         """Where a cell leads: to the page of its record, or to the list of its records."""
         for run_id in group.ids:
-            place = f"[{table_title(group.name)}](#{self.plan}-{group.name})"
-            self.used.setdefault(run_id, {})[f"{place}: {group.title}"] = ""
+            places = self.used.setdefault(run_id, {}).setdefault(group.name, {})
+            places[group.title] = None  # a dictionary keeps an order
         if len(group.ids) == 1:
             return f"/runs/{self.plan}/{group.ids[0]}.md"
-        key = (group.name, *group.ids)
-        return f"#{self.anchor(whose, self.groups[whose].setdefault(key, group))}"
+        groups, key = self.groups[whose], (group.name, *group.ids)
+        if groups.setdefault(key, group).text != group.text:
+            groups[key] = groups[key]._replace(text="")  # several numbers lead here
+        return f"#{self.anchor(whose, groups[key])}"
 
     def anchor(self, whose: str, group: Group) -> str:
         """The name of a list of records."""
@@ -172,9 +197,9 @@ class Runs:
 
     def list_records(self, whose: str, group: Group) -> str:
         """A table of the records of a group."""
+        records = [self.records[whose][run_id] for run_id in group.ids]
         rows = []
-        for run_id in group.ids:
-            record = self.records[whose][run_id]
+        for run_id, record in zip(group.ids, records, strict=True):
             row = {"run": f"[{run_title(record)}](/runs/{self.plan}/{run_id}.md)"}
             for name in SHOWN.get(group.name, ()):
                 row[name] = format_number(metric(record, name))
@@ -182,8 +207,29 @@ class Runs:
             rows.append(row)
         frame = pd.DataFrame(rows)
         frame = frame.loc[:, (frame != "–").any()]
+        columns = [name for name in frame if name.startswith("perplexity")]
+        numbers = pd.DataFrame(
+            [[metric(record, name) for name in columns] for record in records],
+            [record["parameters"]["calibration_seed"] for record in records],
+            columns,
+        )
+        # of several records of a seed their mean, as in the tables
+        draws = numbers.groupby(level=0).mean()
+        formula = ""
+        alike = {run_title(record).partition(", seed")[0] for record in records}
+        if columns and len(draws) > 1 and len(alike) == 1:
+            means = {
+                c: with_half(draws[c].mean(), half_interval(draws[c])) for c in draws
+            }
+            row = {name: f"**{text}**" for name, text in means.items()}
+            frame.loc[len(frame)] = {
+                **dict.fromkeys(frame, ""),
+                "run": "**mean**",
+                **row,
+            }
+            formula = mean_formula(draws[columns[0]])
         heads = [head.replace("_", " ") for head in frame]
-        return text_table(heads, frame.values.tolist()) + "\n"
+        return text_table(heads, frame.values.tolist()) + f"\n{formula}"
 
     def run_page(self, run_id: str, shown: str | None) -> str:
         """The page of a run: numbers, the line that runs it again, parameters, machine and code."""
@@ -197,6 +243,7 @@ class Runs:
             f"Run `{run_id}` of the [plan {self.plan}](#{self.plan}-records), made by "
             f"{notebook}. [All runs](/runs.md)",
             metrics_table(found),
+            "\n\n".join(self.code_note(whose, own) for whose, own in found.items()),
             "## Run it again",
             self.again(run_id, record, run),
         ]
@@ -208,12 +255,15 @@ class Runs:
                 f"`results/{self.plan}/runs/{run_id}.ipynb`."
             )
         if used := self.used.get(run_id):
-            parts += ["## Where it counts", "\n".join(f"- {place}" for place in used)]
+            parts.append("## Where it counts")
+            parts.append(
+                "\n".join(
+                    f"- [{name.replace('_', ' ')}](#{self.plan}-{name}): {'; '.join(places)}"
+                    for name, places in used.items()
+                )
+            )
         parts += ["## Parameters", parameters_table(record["parameters"], run)]
         parts += ["## Machine and code", self.provenance(found)]
-        if COMMITTED in found:
-            file = reference_dir(self.plan) / "records" / f"{run_id}.json"
-            parts.append(f"All of it: `{file.relative_to(root())}`.")
         if layers := record["layers"]:
             parts.append(layers_text(layers))
         return "\n\n".join(parts) + "\n"
@@ -225,23 +275,35 @@ class Runs:
         text = "```{code-block} text\n:class: again\n\n"
         text += f"make reproduce PLAN={self.plan} ONLY={run_id}\n```\n\n"
         text += f"It took {minutes(record):.1f} minutes"
-        if run.effective != {k: run.defaults[k] for k in run.effective} | dict(
-            record["parameters"]
-        ):
-            text += ". **The plan has other parameters today**"
         return f"{text}."
 
+    def code_note(self, whose: str, record: Record) -> str:
+        """A sentence: the record's file, and whether it is of today's code."""
+        run_id = record_id(record)
+        file = f"/{record_folder(whose, self.plan)}/{run_id}.json"
+        run = self.runs.get(run_id)
+        text = "was made by **earlier code**: today's may give other digits."
+        if run is None:
+            text = "is of a run that the plan has no longer."
+        elif run.effective != defaults_of(run) | dict(record["parameters"]):
+            text = "is of **other parameters** than the plan has today."
+        elif self.is_current(whose, run_id):
+            folder = FOLDERS[whose](self.plan) / "records"
+            text = (
+                "was made by code **that is written otherwise today and computes the same**: `make "
+                "same` has compared the two, bit for bit."
+            )
+            if record["fingerprint"] == fingerprint(run, folder):
+                text = "was made by **today's code**."
+        name = "committed record" if whose == COMMITTED else "record of your run"
+        return f"[The {name}]({file}) {text}"
+
     def provenance(self, found: Mapping[str, Record]) -> str:
-        """A table of the machine, the code and the versions of each record."""
+        """A table of the machine, the commit and the versions of each record."""
         columns = {}
         for whose, record in found.items():
             git = record["git"] or {}
-            commit = f"`{git['commit'][:12]}`" if git else "–"
-            same = (
-                "equal bit for bit"
-                if self.is_current(whose, record_id(record))
-                else "other"
-            )
+            commit = commit_link(git["commit"]) if git else "–"
             columns[whose] = {
                 "processor": processor_of(record) or "–",
                 "device": record["device"],
@@ -250,7 +312,6 @@ class Runs:
                 "peak memory (GB)": f"{record['peak_memory_bytes'] / 1e9:.2f}",
                 "made": record["created"][:16].replace("T", " ") + " UTC",
                 "commit": commit + (" with changes" if git.get("dirty") else ""),
-                "today's code": same,
                 **record["versions"],
             }
         frame = pd.DataFrame(columns).fillna("–")
@@ -293,7 +354,39 @@ def run_title(record: Record) -> str:
 
 def table_title(name: str) -> str:
     """The title of a table by the name of its file."""
-    return name.replace("_", " ").capitalize()
+    return TITLES.get(name, name)
+
+
+def defaults_of(run: Run) -> dict[str, Any]:
+    """The defaults of a run's parameters."""
+    return {name: run.defaults[name] for name in run.effective}
+
+
+def record_folder(whose: str, plan: str) -> str:
+    """Where the book has the files of records."""
+    return f"results/{'reference/' if whose == COMMITTED else ''}{plan}/records"
+
+
+def commit_link(commit: str) -> str:
+    """A commit: a link if the project says where it is kept, else the command that shows it."""
+    address = yaml.safe_load((root() / "CITATION.cff").read_text("utf-8"))
+    address = address["repository-code"]
+    if "/OWNER/" in address:  # until `make owner`
+        return f"`git show {commit[:12]}`"
+    return f"[`{commit[:12]}`]({address}/commit/{commit})"
+
+
+def mean_formula(draws: pd.Series) -> str:
+    """How their mean and what stands behind its ± are worked out, of the first numbers shown."""
+    n = len(draws)
+    text = f"Mean over {n} calibration samples (seeds)."
+    if not half_interval(draws) > 0:
+        return f"{text} ± would need three.\n\n"
+    t = stats.t.ppf(0.975, n - 1)
+    return (
+        f"{text} ± is half of Student's 95 % interval: t · s / √n, with the standard deviation s. "
+        f"In the first column {t:.3f} · {draws.std():.3f} / √{n} = {half_interval(draws):.3f}.\n\n"
+    )
 
 
 def metric(record: Record, name: str) -> float:

@@ -26,8 +26,9 @@ its full name `<notebook>--<name>.json`. One run again:
 
 
 def ids_by(runs: pd.DataFrame, *columns: str) -> dict[tuple, Ids]:
-    """The ids of the records of those runs that share the values of these columns."""
+    """The ids of the records of those runs that share the values of these columns, seed by seed."""
     ids = defaultdict(tuple)
+    runs = runs.sort_values("seed", kind="stable")  # files have "-seed1" before seed 0
     for *key, record in runs[[*columns, "record"]].itertuples(index=False):
         ids[tuple(key)] += (record_id(record),)
     return ids

@@ -42,11 +42,15 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     done = len(current_records(read_plan(plan, only)))
     others = ""
     if done > len(records):
-        others = f": {done - len(records)} only write tables"
+        others = f" ({done - len(records)} only write tables)"
     folder = os.path.relpath(results_dir(plan))
+    claims = f"claims   {folder}/tables/claims.md (what these runs say of each claim)\n"
+    if not (results_dir(plan) / "tables" / "claims.md").is_file():
+        claims = ""
     write_line(
         f"\n{done} runs done, {verdict.compared} compared{others}\n"
         f"tables   {folder}/tables (records.md: which records a number is made of)\n"
+        f"{claims}"
         f"figures  {folder}/figures\n"
         f"records  {folder}/records\n"
         f"verdict  {folder}/verdict.txt (every comparison)\n"
@@ -66,8 +70,12 @@ def tables(plan: str) -> None:
     others = len(local_records(runs)) - len(records)
     left_out = f", {others} of earlier code left out" if others else ""
     if not records:
+        why = f"no run of plan {plan} has left a record"
+        if others:
+            why = f"the records of plan {plan} ({others}) are of earlier code or parameters"
         raise RunError(
-            f"no records in {folder}/records{left_out}: run make reproduce PLAN={plan} first"
+            f"no tables are made: {why} in {folder}/records. make reproduce PLAN={plan} runs what "
+            f"is missing; tables that came with the project are in {reference_dir(plan)}/tables"
         )
     write_tables_and_figures(records, folder)
     write_line(
@@ -96,9 +104,10 @@ def write_verdict(plan: str, only: str = "*") -> Any:
         if not item.within and item.what != "record"
     ]
     if differing:
-        write_line("\n".join(compare.comparison_lines(differing[:12])) + "\n")
-    replace_file(results_dir(plan) / "verdict.txt", compare.verdict_page(verdict))
-    write_line(compare.verdict_summary(verdict))
+        lines = compare.comparison_lines(differing[:12], verdict.titles)
+        write_line("\n".join(lines) + "\n")
+    replace_file(results_dir(plan) / "verdict.txt", compare.verdict_page(verdict, plan))
+    write_line(compare.verdict_summary(verdict, plan))
     return verdict
 
 

@@ -27,6 +27,7 @@ The chance that an answer turns comes from 13 pairs of zero-shot records: 624 of
 (the recipe), none of 2,000 (dense), and of `laptop` 3 and 0 of 36.
 """
 
+import functools
 import itertools
 import math
 import textwrap
@@ -86,6 +87,11 @@ MAIN = {
     "condition_q_proj": "condition number of q_proj's Gram matrix",
     "records": "records",
 }
+OF_README = ", README's table among it. It decides no claim"
+NOT_OF_README = (
+    ". It does not check README's table, which is of plan full (make reproduce PLAN=full), and "
+    "decides no claim"
+)
 FOLDED = 0.01  # comparisons that use less of what is allowed are a line together
 WIDTH = 100  # of what is printed
 HEADS = ("run", "what", "here", "ours", "apart", "allowed", "used", "agrees")
@@ -144,9 +150,17 @@ class Verdict:
     reproduced: int
     without: int  # run here, without a reference
     machines: dict[str, dict[str, tuple]]  # by run that is here: `machine_differences`
-    pairs: dict[
-        str, tuple[Record, Record]
-    ]  # by run, the record here and the committed one
+    # by run, the record here and the committed one
+    pairs: dict[str, tuple[Record, Record]]
+    committed: dict[str, Record]  # by run
+
+    @functools.cached_property
+    def titles(self) -> dict[str, str]:
+        """What the committed runs are called."""
+        return {
+            run: run_title(run, record["parameters"])
+            for run, record in self.committed.items()
+        }
 
 
 def judge(records: Records, reference: Records, plan: Sequence[Record]) -> Verdict:
@@ -174,6 +188,7 @@ def judge(records: Records, reference: Records, plan: Sequence[Record]) -> Verdi
         without=len(here.keys() - committed.keys()),
         machines=machines,
         pairs={run: (here[run], committed[run]) for run in machines},
+        committed=committed,
     )
 
 
@@ -385,15 +400,21 @@ def main_number(record: Record) -> tuple[str, float] | None:
     return None
 
 
-def verdict_summary(verdict: Verdict) -> str:
+def verdict_summary(verdict: Verdict, plan: str) -> str:
     """For a person: how many runs agree, how far numbers differ and where, and on which machine.
+
+    And what that says of README's numbers and of claims: nothing, but for the plan full's numbers.
 
     The first line says whether all is well; no line is longer than WIDTH.
     """
     if not verdict.compared:
         return "nothing to compare: these runs have no committed record"
+    what = f"This compares runs of plan {plan} with what we committed"
+    if verdict.reproduced == verdict.compared:
+        what = f"This says that these runs of plan {plan} repeat what we committed"
     lines = [
-        f"{verdict.reproduced} of {verdict.compared} runs agree with the committed ones."
+        f"{verdict.reproduced} of {verdict.compared} runs agree with the committed ones.",
+        f"{what}{OF_README if plan == 'full' else NOT_OF_README} (see the page of claims).",
     ]
     missing = verdict.compared - len(verdict.machines)
     if missing:
@@ -409,10 +430,7 @@ def verdict_summary(verdict: Verdict) -> str:
 
 def _differences(verdict: Verdict) -> Iterator[str]:
     """Sentences about the numbers: perplexities, answers, the nearest to its limit, ranks."""
-    titles = {
-        run: run_title(run, reference["parameters"])
-        for run, (_, reference) in verdict.pairs.items()
-    }
+    titles = verdict.titles
     found = [item for item in verdict.comparisons if math.isfinite(item.difference)]
     found.sort(key=lambda item: -abs(item.difference))
     moving = [item for item in found if item.limit > ROUNDING]
@@ -440,14 +458,8 @@ def _differences(verdict: Verdict) -> Iterator[str]:
                 f"(fewest: {titles[worst.run]}; {_percent(worst.limit)} may differ)."
             )
         yield text
-    yield from _nearest(verdict, titles)
-    ranks = changed_places(verdict)
-    changed = [(at, *pair) for at, pairs in ranks.items() for pair in pairs]
-    for at, first, second in changed:
-        names = f"{display_name(first)} and {display_name(second)}"
-        yield f"At {at}, {names} have changed places: ours has {display_name(first)} lower."
-    if ranks and not changed:
-        yield "Every method keeps its rank at every sparsity."
+    yield from _nearest(verdict)
+    yield from _ranks(verdict)
     steady = [
         item for item in verdict.comparisons if item.kind and item.limit <= ROUNDING
     ]
@@ -472,14 +484,14 @@ def _differences(verdict: Verdict) -> Iterator[str]:
         )
 
 
-def _nearest(verdict: Verdict, titles: Mapping[str, str]) -> Iterator[str]:
+def _nearest(verdict: Verdict) -> Iterator[str]:
     """What is nearest to its limit, or which runs are beyond theirs."""
     for item in verdict.comparisons:
         if item.kind:  # the first that is no missing record
             break
     else:
         return
-    what = f"{item.what.partition(',')[0]} of {titles[item.run]}"
+    what = f"{item.what.partition(',')[0]} of {verdict.titles[item.run]}"
     if item.within:
         if item.used:
             yield f"The nearest to its limit used {100 * item.used:.0f} % of it ({what})."
@@ -487,11 +499,45 @@ def _nearest(verdict: Verdict, titles: Mapping[str, str]) -> Iterator[str]:
     if math.isfinite(item.difference):
         what += f", {item.used:.1f} times what is allowed"
     apart = dict.fromkeys(
-        titles[each.run]
+        verdict.titles[each.run]
         for each in verdict.comparisons
         if each.kind and not each.within
     )
     yield f"Further apart than is allowed: {', '.join(apart)} (furthest: {what})."
+
+
+def _ranks(verdict: Verdict) -> Iterator[str]:
+    """Which methods have changed places; those within their limits are as close as rounding."""
+    ranks = changed_places(verdict)
+    beyond = {
+        item.run
+        for item in verdict.comparisons
+        if item.what.startswith("perplexity") and not item.within
+    }
+    rows = [committed for _, committed in verdict.pairs.values()]
+    if not any(ranks.values()):
+        if ranks:
+            yield "Every method keeps its rank at every sparsity."
+        return
+    runs = perplexity_runs(rows)
+    runs["beyond"] = [record_id(record) in beyond for record in runs["record"]]
+    cells = runs.groupby(["target", "label"])
+    far, means = cells["beyond"].any(), cells["perplexity"].mean()
+    close = []
+    for at, pairs in ranks.items():
+        for first, second in pairs:
+            names = f"{display_name(first)} and {display_name(second)}"
+            if far[at, first] or far[at, second]:
+                lower = display_name(first)
+                yield f"At {at}, {names} have changed places: ours has {lower} lower."
+            else:
+                gap = _percent(means[at, second] / means[at, first] - 1)
+                close.append(f"{names} at {at} (ours are {gap} apart)")
+    if close:
+        yield (
+            f"As close as rounding allows, so that either may be lower: {'; '.join(close)}. "
+            "All others keep their ranks."
+        )
 
 
 def changed_places(verdict: Verdict) -> dict[str, list[tuple[str, str]]]:
@@ -530,24 +576,29 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
     for each in others:
         for key, (here, ours) in each.items():
             reasons[key, f"{here}"][f"{ours}"] = None
-    level = "another kind of machine than ours"
-    if not others:
-        level = "the same kind of machine as ours"
-    elif len(others) < len(verdict.machines):
-        level = (
-            f"the same kind of machine as ours, but another for {len(others)} of them"
-        )
-    elif all(key in COMPUTING for key, _ in reasons):
-        level = (
-            "the same kind of processor as ours, with other packages (for equal digits install "
-            "ours)"
-        )
     parts = [
         f"{key} {here} (ours: {' or '.join(ours)})"
         for (key, here), ours in reasons.items()
         if key != "processor"
     ]
-    yield f"Your runs are of {level}{': ' if parts else ''}{'; '.join(parts)}."
+    listed = "; ".join(parts)
+    which = ""
+    if len(others) < len(verdict.machines):
+        which = f" for {len(others)} of {len(verdict.machines)} runs"
+    if not others:
+        yield (
+            "The same kind of machine as ours (processor, threads, versions): numbers must be "
+            f"equal to {100 * SAME:g} %."
+        )
+    elif all(key in COMPUTING for key, _ in reasons):
+        yield (
+            f"The same kind of processor as ours, but with other packages{which}: {listed}. They "
+            "may round otherwise; with ours, numbers must be equal."
+        )
+    else:
+        if any(key == "processor" for key, _ in reasons):
+            listed = "; ".join(["another kind of processor", *parts])
+        yield f"Another machine than ours{which}: {listed}. It may round otherwise."
     here, ours = (
         " and ".join(dict.fromkeys(processor_of(each) or "unknown" for each in side))
         for side in zip(*verdict.pairs.values(), strict=True)
@@ -557,7 +608,7 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
         yield f"Ours: {ours}."
 
 
-def cells(item: Comparison) -> list[str]:
+def cells(item: Comparison, titles: Mapping[str, str]) -> list[str]:
     """A comparison as a row of `comparison_lines`."""
     apart = f"{100 * item.difference:+.2f} %"
     used = f"{100 * item.used:.0f} %"
@@ -570,26 +621,31 @@ def cells(item: Comparison) -> list[str]:
     if not item.same and 1 < item.used < CLOSE:
         within += ", but close: another kind of processor may do that"
     values = format_number(item.here), format_number(item.reference)
-    return [item.run, item.what, *values, apart, limit, used, within]
+    return [titles[item.run], item.what, *values, apart, limit, used, within]
 
 
-def comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
-    """The comparisons as aligned lines with a heading; the last column says yes or NO."""
-    rows = [HEADS, *map(cells, comparisons)]
+def comparison_lines(
+    comparisons: Sequence[Comparison], titles: Mapping[str, str]
+) -> list[str]:
+    """The comparisons as aligned lines with a heading; the last column says yes or NO.
+
+    titles: of runs, as `Verdict.titles`.
+    """
+    rows = [HEADS, *(cells(item, titles) for item in comparisons)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def verdict_page(verdict: Verdict) -> str:
+def verdict_page(verdict: Verdict, plan: str) -> str:
     """The text of verdict.txt: the summary, a legend and every comparison.
 
     Those that are equal, or nearly so, are counted in the last lines.
     """
     near = [item for item in verdict.comparisons if item.used < FOLDED]
     shown = [item for item in verdict.comparisons if item.used >= FOLDED]
-    parts = [verdict_summary(verdict), LEGEND]
+    parts = [verdict_summary(verdict, plan), LEGEND]
     if shown:
-        parts.append("\n".join(comparison_lines(shown)))
+        parts.append("\n".join(comparison_lines(shown, verdict.titles)))
     if near:
         kinds = Counter(KINDS[item.kind] for item in near)
         listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())

@@ -49,7 +49,6 @@ def run_variables(threads: int) -> dict[str, str]:
         "PRUNING_RESULTS": str(results_dir("")),
         "PRUNING_RUNS": str(runs_dir("")),
         "MPLBACKEND": "",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "PYTHONHASHSEED": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -74,7 +73,8 @@ def execute(
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    # ipykernel 6 (Colab) loads a debugger, which warns of frozen modules in the runner as well
+    # ipykernel 6 (Colab) loads a debugger, which warns of frozen modules, here and in the kernel,
+    # which inherits this
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     ended = threading.Event()
 

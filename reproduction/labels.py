@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from helpers.explore.names import display_name
+from helpers.paths import ZERO_SHOT_NOTEBOOK
 
 PRUNE_NOTEBOOK = "04_prune_model"
 METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
@@ -96,11 +97,28 @@ def pipeline_title(parameters: Mapping[str, Any]) -> str:
     return f"{name}{steps_name(parameters)}{repair_name(parameters)} at {target}"
 
 
+def recipe_title(parameters: Mapping[str, Any]) -> str:
+    """A run with sparsity allocation and repair: "recipe at 60 %", "SparseGPT + recipe at 60 %"."""
+    method = parameters["method"]
+    title = "recipe" if method == "admm-grad" else f"{display_name(method)} + recipe"
+    precision = parameters.get("precision", "float32")
+    if precision != "float32":
+        title += f" in {precision}"
+    return f"{title} at {target_name(parameters['pattern'], parameters['sparsity'])}"
+
+
 def run_title(run_id: str, parameters: Mapping[str, Any]) -> str:
-    """A run of notebook 04 as "ADMM-Grad at 60 %, seed 1", one of another notebook by its id."""
-    if not run_id.startswith(PRUNE_NOTEBOOK):
-        return run_id
-    title = f"{display_name(pipeline_title(parameters))}, {parameters['model']}, "
+    """A run in words: "ADMM-Grad at 60 %, seed 1", "recipe at 60 %" or "notebook 02, default"."""
+    notebook, _, name = run_id.partition("--")
+    if parameters.get("allocation") and parameters.get("repair"):
+        title = recipe_title(parameters)
+    elif notebook in (PRUNE_NOTEBOOK, ZERO_SHOT_NOTEBOOK):
+        title = display_name(pipeline_title(parameters))
+    else:
+        return f"notebook {notebook.partition('_')[0]}, {name}"
+    if notebook == ZERO_SHOT_NOTEBOOK:
+        title = f"zero-shot, {title}"
+    title += f", {parameters['model']}, "
     if parameters.get("start_token", "auto") != "auto":
         title += f"start_token={parameters['start_token']}, "
     title += f"seed {parameters['calibration_seed']}"

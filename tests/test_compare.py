@@ -71,14 +71,12 @@ def test_a_run_is_reproduced_within_its_limit():
     gone, apart = apart_in(found)
     assert (apart.run, apart.what, gone.what) == ("04--b-0", "perplexity", "record")
     assert apart.difference == pytest.approx(-0.6 / 10.6)
-    first, gone, more, *rest = verdict_summary(found).splitlines()
-    assert "1 of 3 runs agree" in first
-    assert "Not run here" in gone and "without a committed record" in more
-    text = " ".join(rest)
+    text = " ".join(verdict_summary(found, "p").splitlines())
+    assert text.startswith("1 of 3 runs agree")
+    assert "Not run here" in text and "without a committed record" in text
     # 5.7 % of 10.6, where 0.1 % is allowed
-    assert (
-        "04--b-0 (furthest: perplexity of 04--b-0, 56.6 times what is allowed)" in text
-    )
+    title = found.titles["04--b-0"]
+    assert f"{title} (furthest: perplexity of {title}, 56.6 times" in text
 
 
 def test_what_a_person_reads():
@@ -88,18 +86,17 @@ def test_what_a_person_reads():
     here = [record | OTHER for record in (dense, run(20.1), run(20.8, method="alps"))]
     here.append(scored(1, *[0] * 99) | OTHER)
     found = judge(here, reference, reference)
-    summary, legend, table, folded = verdict_page(found).split("\n\n")
-    assert summary == verdict_summary(found)
+    summary, legend, table, folded = verdict_page(found, "p").split("\n\n")
+    assert summary == verdict_summary(found, "p")
     assert max(map(len, f"{summary}\n{legend}".splitlines())) <= WIDTH
     text = " ".join(summary.splitlines())
     assert summary.startswith("4 of 4 runs agree with the committed ones.\n")
+    title = found.titles["04--alps-0"]
     # the perplexities 20.1, 20.8 of 20
-    assert (
-        "half within 2.3 %, at most 4.0 % apart (04--alps-0: 20.80, ours 20.00" in text
-    )
+    assert f"half within 2.3 %, at most 4.0 % apart ({title}: 20.80, ours 20.00" in text
     assert "; 5.3 % allowed)" in text
     assert "99 of 100 are equal" in text
-    assert "used 75 % of it (perplexity of 04--alps-0)" in text
+    assert f"used 75 % of it (perplexity of {title})" in text
     assert (
         "the processor (texts, sparsities, runs that read no calibration text) is equal."
         in text
@@ -108,7 +105,7 @@ def test_what_a_person_reads():
     assert len(legend.splitlines()) <= 4
     heads, *rows = table.splitlines()
     assert heads.endswith("agrees")
-    assert rows[0].startswith("04--alps-0") and rows[0].endswith("75 %  yes")
+    assert rows[0].startswith(title) and rows[0].endswith("75 %  yes")
     used = [item.used for item in found.comparisons]
     assert used == sorted(used, reverse=True)
     assert len(rows) == sum(part >= 0.01 for part in used)
@@ -119,7 +116,7 @@ def test_a_processor_is_named_once():
     # the last five are no repetition of a pair
     here, there = (side[-5:] for side in processors.records("later")["laptop"])
     there = [run | {"metrics": run["metrics"] | {"x": metric(1.0)}} for run in there]
-    text = verdict_summary(judge(here, there, there))
+    text = verdict_summary(judge(here, there, there), "p")
     assert text.startswith("0 of 5 runs agree")
     for record in (here[0], there[0]):
         assert text.count(record["platform"]["processor"]) == 1
@@ -138,13 +135,30 @@ def test_methods_that_change_places_are_named():
     reference = [*runs(30.0, 31.0, 40.0), pruned("alps", "70 %", 50.0)]
     same = judge(reference, reference, reference)
     assert changed_places(same) == {"60 %": []}, "a column with one method has no ranks"
-    assert "keeps its rank" in verdict_summary(same)
+    assert "keeps its rank" in verdict_summary(same, "p")
     here = [*runs(31.2, 31.1, 40.0), pruned("alps", "70 %", 50.0)]
-    found = judge(here, reference, reference)
+    one_machine = [[record | ONE for record in side] for side in (here, reference)]
+    found = judge(*one_machine, reference)
     assert changed_places(found) == {"60 %": [("wanda", "alps")]}
-    text = " ".join(verdict_summary(found).splitlines())
+    text = " ".join(verdict_summary(found, "p").splitlines())
     assert "At 60 %, Wanda and ALPS have changed places" in text
     assert "keeps its rank" not in text
+    # on another machine both are within their limits: no more than rounding
+    found = judge([record | OTHER for record in here], reference, reference)
+    assert found.reproduced == found.compared
+    text = " ".join(verdict_summary(found, "p").splitlines())
+    assert "changed places" not in text
+    assert "Wanda and ALPS at 60 % (ours are 3.3 % apart)" in text
+
+
+def test_the_verdict_says_what_it_does_not_check():
+    """A small plan checks neither README's table nor a claim; the plan full makes the table."""
+    reference = [run(10.0)]
+    found = judge(reference, reference, reference)
+    for plan in ("laptop", "full"):
+        text = " ".join(verdict_page(found, plan).splitlines())
+        assert f"runs of plan {plan}" in text and "claim" in text
+        assert ("PLAN=full" in text) == (plan != "full")
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
@@ -174,19 +188,20 @@ def test_two_kinds_of_processor_agree_and_are_not_one(name, runs):
     "change, said",
     [
         ({}, ["same kind of machine"]),
-        (OTHER, ["another kind of machine", "processor: another", "Ours: one"]),
-        ({"device": "cpu, 2 threads"}, ["another kind", "2 threads", "1 thread"]),
+        (OTHER, ["another machine", "processor: another", "ours: one"]),
+        ({"device": "cpu, 2 threads"}, ["another machine", "2 threads", "1 thread"]),
         ({"versions": {"torch": "2.14"}}, ["same kind of processor", "torch 2.14"]),
-        (OTHER | {"versions": {"torch": "2.14"}}, ["another kind", "torch", "one"]),
+        (OTHER | {"versions": {"torch": "2.14"}}, ["another machine", "torch", "one"]),
         # another label
         ({"versions": {"torch": "2.13+cpu"}}, ["same kind of machine"]),
         ({"series": {"batch": 2}}, ["same kind of machine"]),  # not always written
-        ({"platform": {}}, ["another kind", "unknown"]),
+        ({"platform": {}}, ["another machine", "unknown"]),
     ],
 )
 def test_the_level_and_why(change, said):
     found = one(run(10.1) | change, run(10.0))  # 1 % apart
-    assert all(words in verdict_summary(found) for words in said)
+    text = " ".join(verdict_summary(found, "p").lower().split())
+    assert all(words in text for words in said)
     assert found.reproduced == ("same kind of machine" not in said)
 
 
@@ -244,7 +259,7 @@ def test_a_run_just_outside_a_limit_says_so(change, near):
     plan = [run(20.0), run(10.0, method="dense")]
     for machine in (ONE, OTHER):
         found = one(run(20.0 * change) | machine, plan[0], plan)
-        (line,) = comparison_lines(apart_in(found))[1:]
+        (line,) = comparison_lines(apart_in(found), found.titles)[1:]
         assert ("close" in line) == (near and machine == OTHER)
         assert "NO" in line
 
