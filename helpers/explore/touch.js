@@ -192,7 +192,7 @@ const MARKUP = `
 function legends({ values, steps }, before) {
   const item = (style, words) => `<span><s style="${style}"></s> ${words}</span>`;
   const colour = (rgb, words) => item(`background: rgb(${rgb})`, words);
-  const line = (style, words) => item(`border-width: 2px 0 0; border-style: ${style}`, words);
+  const line = (style, words) => item(`border: 0 ${style}; border-top-width: 2px`, words);
   const fourth = values
     ? [colour(GREY, "the value that plain rounding gives"), colour(BLUE, "another value")]
     : [colour(GREY, "stays"), colour(`${GREY} / 0`, "pruned")];
@@ -201,7 +201,7 @@ function legends({ values, steps }, before) {
     fourth.push(colour(GREEN, "pruned, but the one-shot mask keeps it"));
   }
   const lines = values ? [] : [line("dotted", "optimum: least squares on the last mask")];
-  if (before) lines.push(line("dashed", "previous: the error before your last change"));
+  if (before) lines.push(line("dashed #8c8c8c", "previous: the error before your last change"));
   return [`<b>W, Z, U</b> ${colour(BLUE, "above zero")}${colour(ORANGE, "below zero")}
     the stronger, the larger (U has a scale of its own)<br>
     <b>${values ? "rounding" : "mask"}</b> ${fourth.join("")}`, lines.join("")];
