@@ -17,12 +17,14 @@ from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
+from nbformat.v4 import new_output
 from sphinx.cmd.build import build_main
 
 from book.conf import page_of, public_names
 from book.executed import COPIED_PLAN, annotate, as_it_ran, copy_path, nearness
 from book.runs import COMMITTED, FOLDERS, Runs, list_page, record_folder, table_title
 from helpers.errors import HelpersError
+from helpers.explore import touch
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
 from reproduction.claims import judge_claims
 from reproduction.claims_page import count_sentence
@@ -259,6 +261,10 @@ class Sources:
                 if any(map(is_wide, cell.outputs)):
                     image["classes"] = "wide"
                 cell.metadata["mystnb"] = {"image": image}
+                if "touch_admm()" in cell.source:
+                    # it computes in the page itself, whether the notebook was run or not
+                    place = new_output("display_data", {"text/html": touch.PLACE})
+                    cell.outputs = [place]
             for output in cell.get("outputs", []):
                 if text := output.get("data", {}).get("text/markdown"):
                     linked = self.link_cells(self.localise(text, name))

@@ -458,6 +458,7 @@ def _differences(verdict: Verdict) -> Iterator[str]:
                 f"(fewest: {titles[worst.run]}; {_percent(worst.limit)} may differ)."
             )
         yield text
+    yield from _continuations(verdict)
     yield from _nearest(verdict)
     yield from _ranks(verdict)
     steady = [
@@ -481,6 +482,21 @@ def _differences(verdict: Verdict) -> Iterator[str]:
             "Errors of single layers deep in the model differ by up to "
             f"{_percent(worst.difference)} ({titles[worst.run]}; "
             f"{_percent(worst.limit)} allowed): small differences grow from block to block."
+        )
+
+
+def _continuations(verdict: Verdict) -> Iterator[str]:
+    """How many of the texts that models wrote (in notebook 00) are ours; none is judged."""
+    equal = []
+    for pair in verdict.pairs.values():
+        here, ours = (
+            (record.get("series") or {}).get("continuations", {}) for record in pair
+        )
+        equal += [here.get(name) == text for name, text in ours.items()]
+    if equal:
+        yield (
+            f"Texts that models wrote: {sum(equal)} of {len(equal)} are ours, word for word. None "
+            "is judged: rounding that changes one word changes all that follow."
         )
 
 

@@ -63,6 +63,21 @@ def limits(record, plan):
     return {item.what: item.limit for item in found}
 
 
+def test_texts_that_models_wrote_are_counted_and_not_judged():
+    """One word differs, and the run agrees all the same."""
+
+    def tour(*texts):
+        names = ("dense", "magnitude", "admm-grad")
+        return run(20.0) | {
+            "series": {"continuations": dict(zip(names, texts, strict=True))}
+        }
+
+    found = one(tour("it is", "a a", "so so") | OTHER, tour("it is", "a a", "so it"))
+    assert found.reproduced == 1
+    assert "2 of 3" in verdict_summary(found)
+    assert "wrote" not in verdict_summary(one(run(20.0), run(20.0)))
+
+
 def test_a_run_is_reproduced_within_its_limit():
     reference = [run(10.0), run(10.6, method="b"), run(10.0, method="gone")]
     here = [run(10.0 + SAME), run(10.0, method="b"), run(5.0, method="new")]

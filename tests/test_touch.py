@@ -4,10 +4,13 @@ import base64
 import hashlib
 import re
 
+import nbformat
 import numpy as np
+import pytest
 import torch
 
 from helpers.explore import touch, touch_admm
+from helpers.paths import notebooks_dir
 
 # of touch.json: what it holds may be another sum's rounding, but not another slice
 SHA256 = "51203d4b723505a0c43af4d59a9c88c604b55f7bdd89d4666c055eabc63e2014"
@@ -46,3 +49,16 @@ def test_the_widget_has_all_and_the_page_needs_nothing_else():
     assert touch.PLACE in widget.still.data
     # inside of <script>, and with nothing to load
     assert not re.search(r"</script|<!--|\bimport\b *[({'\"]|\bfetch\(|https?:", script)
+
+
+def test_the_page_of_notebook_02_has_the_place_though_it_was_not_run(tmp_path):
+    pytest.importorskip("myst_nb", reason="the book's packages are not installed")
+    from book.__main__ import Sources
+
+    path = notebooks_dir() / "02_admm_layer_solve.ipynb"
+    page = nbformat.read(path, as_version=4)
+    assert not any(cell.get("outputs") for cell in page.cells)
+    Sources(tmp_path).notebook(page, "not run", f"notebooks/{path.name}")
+    made = nbformat.read(tmp_path / "notebooks" / path.name, as_version=4)
+    shown = [output for cell in made.cells for output in cell.get("outputs", [])]
+    assert [output.data["text/html"] for output in shown] == [touch.PLACE]

@@ -5,16 +5,16 @@
 // A matrix is an array of rows, inputs × outputs as in the paper. Numbers have double precision.
 
 export const ITERATIONS = 20;
-const STEPS = 15; // in which a gradual mask grows
+const STEPS = 15; // of a gradual mask
 const DAMPING = 0.1;
 
-// What Z may be. n of every m neighbours along the input stay (0 of 1: those of the largest score,
-// wherever they are), or each output has so many values.
-export const RULES = {
-  once: { label: "mask chosen once (ADMM1)", n: 0, m: 1, steps: 0 },
-  gradual: { label: "mask grows in 15 steps (ADMM-Grad)", n: 0, m: 1, steps: STEPS },
-  "2:4": { label: "2:4, chosen once", n: 2, m: 4, steps: 0 },
-  "2:4 gradual": { label: "2:4, grows in 15 steps", n: 2, m: 4, steps: STEPS },
+// The constraint on Z: a mask, one-shot (steps 0) or gradual, where n of every m neighbours along the
+// input stay (0 of 1: those of the largest score, wherever they are), or so many values an output.
+export const CONSTRAINTS = {
+  once: { label: "one-shot mask (ADMM1)", n: 0, m: 1, steps: 0 },
+  gradual: { label: "gradual mask (ADMM-Grad)", n: 0, m: 1, steps: STEPS },
+  "2:4": { label: "2:4, one-shot mask", n: 2, m: 4, steps: 0 },
+  "2:4 gradual": { label: "2:4, gradual mask", n: 2, m: 4, steps: STEPS },
   "8 values": { label: "grid of 8 values (3 bits)", values: 8 },
   "4 values": { label: "grid of 4 values (2 bits)", values: 4 },
 };
@@ -97,18 +97,18 @@ function select(score, sparsity, { n, m }) {
   return keep;
 }
 
-// The weights that stay in iteration t: chosen once, or again while the mask grows.
-function choose(T, t, keep, { rule, sparsity }) {
-  const { n, m, steps, values } = RULES[rule];
+// The weights that stay in iteration t: chosen once, or again in each step of a gradual mask.
+function choose(T, t, keep, { constraint, sparsity }) {
+  const { n, m, steps, values } = CONSTRAINTS[constraint];
   if (values || t > Math.max(steps, 1)) return keep;
   const goal = n ? 1 - n / m : sparsity;
   const now = steps ? goal - goal * (1 - t / steps) ** 3 : goal; // fast at first, then slower
   return select(T.map((row) => row.map(Math.abs)), now, { n, m });
 }
 
-// Z = the nearest matrix to T that obeys the rule.
-function project(T, keep, { rule }, { n, W0 }) {
-  const { values } = RULES[rule];
+// Z = the nearest matrix to T that meets the constraint.
+function project(T, keep, { constraint }, { n, W0 }) {
+  const { values } = CONSTRAINTS[constraint];
   if (!values) return zip((x, kept) => (kept ? x : 0), T, keep);
   // evenly spaced, for each output from the smallest of its weights w = W₀ / n to the largest
   const grids = W0[0].map((_, j) => {
@@ -137,11 +137,11 @@ export function admm(layer, settings) {
     const Z = project(plus(W, U), mask, settings, layer); // the answer, if the loop ends here
     states.push({ W, Z, U, keep: mask, error: relativeError(layer, Z) });
   };
-  store(RULES[settings.rule].steps ? keep : choose(W, 1, keep, settings));
+  store(CONSTRAINTS[settings.constraint].steps ? keep : choose(W, 1, keep, settings));
   for (let t = 1; t <= ITERATIONS; t++) {
     keep = choose(plus(W, U), t, keep, settings);
-    const Z = project(plus(W, U), keep, settings, layer); // Z step: obey the rule
-    if (withU) U = plus(U, minus(W, Z)); // U step: add up what the rule took away
+    const Z = project(plus(W, U), keep, settings, layer); // Z step: meet the constraint
+    if (withU) U = plus(U, minus(W, Z)); // U step: add up what was cut
     // W step: fit the outputs, near Z − U. W = (G + ρI)⁻¹ (G W₀ + ρ (Z − U))
     W = times(inverse, zip((g, d) => g + rho * d, target, minus(Z, U)));
     store(keep);
@@ -166,26 +166,46 @@ export function optimum({ G, W0 }, keep) {
 
 const [BLUE, ORANGE, GREEN, GREY] = ["45 125 200", "217 108 30", "0 158 115", "125 133 144"];
 const PANELS = {
-  W: "fits the outputs", Z: "obeys the rule", U: "sums up W − Z", mask: "what may stay",
+  W: "fits the outputs", Z: "meets the constraint", U: "sum of W − Z", mask: "",
 };
 const slider = (name, words, attributes) =>
   `<label>${words} <input name="${name}" type="range" ${attributes}><output></output></label>`;
 const figure = (caption, inner) => `<figure><figcaption>${caption}</figcaption>${inner}</figure>`;
 const CHART = figure("", '<svg viewBox="0 0 330 166" role="img"></svg>');
 const MARKUP = `
-<div class="line"><label>projection <select name="rule">${Object.entries(RULES).map(([key, rule]) =>
-  `<option value="${key}">${rule.label}</option>`).join("")}</select></label>
-  <label><input name="withU" type="checkbox" checked> U step</label></div>
+<div class="line"><label>constraint <select name="constraint">${Object.entries(CONSTRAINTS).map(
+  ([key, { label }]) => `<option value="${key}">${label}</option>`).join("")}</select></label>
+  <label><input name="withU" type="checkbox" checked> U step</label>
+  <button type="button">Reset</button></div>
 <div class="line">${slider("sparsity", "sparsity", 'min="0.05" max="0.95" step="0.05" value="0.6"')}
   ${slider("rho", "ρ", 'min="-2" max="2" step="0.25" value="0"')}</div>
 <div class="line"><button type="button" aria-label="play">▶</button>
-  ${slider("t", "iteration", `min="0" max="${ITERATIONS}" value="${ITERATIONS}"`)}</div>
+  ${slider("t", "iteration", `min="0" max="${ITERATIONS}" value="0"`)}</div>
 <p class="seen" aria-live="polite"></p>
-<div class="views"><div class="panels">${Object.entries(PANELS).map(([name, role]) =>
-  figure(`<b>${name}</b> ${role}`, `<div tabindex="0" role="group" aria-label="${name}: the arrow
-  keys choose a weight"><canvas></canvas><i></i></div>`)).join("")}</div>
-<div class="charts">${CHART}${CHART}</div></div>
+<div class="views"><div><div class="panels">${Object.entries(PANELS).map(([name, role]) =>
+  figure(`<b>${name}</b><span>${role}</span>`, `<div tabindex="0" role="group" aria-label="${name}:
+  the arrow keys choose a weight"><canvas></canvas><i></i></div>`)).join("")}</div><p class="legend"></p></div>
+<div class="charts">${CHART}<p class="legend"></p>${CHART}</div></div>
 <p class="about"></p>`;
+
+// What the colours of the pictures and the lines of the error mean, as HTML.
+function legends({ values, steps }, before) {
+  const item = (style, words) => `<span><s style="${style}"></s> ${words}</span>`;
+  const colour = (rgb, words) => item(`background: rgb(${rgb})`, words);
+  const line = (style, words) => item(`border: 0 ${style}; border-top-width: 2px`, words);
+  const fourth = values
+    ? [colour(GREY, "the value that plain rounding gives"), colour(BLUE, "another value")]
+    : [colour(GREY, "stays"), colour(`${GREY} / 0`, "pruned")];
+  if (steps) {
+    fourth.push(colour(BLUE, "stays, but the one-shot mask prunes it"));
+    fourth.push(colour(GREEN, "pruned, but the one-shot mask keeps it"));
+  }
+  const lines = values ? [] : [line("dotted", "optimum: least squares on the last mask")];
+  if (before) lines.push(line("dashed #8c8c8c", "previous: the error before your last change"));
+  return [`<b>W, Z, U</b> ${colour(BLUE, "above zero")}${colour(ORANGE, "below zero")}
+    the stronger, the larger (U has a scale of its own)<br>
+    <b>${values ? "rounding" : "mask"}</b> ${fourth.join("")}`, lines.join("")];
+}
 
 const percent = (x) => `${(100 * x).toPrecision(x < 0.01 ? 2 : 3)} %`;
 const short = (x) => String(Number(x.toFixed(3))).replace("-", "−");
@@ -211,7 +231,7 @@ function paint(box, [i, j], M, colour) {
   frame.style = `left:${left}%; top:${top}%; width:${100 / width}%; height:${100 / height}%`;
 }
 
-// Lines over the iterations, named at their right ends, with a mark at iteration t.
+// Lines over the iterations, named at their right ends, with a mark at t; faint after t.
 function chart(place, words, lines, t, ticks, format) {
   const [low, high] = [ticks[0], ticks.at(-1)];
   const x = (i) => 46 + (206 * i) / ITERATIONS;
@@ -222,11 +242,13 @@ function chart(place, words, lines, t, ticks, format) {
     parts.push(`<text x="${x(i)}" y="160" text-anchor="middle">${i}</text>`);
   }
   parts.push(`<path class="grid" d="M${x(t)} 18V142"/>`);
+  const path = (values) =>
+    values.map((v, i) => `${i ? "L" : "M"}${x(i)} ${y(v).toFixed(1)}`).join("");
   let free = 160; // names do not overlap: from the lowest up, each above the one before
   for (const [name, look, values] of lines.sort((a, b) => a[2].at(-1) - b[2].at(-1))) {
-    const path = values.map((v, i) => `${i ? "L" : "M"}${x(i)} ${y(v).toFixed(1)}`).join("");
     free = Math.min(free - 14, y(values.at(-1)) + 4);
-    parts.push(`<path class="${look}" d="${path}"/>
+    parts.push(`<path class="${look} ahead" d="${path(values)}"/>
+      <path class="${look}" d="${path(values.slice(0, t + 1))}"/>
       <circle class="${look}" cx="${x(t)}" cy="${y(values[t])}" r="4"/>
       <text class="${look}" x="260" y="${free}">${name}</text>`);
   }
@@ -236,26 +258,32 @@ function chart(place, words, lines, t, ticks, format) {
   svg.innerHTML = parts.join("");
 }
 
-// What is seen at iteration t, in two sentences. once: the mask that is chosen once, or where Z has
-// the value that rounding gives.
-function sentence({ states, best, rule, withU }, t, once) {
+// What is seen at iteration t, in a few sentences. once: the one-shot mask, or where Z has the value
+// that rounding gives.
+function sentence({ states, best, kind, withU }, t, once) {
   const { W, Z, keep, error } = states[t];
   const past = states[Math.max(0, t - 1)].keep;
   const count = (test) =>
     sum(zip((kept, before, i, j) => Number(test(kept, before, once[i][j])), keep, past));
-  const gap = Math.sqrt(dot(minus(W, Z), minus(W, Z)) / dot(states[0].W, states[0].W));
   const zeros = percent(count((kept) => !kept) / count(() => true));
-  const text = `${t ? `Iteration ${t}` : "Before the first iteration"}: error ${percent(error)}, `
-    + `${rule.values ? `${rule.values} values an output` : `${zeros} zeros`}; W and Z `
-    + `${withU ? "" : "stay apart without U, they "}differ by ${percent(gap)}.`;
+  const allowed = kind.values ? `${kind.values} values an output` : `${zeros} zeros`;
+  const text = [`Iteration ${t}: error ${percent(error)}, ${allowed}.`];
+  if (t === 0) {
+    const start = kind.steps ? "Z is still W" : "Z is its projection";
+    return `${text} W is dense, ${start}, U is 0. Drag the iteration to the right, or press ▶.`;
+  }
+  const gap = Math.sqrt(dot(minus(W, Z), minus(W, Z)) / dot(states[0].W, states[0].W));
+  text.push(`W and Z differ by ${percent(gap)}${withU ? "" : ": without the U step they stay apart"}.`);
   const start = percent(states[0].error);
   const other = count((kept, _, there) => kept && !there); // blue
-  if (rule.values) return `${text} Rounding has ${start}; ${other} weights have another value (blue).`;
-  if (!rule.steps) return `${text} The optimum on this mask has ${percent(best)}, no update ${start}.`;
-  const pruned = count((kept, before) => before && !kept);
-  const back = count((kept, before) => kept && !before);
-  return `${text} In this iteration ${pruned} weights went and ${back} came back; ${other} that stay `
-    + "are not in the mask chosen once (blue; green: only there).";
+  if (kind.values) text.push(`Plain rounding: ${start}. Another value: ${other} weights (blue).`);
+  else if (kind.steps) {
+    const pruned = count((kept, before) => before && !kept);
+    const back = count((kept, before) => kept && !before);
+    text.push(`This iteration pruned ${pruned} weights and brought back ${back}.`);
+    text.push(`Not in the one-shot mask: ${other} (blue).`);
+  } else text.push(`Optimum on this mask: ${percent(best)}; without an update: ${start}.`);
+  return text.join(" ");
 }
 
 export function render({ model, el }) {
@@ -263,47 +291,54 @@ export function render({ model, el }) {
   const layer = scaled(unpack(data));
   const { W0 } = layer;
   const [inputs, outputs] = [W0.length, W0[0].length];
-  const root = document.createElement("div");
+  const root = document.createElement("form");
   root.className = "touch";
   root.innerHTML = MARKUP;
   el.replaceChildren(root);
   const all = (selector) => [...root.querySelectorAll(selector)];
   const controls = Object.fromEntries(all("[name]").map((control) => [control.name, control]));
   const [boxes, charts, outputsOf] = [all(".panels div"), all(".charts figure"), all("output")];
-  const play = all("button")[0];
+  const legendsOf = all(".legend");
+  const [reset, play] = all("button");
   // JupyterLab leaves the arrow keys to what has the focus here
   for (const each of all("[name], button, [tabindex]")) each.dataset.lmSuppressShortcuts = "true";
   all(".about")[0].textContent = data.title;
-  let seen; // for the present controls: settings, rule, states, errors, best, once
+  let seen; // for the present controls: settings, kind of constraint, states, errors, best, once
   let last; // the errors at the settings that were let go of last, and at those
   let before; // that they are compared with
+  let rhos; // by constraint: where the reader has put its slider of ρ
   let at; // the chosen weight: its input and output
   let timer;
 
   function solveAgain() {
     const settings = {
-      rule: controls.rule.value,
+      constraint: controls.constraint.value,
       sparsity: Number(controls.sparsity.value),
       rho: 10 ** controls.rho.value,
       withU: controls.withU.checked,
     };
-    const rule = RULES[settings.rule];
+    const kind = CONSTRAINTS[settings.constraint];
     const states = admm(layer, settings);
-    const best = rule.values ? null : relativeError(layer, optimum(layer, states.at(-1).keep));
-    const once = choose(W0, 1, null, { ...settings, rule: rule.n ? "2:4" : "once" });
-    seen = { ...settings, rule, states, errors: states.map((state) => state.error), best, once };
+    const best = kind.values ? null : relativeError(layer, optimum(layer, states.at(-1).keep));
+    const once = choose(W0, 1, null, { ...settings, constraint: kind.n ? "2:4" : "once" });
+    seen = { ...settings, kind, states, errors: states.map((state) => state.error), best, once };
   }
 
   function draw() {
     const t = Number(controls.t.value);
-    const { rule, states, errors, best } = seen;
+    const { kind, states, errors, best } = seen;
     const now = states[t];
-    controls.sparsity.disabled = Boolean(rule.n || rule.values);
+    controls.sparsity.disabled = Boolean(kind.n || kind.values);
     const zeros = controls.sparsity.disabled ? "–" : `${Math.round(100 * seen.sparsity)} %`;
     [zeros, Number(seen.rho.toPrecision(2)), t].forEach((text, k) => { outputsOf[k].value = text; });
-    const once = rule.values ? zip((z, start) => z === start, now.Z, states[0].Z) : seen.once;
+    const once = kind.values ? zip((z, start) => z === start, now.Z, states[0].Z) : seen.once;
     all(".seen")[0].textContent = sentence(seen, t, once);
+    legends(kind, before).forEach((html, k) => { legendsOf[k].innerHTML = html; });
+    const [name, role] = all(".panels figure:last-child figcaption > *");
+    name.textContent = kind.values ? "rounding" : "mask";
+    role.textContent = kind.values ? "what Z changes" : "what stays";
     play.textContent = timer ? "❚❚" : "▶";
+    play.className = t === 0 ? "start" : "";
 
     const shade = (M) => {
       const full = largest(M);
@@ -318,10 +353,10 @@ export function render({ model, el }) {
 
     const lines = [["error", "error", errors]];
     if (best) lines.push(["optimum", "best", errors.map(() => best)]);
-    if (before) lines.push(["before", "before", before]);
+    if (before) lines.push(["previous", "before", before]);
     const high = above(largest(lines.map((line) => line[2])));
     const tick = (x) => `${Number((100 * x).toPrecision(3))} %`;
-    chart(charts[0], "error of Z by iteration", lines, t, [0, high / 2, high], tick);
+    chart(charts[0], "relative error of Z by iteration", lines, t, [0, high / 2, high], tick);
     const [i, j] = at;
     const path = (name) => [name, name, states.map((state) => state[name][i][j])];
     const three = [path("W"), path("Z"), path("U")];
@@ -351,6 +386,9 @@ export function render({ model, el }) {
   root.addEventListener("input", ({ target }) => {
     if (target === controls.t) stop();
     else {
+      const { value } = controls.constraint;
+      if (target === controls.rho) rhos[value] = target.value;
+      if (target === controls.constraint) controls.rho.value = rhos[value] ?? 0; // ρ = 1
       before = last;
       solveAgain();
     }
@@ -381,12 +419,22 @@ export function render({ model, el }) {
     });
   }
 
-  solveAgain();
-  last = seen.errors;
-  // the weight that the mask costs most: where U has grown most
-  const U = seen.states.at(-1).U.flat().map(Math.abs);
-  const place = U.indexOf(Math.max(...U));
-  pick(Math.floor(place / outputs), place % outputs);
+  function begin() {
+    stop();
+    root.reset(); // the controls
+    rhos = {};
+    before = undefined;
+    solveAgain();
+    last = seen.errors;
+    // the weight that the mask costs most: where U has grown most
+    const U = seen.states.at(-1).U.flat().map(Math.abs);
+    const place = U.indexOf(Math.max(...U));
+    pick(Math.floor(place / outputs), place % outputs);
+  }
+
+  reset.addEventListener("click", begin);
+  root.addEventListener("submit", (event) => event.preventDefault()); // by the Enter key
+  begin();
   return stop;
 }
 

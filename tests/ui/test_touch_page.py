@@ -18,7 +18,7 @@ from helpers.paths import root
 
 SLICE = touch_admm().data
 WEIGHT, GRAM = (numbers(SLICE, name) for name in ("weight", "gram"))
-RULES = {
+CONSTRAINTS = {
     "once": ("unstructured", 0),
     "gradual": ("unstructured", 15),
     "2:4": ("2:4", 0),
@@ -39,14 +39,14 @@ RUN = """async ([source, data, settings]) => {
 }"""
 
 
-def settings(rule, sparsity=0.6, rho=1.0, with_u=True):
-    return {"rule": rule, "sparsity": sparsity, "rho": rho, "withU": with_u}
+def settings(constraint, sparsity=0.6, rho=1.0, with_u=True):
+    return {"constraint": constraint, "sparsity": sparsity, "rho": rho, "withU": with_u}
 
 
 MASKS = [
-    settings(rule, sparsity, rho, with_u)
-    for rule in RULES
-    for sparsity in ((0.5,) if "2:4" in rule else (0.3, 0.6, 0.85))
+    settings(constraint, sparsity, rho, with_u)
+    for constraint in CONSTRAINTS
+    for sparsity in ((0.5,) if "2:4" in constraint else (0.3, 0.6, 0.85))
     for rho in (0.1, 1.0, 10.0)
     for with_u in (True, False)
 ]
@@ -68,7 +68,7 @@ def computed(browser):
 def loop(project, *, rho, withU, **_):
     """The paper's loop in float64 after each iteration: the error, and what `project` says of Z.
 
-    project(T, t) returns Z, and the same rule for another matrix; T is (outputs, inputs).
+    project(T, t) returns Z, and the same projection for another matrix; T is (outputs, inputs).
     """
     norms = GRAM.double().diagonal().sqrt()
     G = GRAM.double() / torch.outer(norms, norms)
@@ -84,9 +84,9 @@ def loop(project, *, rho, withU, **_):
         yield relative_objective(WEIGHT, again(W + U) / norms, GRAM)
 
 
-def masks(rule, sparsity, **_):
+def masks(constraint, sparsity, **_):
     """A projection onto the masks of `helpers`, and the list that it puts them into."""
-    pattern, steps = RULES[rule]
+    pattern, steps = CONSTRAINTS[constraint]
     keeps = []
 
     def project(T, t):
@@ -120,7 +120,7 @@ def test_masks_and_errors_are_those_of_helpers(each, computed):
 )
 def test_errors_are_those_of_the_method(each, computed):
     """In float32 a weight at the edge of a mask may fall on the other side."""
-    pattern, steps = RULES[each["rule"]]
+    pattern, steps = CONSTRAINTS[each["constraint"]]
     errors = []
     METHODS["admm-grad"](
         WEIGHT,
@@ -143,12 +143,12 @@ def test_errors_are_those_of_the_method(each, computed):
 def test_the_grid_is_the_nearest_of_evenly_spaced_values(each, computed):
     norms = GRAM.double().diagonal().sqrt()
     low, high = WEIGHT.double().aminmax(dim=1, keepdim=True)
-    step = (high - low) / (int(each["rule"][0]) - 1)
+    step = (high - low) / (int(each["constraint"][0]) - 1)
 
     def nearest(T):
         # of two that are as near the upper: the weights come from 4 bits, and are often halfway
         level = ((T / norms - low) / step + 0.5).floor()
-        return (low + step * level.clamp(0, int(each["rule"][0]) - 1)) * norms
+        return (low + step * level.clamp(0, int(each["constraint"][0]) - 1)) * norms
 
     errors = list(loop(lambda T, t: (nearest(T), nearest), **each))
     found = computed[json.dumps(each)]["errors"]
@@ -231,7 +231,7 @@ def painted(page, picture):
     "each", MASKS[::7] + GRIDS, ids=lambda each: "-".join(map(str, each.values()))
 )
 def test_what_is_said_and_drawn_is_what_was_computed(each, page, computed):
-    for name in ("rule", "sparsity"):
+    for name in ("constraint", "sparsity"):
         set_to(page, name, str(each[name]))
     set_to(page, "rho", str(torch.tensor(each["rho"]).log10().item()))
     set_to(page, "withU", each["withU"])
@@ -269,10 +269,13 @@ def test_everything_is_in_sight_and_legible(page):
 
 
 def test_hand_and_keyboard(page):
-    before = said(page)
+    sentence = page.locator(".touch .seen")
+    assert "Iteration 0:" in sentence.inner_text()
+    assert "▶" in sentence.inner_text(), "it says how to begin"
     page.locator(".touch [name=t]").focus()
-    page.keyboard.press("ArrowLeft")
-    assert "Iteration 19" in page.locator(".touch .seen").inner_text()
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+    assert "Iteration 1:" in sentence.inner_text()
     box = page.locator(".touch .panels div").first
     caption = page.locator(".touch .charts figcaption").last
     (box.tap if page.viewport_size["width"] < 500 else box.click)(
@@ -282,10 +285,55 @@ def test_hand_and_keyboard(page):
     for key in ("ArrowDown", "ArrowRight", "ArrowRight", "ArrowLeft"):
         box.press(key)
     assert caption.inner_text().startswith("input 1 → output 1:")
-    page.get_by_role(
-        "button", name="play"
-    ).click()  # from 19 to the end, where it stops
+    set_to(page, "t", "18")
+    play = page.get_by_role("button", name="play")
+    play.click()  # to the end, where it stops
     page.get_by_text("Iteration 20:").wait_for()
-    assert said(page) == before
-    page.get_by_role("button", name="play").click()  # from the beginning
+    play.click()  # from the beginning
     page.get_by_text("Iteration 3:").wait_for()
+
+
+def test_reset_takes_all_back(page):
+    first = page.locator(".touch").inner_text()
+    pictures = [painted(page, k) for k in range(4)]
+    changed = {"constraint": "8 values", "sparsity": "0.3", "rho": "-1", "t": "9"}
+    for name, value in changed.items():
+        set_to(page, name, value)
+    set_to(page, "withU", False)
+    page.locator(".touch .panels div").first.press("ArrowDown")
+    page.get_by_role("button", name="play").click()
+    assert page.locator(".touch").inner_text() != first
+    page.get_by_role("button", name="Reset").click()
+    page.wait_for_timeout(900)  # it does not play on
+    assert page.locator(".touch").inner_text() == first
+    assert page.locator(".touch [name=withU]").is_checked()
+    assert all(torch.equal(painted(page, k), old) for k, old in enumerate(pictures))
+
+
+def test_a_constraint_begins_with_rho_1_and_keeps_the_one_that_was_set(page):
+    rho = page.locator(".touch output").nth(1)
+    set_to(page, "rho", "-1")
+    assert rho.inner_text() == "0.1"
+    for constraint, value in [("gradual", "1"), ("8 values", "1"), ("once", "0.1")]:
+        set_to(page, "constraint", constraint)
+        assert rho.inner_text() == value
+
+
+def test_the_legend_names_what_is_drawn(page):
+    """The colours of the fourth picture, which is no mask where Z is on a grid, and the lines."""
+    left, right = page.locator(".touch .legend").all()
+    lines = page.locator(".touch svg").first
+    assert "previous" not in lines.inner_html() + right.inner_text()
+    colours = "(all) => all.map((each) => getComputedStyle(each).backgroundColor)"
+    for constraint, number in (("once", 2), ("gradual", 4), ("8 values", 2)):
+        set_to(page, "constraint", constraint)
+        set_to(page, "t", "12")
+        seen = {tuple(each) for each in painted(page, 3).reshape(-1, 4).tolist()}
+        assert len(seen) == number
+        named = left.locator("s").evaluate_all(colours)
+        named = {tuple(map(int, re.findall(r"\d+", each)[:3])) for each in named}
+        # what is transparent is not painted
+        assert {each[:3] for each in seen if each[3]} <= named
+        assert ("mask" in left.inner_text()) == (constraint != "8 values")
+        for line in ("optimum", "previous"):
+            assert (line in lines.inner_html()) == (line in right.inner_text())
