@@ -8,8 +8,9 @@ export const ITERATIONS = 20;
 const STEPS = 15; // of a gradual mask
 const DAMPING = 0.1;
 
-// The constraint on Z: a mask, one-shot (steps 0) or gradual, where n of every m neighbours along the
-// input stay (0 of 1: those of the largest score, wherever they are), or so many values an output.
+// The constraint on Z: a mask, one-shot (steps 0) or gradual, where n of every m neighbours along
+// the input stay (0 of 1: those of the largest score, wherever they are), or so many values an
+// output.
 export const CONSTRAINTS = {
   once: { label: "one-shot mask (ADMM1)", n: 0, m: 1, steps: 0 },
   gradual: { label: "gradual mask (ADMM-Grad)", n: 0, m: 1, steps: STEPS },
@@ -184,7 +185,8 @@ const MARKUP = `
 <p class="seen" aria-live="polite"></p>
 <div class="views"><div><div class="panels">${Object.entries(PANELS).map(([name, role]) =>
   figure(`<b>${name}</b><span>${role}</span>`, `<div tabindex="0" role="group" aria-label="${name}:
-  the arrow keys choose a weight"><canvas></canvas><i></i></div>`)).join("")}</div><p class="legend"></p></div>
+  the arrow keys choose a weight"><canvas></canvas><i></i></div>`)).join("")}</div>
+<p class="legend"></p></div>
 <div class="charts">${CHART}<p class="legend"></p>${CHART}</div></div>
 <p class="about"></p>`;
 
@@ -258,8 +260,8 @@ function chart(place, words, lines, t, ticks, format) {
   svg.innerHTML = parts.join("");
 }
 
-// What is seen at iteration t, in a few sentences. once: the one-shot mask, or where Z has the value
-// that rounding gives.
+// What is seen at iteration t, in a few sentences. once: the one-shot mask, or where Z has the
+// value that rounding gives.
 function sentence({ states, best, kind, withU }, t, once) {
   const { W, Z, keep, error } = states[t];
   const past = states[Math.max(0, t - 1)].keep;
@@ -273,7 +275,8 @@ function sentence({ states, best, kind, withU }, t, once) {
     return `${text} W is dense, ${start}, U is 0. Drag the iteration to the right, or press ▶.`;
   }
   const gap = Math.sqrt(dot(minus(W, Z), minus(W, Z)) / dot(states[0].W, states[0].W));
-  text.push(`W and Z differ by ${percent(gap)}${withU ? "" : ": without the U step they stay apart"}.`);
+  const apart = withU ? "" : ": without the U step they stay apart";
+  text.push(`W and Z differ by ${percent(gap)}${apart}.`);
   const start = percent(states[0].error);
   const other = count((kept, _, there) => kept && !there); // blue
   if (kind.values) text.push(`Plain rounding: ${start}. Another value: ${other} weights (blue).`);
@@ -330,7 +333,8 @@ export function render({ model, el }) {
     const now = states[t];
     controls.sparsity.disabled = Boolean(kind.n || kind.values);
     const zeros = controls.sparsity.disabled ? "–" : `${Math.round(100 * seen.sparsity)} %`;
-    [zeros, Number(seen.rho.toPrecision(2)), t].forEach((text, k) => { outputsOf[k].value = text; });
+    const shown = [zeros, Number(seen.rho.toPrecision(2)), t];
+    shown.forEach((text, k) => { outputsOf[k].value = text; });
     const once = kind.values ? zip((z, start) => z === start, now.Z, states[0].Z) : seen.once;
     all(".seen")[0].textContent = sentence(seen, t, once);
     legends(kind, before).forEach((html, k) => { legendsOf[k].innerHTML = html; });
