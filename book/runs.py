@@ -43,19 +43,19 @@ SHOWN = {
     "zero_shot": ("mean_acc",),
     "beyond": ("perplexity_layers", "perplexity", "perplexity_web", "total_seconds"),
 }
-# the titles of tables and figures: what each answers
+# the titles of tables and figures, with the question that each answers
 TITLES = {
-    "perplexity": "Which method damages the model least? Perplexity",
-    "claims": "Do the paper's claims hold?",
-    "variants": "Do a method's options matter? Variants",
-    "zero_shot": "Does the pruned model still answer questions? Zero-shot tasks",
-    "weight_update": "Which solver refits a layer best? Weight update",
-    "convergence": "How fast does ADMM reach a layer's optimum? Convergence",
-    "mask": "Which rule for the mask is best? Masks",
-    "schedule": "In how many steps should the mask grow? Mask schedule",
-    "cost": "What does a method cost? Seconds and memory",
-    "beyond": "What do allocation and distillation add? Beyond the paper",
-    "published_ratios": "Do published numbers show the same ratios?",
+    "perplexity": "Perplexity: which method damages the model least?",
+    "claims": "Claims: do the paper's statements hold?",
+    "variants": "Variants: do a method's options matter?",
+    "zero_shot": "Zero-shot: does the pruned model still answer questions?",
+    "weight_update": "Weight update: which solver refits a layer best?",
+    "convergence": "Convergence: how fast does ADMM reach a layer's optimum?",
+    "mask": "Mask: which rule for choosing it is best?",
+    "schedule": "Mask schedule: how fast should the mask grow?",
+    "cost": "Cost: how many seconds, how much memory?",
+    "beyond": "Beyond the paper: what do allocation and distillation add?",
+    "published_ratios": "Published ratios: do other papers find the same?",
 }
 # in no list of pages, and not in the book's search: the page of all runs has one
 FRONT = "---\norphan: true\nnosearch: true\n---"
@@ -208,25 +208,16 @@ class Runs:
         frame = pd.DataFrame(rows)
         frame = frame.loc[:, (frame != "–").any()]
         columns = [name for name in frame if name.startswith("perplexity")]
-        numbers = pd.DataFrame(
-            [[metric(record, name) for name in columns] for record in records],
-            [record["parameters"]["calibration_seed"] for record in records],
-            columns,
-        )
-        # of several records of a seed their mean, as in the tables
-        draws = numbers.groupby(level=0).mean()
+        draws = draws_of(records, columns)
         formula = ""
-        alike = {run_title(record).partition(", seed")[0] for record in records}
-        if columns and len(draws) > 1 and len(alike) == 1:
-            means = {
-                c: with_half(draws[c].mean(), half_interval(draws[c])) for c in draws
-            }
-            row = {name: f"**{text}**" for name, text in means.items()}
-            frame.loc[len(frame)] = {
-                **dict.fromkeys(frame, ""),
-                "run": "**mean**",
-                **row,
-            }
+        if len(draws) > 1:
+            means = [
+                with_half(draws[c].mean(), half_interval(draws[c])) for c in columns
+            ]
+            # on one line: a space that does not break
+            row = [f"**{text}**".replace(" ", "\xa0") for text in means]
+            row = dict(zip(columns, row, strict=True)) | {"run": "**mean**"}
+            frame.loc[len(frame)] = [row.get(name, "") for name in frame]
             formula = mean_formula(draws[columns[0]])
         heads = [head.replace("_", " ") for head in frame]
         return text_table(heads, frame.values.tolist()) + f"\n{formula}"
@@ -343,7 +334,7 @@ def run_title(record: Record) -> str:
     """A run in words: "ADMM-Grad at 60 %, seed 1", or the name that its plan gives it."""
     parameters = record["parameters"]
     if not {"method", "pattern"} <= parameters.keys():
-        return f"{record['notebook']}: {record['name']}"
+        return f"notebook {record['notebook'][:2]}, {record['name']}"
     title = display_name(pipeline_title(parameters))
     if parameters["model"] != "embedded":
         title += f", {parameters['model']}"
@@ -374,6 +365,19 @@ def commit_link(commit: str) -> str:
     if "/OWNER/" in address:  # until `make owner`
         return f"`git show {commit[:12]}`"
     return f"[`{commit[:12]}`]({address}/commit/{commit})"
+
+
+def draws_of(records: list[Record], columns: list[str]) -> pd.DataFrame:
+    """Metrics of records that differ in their seed alone, a row a seed; empty for others.
+
+    Several records of a seed count once, with their mean, as in the tables.
+    """
+    parameters = [dict(record["parameters"]) for record in records]
+    seeds = [own.pop("calibration_seed") for own in parameters]
+    if not columns or parameters.count(parameters[0]) < len(parameters):
+        return pd.DataFrame()
+    numbers = [[metric(record, name) for name in columns] for record in records]
+    return pd.DataFrame(numbers, seeds, columns).groupby(level=0).mean()
 
 
 def mean_formula(draws: pd.Series) -> str:

@@ -70,12 +70,16 @@ def tables(plan: str) -> None:
     others = len(local_records(runs)) - len(records)
     left_out = f", {others} of earlier code left out" if others else ""
     if not records:
-        why = f"no run of plan {plan} has left a record"
+        here = os.path.relpath(folder / "records")
+        there = reference_dir(plan) / "tables"
+        came = ""
+        if there.is_dir():
+            came = f"; the committed tables are in {os.path.relpath(there)}"
+        why = f"no run of plan {plan} has left a record in {here}"
         if others:
-            why = f"the records of plan {plan} ({others}) are of earlier code or parameters"
+            why = f"the records in {here} ({others}) are of earlier code or parameters"
         raise RunError(
-            f"no tables are made: {why} in {folder}/records. make reproduce PLAN={plan} runs what "
-            f"is missing; tables that came with the project are in {reference_dir(plan)}/tables"
+            f"no tables are made: {why}. Run make reproduce PLAN={plan} first{came}"
         )
     write_tables_and_figures(records, folder)
     write_line(

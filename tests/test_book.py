@@ -3,6 +3,7 @@
 import base64
 import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from nbformat.v4 import new_code_cell, new_output
 
 import book.__main__
 import book.executed
+import book.runs
 from book.conf import page_of
 from helpers import __all__ as public_names
 from helpers.paths import notebooks_dir, reference_dir, root
@@ -31,6 +33,7 @@ pytest.importorskip(
     "myst_nb", reason="the book's packages are not installed: make setup"
 )
 
+PLANS = ["full", "beyond", "second", "laptop"]  # as everywhere
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -226,7 +229,46 @@ def test_a_perplexity_leads_to_the_records_that_it_is_the_mean_of(built, name):
     assert seen >= 7
 
 
-@pytest.mark.parametrize("plan", ["full", "beyond", "second", "laptop"])
+def test_a_list_of_runs_has_the_mean_and_its_interval(built):
+    """Of five runs, seed 0 first; Student's t for four degrees of freedom is of a printed table."""
+    lists = parsed(built / "runs" / "full.html")
+    seen = 0
+    for section in lists.select("section section section"):
+        _, _, printed = section.find(["h3", "h4"]).get_text().partition(": ")
+        *rows, last = section.select("tbody tr")
+        if "±" not in printed or len(rows) != 5:
+            continue
+        assert "seed 0" in rows[0].get_text()
+        values = [float(row.find_all("td")[1].get_text()) for row in rows]
+        assert last.find_all("td")[1].get_text().replace("\xa0", " ") in printed
+        half = 2.776 * statistics.stdev(values) / math.sqrt(5)
+        assert half == pytest.approx(
+            float(printed.partition("±")[2].strip(" #")), abs=0.06
+        )
+        seen += 1
+    assert seen >= 5
+
+
+def test_a_number_of_a_sentence_leads_to_its_runs(built):
+    """As that of the recipe in the project's page, which stands in no table there."""
+    page = built / "README.html"
+    link = parsed(page).find("a", string=re.compile(r"^62\.8.±.3\.9$"))
+    _, part = follow(page, link)
+    numbers = [
+        float(row.find_all("td")[1].get_text()) for row in part.select("tr")[1:4]
+    ]
+    assert statistics.mean(numbers) == pytest.approx(62.8, abs=0.05)
+
+
+def test_the_start_page_leads_to_what_one_came_for(built):
+    links = [link["href"] for link in parsed(built / "index.html").select("article a")]
+    begin = links[links.index("touch_it.html") :]
+    assert {"results.html", "runs.html", "notebooks/index.html"} < set(begin)
+    plans = [link for link in Page(built / "results.html").links if "plans/" in link]
+    assert [Path(link).stem for link in dict.fromkeys(plans)][:4] == PLANS
+
+
+@pytest.mark.parametrize("plan", PLANS)
 def test_every_number_of_a_table_leads_to_records(built, plan):
     """But for claims, chance, and what other papers have published."""
     page = built / "plans" / f"{plan}.html"
@@ -252,8 +294,43 @@ def test_a_run_has_a_page(built):
         assert word in text
     for parameter in record["parameters"]:
         assert parameter in text
+    page = parsed(built / "runs" / "laptop" / f"{name}.html")
+    links = [link for link in page.select("article a") if link["href"].endswith("json")]
+    files = [built / "runs" / "laptop" / unquote(link["href"]) for link in links]
+    assert [json.loads(file.read_text("utf-8")) for file in files] == [record, record]
     ran = Page(built / "runs" / "laptop" / "04_prune_model--admm-grad-60.html")
     assert any(link.endswith("04_prune_model.html") for link in ran.links)
+
+
+def test_a_run_says_whether_its_record_is_of_todays_code(monkeypatch):
+    name = "04_prune_model--wanda-60"
+    runs = book.runs.Runs("laptop")
+    record = runs.records[book.runs.COMMITTED][name]
+
+    def note(**changes):
+        return runs.code_note(book.runs.COMMITTED, record | changes)
+
+    # proved to be of equal code, whatever its hashes are
+    monkeypatch.setattr(book.runs, "fingerprint", lambda *_: {"core": "another"})
+    assert "make same" in note()
+    monkeypatch.setattr(book.runs, "fingerprint", lambda *_: record["fingerprint"])
+    assert "today's code**" in note()
+    monkeypatch.setattr(runs, "is_current", lambda *_: False)
+    assert "earlier code" in note()
+    assert "other parameters" in note(
+        parameters=record["parameters"] | {"sparsity": 0.7}
+    )
+
+
+def test_a_commit_is_a_link_once_the_address_is_known(monkeypatch, tmp_path):
+    monkeypatch.setattr(book.runs, "root", lambda: tmp_path)
+    commit = "0123456789abcdef"
+    for owner, linked in ("OWNER", False), ("octocat", True):
+        address = f"https://github.com/{owner}/pruning-reproduction"
+        (tmp_path / "CITATION.cff").write_text(f"repository-code: {address}\n")
+        text = book.runs.commit_link(commit)
+        assert commit[:12] in text
+        assert (f"({address}/commit/{commit})" in text) == linked
 
 
 def test_one_page_lists_all_runs(built):

@@ -50,6 +50,28 @@ def test_no_page_is_wider_than_the_window(page, site, name, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_figure_is_in_sight_as_a_whole(page, site, width):
+    page.goto(f"{site}/index.html")
+    box = page.locator("article figure img").first.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+
+
+def test_a_box_that_scrolls_fades_where_there_is_more(page, site, width):
+    """At its right edge at first, at the left one at its end, and not at all where all fits."""
+    page.goto(f"{site}/plans/full.html")
+    fades = """box => ["--more-left", "--more-right"].map(
+        name => parseFloat(getComputedStyle(box).getPropertyValue(name)) > 0)"""
+    box = page.locator(".pst-scrollable-table-container").first
+    scrolls = box.evaluate("box => box.scrollWidth > box.clientWidth")
+    assert scrolls == (width == WIDTHS["phone"])
+    assert box.evaluate(fades) == [False, scrolls]
+    box.evaluate("""box => new Promise(done => {
+        box.scrollLeft = box.scrollWidth;
+        requestAnimationFrame(() => requestAnimationFrame(done));
+    })""")
+    assert box.evaluate(fades) == [scrolls, False]
+
+
 def test_two_clicks_from_a_number_of_the_readme_to_its_run(page, site):
     page.goto(f"{site}/README.html")
     row = page.locator("article tr", has_text="ADMM-Grad").first
