@@ -57,6 +57,13 @@ def test_a_model_of_our_size_as_06_shows_it():
     for model in ("here", "OPT-125M, window 2048"):
         ratios = re.findall(rf"\| Wanda \| {model} \| \S+ \| (\S+)", table)
         assert f"| {model} | {' | '.join(ratios)} |" in text
+    ratios = [
+        re.findall(rf"{at} \| ADMM-Grad \| {model}.*? \| \S+ \| (\S+)", table)[0]
+        for at, other in (("2:4", "LLaMA-2-13B"), ("50 %", "LLaMA-3.1-8B"))
+        for model in (other, "here")
+    ]
+    told = r"is (\S+) of SparseGPT's \((\S+)\s+here\).* 50 % (\S+) \((\S+) here"
+    assert re.findall(told, text.replace('\\n",\n    "', " ")) == [tuple(ratios)]
     (larger,) = re.findall(r"60 % \| Wanda \| LLaMA-2-7B\D+2048 \| \S+ \| (\S+)", table)
     assert f"the ratio is still {larger} at 60 %" in text
 
