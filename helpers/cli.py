@@ -180,10 +180,6 @@ def prune(options: argparse.Namespace) -> None:
         folder = Path(options.keep).expanduser().absolute()
         pruned, _ = helpers.load_streamed(folder, device="cpu")
         arguments["keep"] = helpers.masks_of(pruned)
-        if all(mask.all() for mask in arguments["keep"].values()):
-            raise BadParameter(
-                f"no weight of --keep {options.keep!r} is zero: give a pruned model's folder"
-            )
     check_shapes(options, kind, windows, arguments)
     write_line(f"memory: {memory['needs']}")
     with torchrun_team(options.device) as (team, device):
@@ -291,6 +287,10 @@ def check_shapes(
         streamed=options.streamed,
         **arguments,
     )
+    if options.keep and all(mask.all() for mask in arguments["keep"].values()):
+        raise BadParameter(
+            f"no weight of --keep {options.keep!r} is zero: give a pruned model's folder"
+        )
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from helpers.data.assets import MODELS
+from helpers.data.corpora import check_tokenizer
 from helpers.errors import BadParameter, FileError, UnsupportedModel, join_names
 from helpers.large import write_index
 from helpers.model.block_loop import PruneReport
@@ -121,6 +122,7 @@ def save_pruned(
     """
     check_model(model)
     check_in_memory(model)
+    check_tokenizer(tokenizer, "save_pretrained")
     facts = {"pattern": pattern}
     report = state_of(model).report  # of what pruned this model here
     if report is not None:

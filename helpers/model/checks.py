@@ -72,6 +72,10 @@ def ignored_layers(model: nn.Module, ignore: Collection[str]) -> list[str]:
 
     Raises BadParameter for a pattern that matches none, and if they match all.
     """
+    if isinstance(ignore, str):  # each letter of which would be a pattern
+        raise BadParameter(
+            f"ignore {ignore!r} is text: give a list of patterns, such as [{ignore!r}]"
+        )
     keys = model_layers(model)
     for pattern in ignore:
         if not fnmatch.filter(keys, pattern):
