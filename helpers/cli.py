@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +31,8 @@ FUNCTIONS = {
     "load_model": "a line without --streamed",
     "prune_checkpoint": "--streamed",
 }
+# arguments of `perplexity` that a line calls otherwise
+WINDOWS = {"length": "--window", "limit": "--windows"}
 # arguments of prune_loaded and of what it calls that are no option of a line
 GIVEN = ("tokens", "progress", "folder", "team", "source", "destination")
 
@@ -97,10 +99,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def in_words_of_a_line(options: argparse.Namespace) -> Iterator[None]:
+def in_words_of_a_line(
+    options: argparse.Namespace, words: Mapping[str, str] = FUNCTIONS
+) -> Iterator[None]:
     """Context manager: an error that names arguments of Python names options of the line.
 
-    What is no option itself, and an argument of `prune_model`, is a part of --options.
+    What is no option itself, and an argument of `prune_model`, is a part of --options. words: what
+    other words are called here.
     """
 
     def option(found: re.Match) -> str:
@@ -118,8 +123,8 @@ def in_words_of_a_line(options: argparse.Namespace) -> Iterator[None]:
         yield
     except HelpersError as error:
         message = ARGUMENT.sub(option, str(error))
-        for function, words in FUNCTIONS.items():
-            message = re.sub(rf"\b{function}\b", words, message)
+        for word, name in words.items():
+            message = re.sub(rf"\b{word}\b", name, message)
         raise type(error)(message) from error
 
 
@@ -249,6 +254,8 @@ def check_line(options: argparse.Namespace) -> None:
     check_method_options(options.method, own)  # "dense" is no method
     if not options.keep:
         target_sparsity(options.sparsity, options.pattern)
+    if options.sparsity == 0:
+        raise BadParameter("--sparsity 0 prunes nothing: give a fraction, such as 0.6")
     for name, least in (("sequences", 1), ("length", 1), ("seed", 0), ("windows", 1)):
         check_whole(name, getattr(options, name), least=least)
     check_whole("window", options.window, least=2)
@@ -267,15 +274,23 @@ def check_shapes(
 
     from helpers.model.models import check_length, load_shapes
     from helpers.pruning import check_pruning
+    from helpers.share import check_room
 
     shapes = load_shapes(options.model, revision=options.revision, dtype=kind)
-    check_length(shapes, options.window)
+    with in_words_of_a_line(options, WINDOWS):
+        check_length(shapes, options.window)
+    size = sum(each.numel() * each.element_size() for each in shapes.parameters())
+    check_room(options.save, size)
     check_pruning(
         shapes,
         torch.zeros(windows, options.length, dtype=torch.int64),
         streamed=options.streamed,
         **arguments,
     )
+    if options.keep and all(mask.all() for mask in arguments["keep"].values()):
+        raise BadParameter(
+            f"no weight of --keep {options.keep!r} is zero: give a pruned model's folder"
+        )
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -308,13 +323,14 @@ def load(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
 def measure(options: argparse.Namespace, model: Any, tokenizer: Any) -> float:
     """Perplexity on the evaluation windows."""
     text = helpers.evaluation_tokens(options.evaluation, tokenizer)
-    return helpers.perplexity(
-        model,
-        text,
-        length=options.window,
-        limit=options.windows,
-        progress=False,
-    )
+    with in_words_of_a_line(options, WINDOWS):
+        return helpers.perplexity(
+            model,
+            text,
+            length=options.window,
+            limit=options.windows,
+            progress=False,
+        )
 
 
 def write_progress(done: int, total: int, name: str) -> None:
@@ -362,6 +378,14 @@ class OneLineParser(argparse.ArgumentParser):
         if wrong:
             self.error("; ".join(wrong))
         return options, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is none of the choices, and name the nearest one."""
+        if action.choices is not None:
+            try:
+                check_choice(action.metavar or action.dest, value, action.choices)
+            except BadParameter as error:
+                self.error(str(error))
 
     def error(self, message: str) -> NoReturn:
         """Write the error and exit with code 2, as argparse does."""

@@ -5,6 +5,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from helpers.errors import BadParameter
+
 # progress(steps done, steps in all, name of the one just done)
 Progress = Callable[[int, int, str], None]
 
@@ -41,8 +43,13 @@ def as_progress(progress: Progress | bool) -> Progress:
 
     True is the default of all functions that a user calls. The bar is drawn in a notebook, and in a
     terminal that shows what is written to stderr. A function is returned as it is.
+    Raises BadParameter for anything else.
     """
     if progress is True:
         # disable=None is how tqdm says that; with a delay, what is refused at once leaves no bar
         return ProgressBar(disable=None, delay=0.001).show
+    if progress is not False and not callable(progress):
+        raise BadParameter(
+            f"progress {progress!r} is not allowed: give True, False or a function"
+        )
     return progress or (lambda *_step: None)

@@ -11,6 +11,7 @@ to read.
 
 import json
 import shlex
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from helpers.data.assets import MODELS
-from helpers.errors import BadParameter, UnsupportedModel, join_names
+from helpers.data.corpora import check_tokenizer
+from helpers.errors import BadParameter, FileError, UnsupportedModel, join_names
 from helpers.large import write_index
 from helpers.model.block_loop import PruneReport
 from helpers.model.checks import hash_of_masks
@@ -120,6 +122,7 @@ def save_pruned(
     """
     check_model(model)
     check_in_memory(model)
+    check_tokenizer(tokenizer, "save_pretrained")
     facts = {"pattern": pattern}
     report = state_of(model).report  # of what pruned this model here
     if report is not None:
@@ -186,11 +189,30 @@ def on_given_masks(report: PruneReport, model: nn.Module) -> dict[str, str]:
 def check_new_folder(folder: str | Path) -> Path:
     """The absolute path of a folder that is new or empty. Raises BadParameter if it is neither."""
     folder = Path(folder).expanduser().resolve()
-    if folder.is_file() or any(folder.glob("*")):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadParameter(
             f"{folder} is in use already: give a new folder, or empty this one"
         )
     return folder
+
+
+def check_room(folder: str | Path, needed: int) -> None:
+    """Raise FileError unless so many bytes can be written to a folder; nothing stays there.
+
+    Before a long run, since what cannot be saved is lost. What the folder holds counts as written.
+    """
+    folder = Path(folder).expanduser().resolve()
+    above = next(each for each in (folder, *folder.parents) if each.exists())
+    with writing(folder):
+        # a name in the parent is new, whatever its rights say
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=above):
+            free = shutil.disk_usage(above).free
+        free += sum(path.stat().st_size for path in folder.glob("*"))
+    if free < needed:
+        raise FileError(
+            f"{folder} has {free / 1e9:.2f} GB free and the model takes {needed / 1e9:.2f} GB: "
+            "free some space there, or choose another folder"
+        )
 
 
 def check_same(model: nn.Module, folder: Path) -> None:

@@ -145,6 +145,19 @@ windows = functools.partial(around, perplexity, "check_windows")
 GRAD = "admm-grad"
 FEW = "admm/few"
 
+ANSWERS = {
+    "likelihoods of the tokens before": around(
+        token_trees.TreeLM,
+        "_score",
+        lambda f, lm, requests: f(
+            lm, [(*names, context[:-1], end) for *names, context, end in requests]
+        ),
+    ),
+    "answers of a pass in another order": around(
+        token_trees.TreeLM, "_score", lambda f, *args: f(*args)[::-1]
+    ),
+}
+
 # cells of test_mutations.py and the probe → mutants; f is the function as it was
 GROUPS = {
     (GRAD, FEW): {
@@ -299,17 +312,10 @@ GROUPS = {
             lambda f, model, dense, text, **m: f(model, dense, text.flip(0), **m),
         ),
     },
-    ("zero-shot", "zero-shot/openbookqa"): {
-        "likelihoods of the tokens before": around(
-            token_trees.TreeLM,
-            "_score",
-            lambda f, lm, requests: f(
-                lm, [(*names, context[:-1], end) for *names, context, end in requests]
-            ),
-        ),
-        "answers of a pass in another order": around(
-            token_trees.TreeLM, "_score", lambda f, *args: f(*args)[::-1]
-        ),
+    ("zero-shot", "zero-shot/openbookqa"): ANSWERS,
+    # where rounding turns answers, and the verdict lets it
+    ("zero-shot-pruned", "zero-shot/openbookqa"): {
+        f"{name}, of a pruned model": patch for name, patch in ANSWERS.items()
     },
 }
 MUTANTS = {

@@ -78,25 +78,26 @@ def pairs_of(kind: str) -> list[dict[str, Any]]:
     ]
 
 
+def turn(record: Record, draw: random.Random) -> None:
+    """Turn as many of a record's answers as those of a pair of the same kind have turned."""
+    kind = kind_of(record["parameters"])
+    pairs = [p for p in known()["answers"] if kind_of(p["parameters"]) == kind]
+    for answers in record.get("series", {}).get("answers", {}).values():
+        items, turned = draw.choice(pairs)["answers"]
+        for place in draw.sample(
+            range(len(answers)), round(len(answers) * turned / items)
+        ):
+            answers[place] += 1
+
+
 def rounded(record: Record, dense: float, draw: random.Random) -> Record:
     """The record as another kind of processor could have made it.
 
     Its layers and its damage ln(perplexity / dense) move as far as those of a pair of the same kind
-    did, each layer as one of that pair's layers at its depth, up or down. Of its answers as large a
-    share turns as in a pair of answers.
+    did, each layer as one of that pair's layers at its depth, up or down. Answers turn.
     """
     moved = copy.deepcopy(record) | {"platform": {"processor": "another"}}
-    for answers in moved.get("series", {}).get("answers", {}).values():
-        given, turned = draw.choice(
-            [
-                pair["answers"]
-                for pair in known()["answers"]
-                if pair["parameters"]["method"] == record["parameters"]["method"]
-            ]
-        )
-        count = round(len(answers) * turned / given)
-        for item in draw.sample(range(len(answers)), count):
-            answers[item] = f"not {answers[item]}"
+    turn(moved, draw)
     pairs = pairs_of(kind_of(record["parameters"]))
     if not pairs or not any(layer["error"] for layer in record["layers"]):
         return moved

@@ -4,7 +4,9 @@ import functools
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import families as fam
 import pytest
@@ -65,6 +67,8 @@ def test_help_fits_a_terminal(verb, command, monkeypatch):
     "line, code, word",
     [
         ("", 2, "VERB"),
+        ("purne x", 2, "mean 'prune'"),
+        (f"evaluate dense {SHORT} --windows 400", 1, "lower --windows"),
         ("prune x --sparsity 0.5", 2, "--save"),
         ("prune x --sparsity 0,5", 2, "point"),
         ("prune x --sequences 1e2", 2, "whole number"),
@@ -114,6 +118,11 @@ def test_a_mistake_is_one_line(line, code, word, command):
         ("--calibration c5", "'c5'"),
         ("--evaluation missing.txt", "missing.txt"),
         ("--keep nowhere", "nowhere"),
+        ("--keep dense", "zero"),
+        ("--sparsity 0", "--sparsity 0"),
+        ("--save text.txt/sub", "cannot write"),
+        ("--save text.txt", "in use"),
+        ("--window 129", "--window 129"),
         ("--keep dense --effort fast", "--effort"),
         ("--keep gpt2", "transformer.h.0"),
         ("--keep half --sparsity 0.3", "0.3"),
@@ -237,6 +246,26 @@ def test_memory_is_checked_before_a_model_is_loaded(command, monkeypatch):
     monkeypatch.setattr(cli, "load", None)
     code, _, error = command(f"prune dense {HALF}")
     assert code == 1 and "0.1 GB are free" in error
+
+
+@pytest.mark.parametrize("streamed", ["", "--streamed"])
+def test_a_disk_without_room_is_seen_before_the_pruning(streamed, command, monkeypatch):
+    size = Path("dense").glob("*.safetensors")
+    size = sum(path.stat().st_size for path in size)
+    line = f"prune dense {HALF} --method magnitude {streamed}"
+    full = SimpleNamespace(free=size // 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: full)
+        patched.setattr(cli, "load", None)
+        code, out, error = command(line)
+        assert (code, out) == (1, "") and error.count("\n") == 1
+        assert "GB free" in error
+        assert not Path("out").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
+    assert command(line)[0] == 0
+    if streamed:  # what is there already needs no room
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+        assert command(line)[0] == 0
 
 
 def test_prune_is_prune_model_in_memory_and_from_file_to_file(command):

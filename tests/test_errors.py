@@ -1,12 +1,25 @@
-"""How an error of the package is shown where a notebook runs, in a kernel as JupyterLab has one."""
+"""Errors as a user meets them: what a kernel shows of them, as in JupyterLab, and mix-ups."""
 
+import shutil
+
+import families as fam
 import nbformat
 import papermill
 import pytest
+import saved
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 from papermill.exceptions import PapermillExecutionError
 
+from helpers import (
+    calibration_tokens,
+    evaluation_tokens,
+    load_model,
+    prune_model,
+    save_pruned,
+    zero_shot,
+)
+from helpers.errors import BadParameter
 from helpers.paths import notebooks_dir, root
 from reproduction.cell_order import result_headings
 from reproduction.parameters import code_cells
@@ -103,3 +116,69 @@ def test_papermill_keeps_the_whole_traceback(tmp_path):
     *_, cell = nbformat.read(tmp_path / "ran.ipynb", 4).cells
     for lines in (caught.value.traceback, cell.outputs[-1].traceback):
         assert "options.py" in "".join(lines)
+
+
+# --- what is mixed up or misspelt ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """A model, pruned, and its tokenizer, which has neither a start nor an end token."""
+    model, tokenizer = load_model(saved.save(tmp_path_factory.mktemp("model") / "m"))
+    prune_model(model, method="magnitude", sparsity=0.5)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"progress": "yes"}, ("progress 'yes'", "False")),
+        ({"progress": 1}, ("progress 1",)),
+        ({"ignore": "*.down_proj"}, ("['*.down_proj']",)),
+        ({"ignore": ["down_proj"]}, ("'*down_proj*'",)),
+        ({"sparsty": 0.5}, ("mean 'sparsity'",)),
+        ({"iteration": 3}, ("mean 'iterations'",)),
+    ],
+)
+def test_an_argument_that_is_wrong(given, words, one_line_error):
+    model = fam.build()
+    before = fam.snapshot(model)
+    given = {"method": "admm-grad", "sparsity": 0.5, **given}
+    with one_line_error(BadParameter, *words):
+        prune_model(model, fam.random_tokens(), **given)
+    assert not fam.changed(model, before)
+
+
+def test_something_else_where_a_tokenizer_belongs(loaded, tmp_path, one_line_error):
+    model, tokenizer = loaded
+    for other in (None, model, "text"):
+        kind = type(other).__name__
+        with one_line_error(BadParameter, "tokenizer", kind):
+            calibration_tokens("embedded", other, sequences=1, length=8)
+        with one_line_error(BadParameter, "tokenizer", kind):
+            evaluation_tokens("embedded", other)
+        with one_line_error(BadParameter, "tokenizer", kind):
+            save_pruned(model, other, tmp_path / "to")
+        with one_line_error(BadParameter, "tokenizer", kind):
+            zero_shot(model, other, tasks=["rte"], limit=2)
+    with one_line_error(BadParameter, "eos_token"):
+        zero_shot(model, tokenizer, tasks=["rte"], limit=2)
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_folder_that_holds_no_whole_model(tmp_path, one_line_error):
+    folder = tmp_path / "m"
+    for lost, word in (
+        (".safetensors", "safetensors"),
+        ("tokenizer.json", "the tokenizer of"),
+        ("config.json", "holds no config.json"),
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        saved.save(folder)
+        for path in folder.iterdir():
+            if path.name.endswith(lost) and path.name != "generation_config.json":
+                path.unlink()
+        with one_line_error(
+            BadParameter, word, "copy it again" if lost != "config.json" else "saved"
+        ):
+            load_model(folder)

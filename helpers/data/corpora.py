@@ -75,6 +75,7 @@ def calibration_tokens(
     FileError for a failed download.
     """
     source = _check_source(source, CALIBRATION_SOURCES)
+    check_tokenizer(tokenizer)
     sequences = check_whole("sequences", sequences)
     length = check_whole("length", length)
     # Python's generator and not torch's or NumPy's: it is the one that the published code seeds
@@ -149,6 +150,7 @@ def evaluation_tokens(source: str | Path, tokenizer: Any) -> Tensor:
     Raises BadParameter, FileError.
     """
     source = _check_source(source, EVALUATION_SOURCES)
+    check_tokenizer(tokenizer)
     if source == "wikitext2":
         texts = _hub_rows(source, "test")["text"]
     else:
@@ -288,6 +290,15 @@ def _windows_of_documents(
         at = draw.randint(0, len(tokens) - length - 1)
         windows.append(tokens[at : at + length])
     return torch.stack(windows)
+
+
+def check_tokenizer(tokenizer: Any, method: str = "__call__") -> None:
+    """Raise BadParameter for what is no tokenizer, such as a model; it needs to have a method."""
+    if isinstance(tokenizer, torch.nn.Module) or not hasattr(tokenizer, method):
+        raise BadParameter(
+            "expected a tokenizer (the second value that load_model returns), got a "
+            f"{type(tokenizer).__name__}"
+        )
 
 
 def _tokenise(tokenizer: Any, text: str) -> Tensor:

@@ -72,12 +72,18 @@ def ignored_layers(model: nn.Module, ignore: Collection[str]) -> list[str]:
 
     Raises BadParameter for a pattern that matches none, and if they match all.
     """
+    if isinstance(ignore, str):  # each letter of which would be a pattern
+        raise BadParameter(
+            f"ignore {ignore!r} is text: give a list of patterns, such as [{ignore!r}]"
+        )
     keys = model_layers(model)
     for pattern in ignore:
         if not fnmatch.filter(keys, pattern):
+            part = f"*{pattern}*"
+            hint = f"; did you mean {part!r}?" if fnmatch.filter(keys, part) else ""
             raise BadParameter(
                 f"ignore {pattern!r} matches no layer of this model: give a list of patterns of "
-                f"names such as {next(iter(keys))!r}"
+                f"names such as {next(iter(keys))!r}{hint}"
             )
     ignored = [
         key for key in keys if any(fnmatch.fnmatch(key, pattern) for pattern in ignore)

@@ -73,6 +73,11 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
         return embedded_model_folder(text), None
     folder = Path(text).expanduser()
     if text and folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BadParameter(
+                f"folder {text!r} holds no config.json: give the one in which a model was saved, "
+                "with config.json, its tokenizer and safetensors weights"
+            )
         return folder, None
     check_model_name(text)
     if text == "tiny":
@@ -120,7 +125,8 @@ def _load(
         # first, because for a family that transformers does not know the config's error says so,
         # and the tokenizer's does not
         AutoConfig.from_pretrained(source, **common)
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        with explain_loading(source, "the tokenizer of "):
+            tokenizer = AutoTokenizer.from_pretrained(source, **common)
         # use_safetensors: a pickle (.bin) can run code when it is loaded
         model, loading = AutoModelForCausalLM.from_pretrained(
             source,
@@ -147,13 +153,19 @@ def _load(
 
 
 @contextlib.contextmanager
-def explain_loading(source: str | Path) -> Iterator[None]:
-    """Re-raise as BadParameter, with advice, what transformers raises if it cannot load a model."""
+def explain_loading(source: str | Path, part: str = "") -> Iterator[None]:
+    """Re-raise as BadParameter, with advice, what transformers raises if it cannot load a model.
+
+    part: "the tokenizer of ", if it is not the whole.
+    """
     advice = (
         "check the name, the revision, the network and your access, and run it again"
     )
     if isinstance(source, Path):
-        advice = "give the folder of a complete saved model, with safetensors weights"
+        advice = (
+            "give the folder of a complete saved model, with config.json, its tokenizer and "
+            "safetensors weights; copy it again if it was cut off"
+        )
     library = (
         OSError,
         ValueError,
@@ -168,7 +180,7 @@ def explain_loading(source: str | Path) -> Iterator[None]:
         yield
     except library as error:
         raise BadParameter(
-            f"model {str(source)!r} cannot be loaded ({first_line(error)}): {advice}"
+            f"{part}model {str(source)!r} cannot be loaded ({first_line(error)}): {advice}"
         ) from error
 
 

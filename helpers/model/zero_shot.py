@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from helpers.data.corpora import check_tokenizer
 from helpers.data.tasks import (
     TASK_TABLE,
     TASKS,
@@ -98,6 +99,12 @@ def zero_shot(
     """
     check_model(model)
     check_zero_shot(tasks=tasks, limit=limit, seed=seed, part=part, batch=batch)
+    check_tokenizer(tokenizer)
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise BadParameter(
+            "this tokenizer has neither a start nor an end token, one of which lm-eval puts before "
+            "an empty context: set its eos_token"
+        )
     items = {
         name: choose_items(TASK_TABLE[name].size, limit, seed, part) for name in tasks
     }

@@ -36,6 +36,7 @@ from helpers.options import (
     Switch,
     check_choice,
     check_options,
+    did_you_mean,
     one_of,
 )
 from helpers.paper import sparsegpt
@@ -310,8 +311,10 @@ def check_method_options(name: str, options: dict) -> None:
         known = [p.name for p in parameters if p.name not in (*_COMMON, _WITHIN)]
         for option in options:
             if option not in known:
+                # a misspelt argument of the caller's arrives here too
+                near = did_you_mean(option, [*known, *_COMMON])
                 raise BadParameter(
-                    f"method {name!r} has no option {option!r}: it takes {join_names(known)}"
+                    f"method {name!r} has no option {option!r}: it takes {join_names(known)}{near}"
                 )
     check_options(function, options)
 
