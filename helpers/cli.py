@@ -33,6 +33,7 @@ FUNCTIONS = {
 }
 # arguments of `perplexity` that a line calls otherwise
 WINDOWS = {"length": "--window", "limit": "--windows"}
+GOES_ON = "the same command goes on with what is missing"
 # arguments of prune_loaded and of what it calls that are no option of a line
 GIVEN = ("tokens", "progress", "folder", "team", "source", "destination")
 
@@ -61,11 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     options = make_parser().parse_args(arguments)
-    return exit_code(lambda: run(options))
+    # a model in memory is written at the end
+    goes_on = options.verb == "assets" or options.streamed
+    return exit_code(lambda: run(options), GOES_ON if goes_on else "nothing was saved")
 
 
-def exit_code(action: Callable[[], int | None]) -> int:
-    """Call an action and return its exit code, 0 for None. A failure is one line."""
+def exit_code(action: Callable[[], int | None], interrupted: str = GOES_ON) -> int:
+    """Call an action and return its exit code, 0 for None. A failure is one line.
+
+    interrupted: what to say after Ctrl-C.
+    """
     code = 1
     try:
         return action() or 0
@@ -75,7 +81,7 @@ def exit_code(action: Callable[[], int | None]) -> int:
         line = first_line(error)
     except KeyboardInterrupt:
         code = 130
-        line = "interrupted; the same command goes on with what is missing"
+        line = f"interrupted; {interrupted}"
     rank = os.environ.get("RANK")  # of a process that torchrun has started
     # in one write, so that lines of several processes do not mix
     sys.stderr.write(f"{line}\n" if rank is None else f"process {rank}: {line}\n")

@@ -10,6 +10,7 @@ In between, a cell that needs what is not there, or was made with other paramete
 `reproduction.cell_order`.
 """
 
+import contextlib
 import copy
 import difflib
 import re
@@ -24,11 +25,12 @@ from pandas.io.formats.style import Styler
 
 from helpers.data.corpora import CALIBRATION_SOURCES, EVALUATION_SOURCES, check_text
 from helpers.device import describe_device, peak_memory_bytes, pick_device
-from helpers.errors import BadParameter
+from helpers.errors import BadParameter, UnsupportedModel
+from helpers.memory import model_size
 from helpers.options import check_choice
 from helpers.paper.masks import target_sparsity
 from helpers.paper.methods import check_method_options
-from helpers.paths import notebooks_dir
+from helpers.paths import notebooks_dir, reference_dir
 from helpers.pruning import method_options
 from reproduction.cell_order import CellOrder
 from reproduction.machine import check_memory, choose, prepare_kernel
@@ -37,6 +39,7 @@ from reproduction.parameters import (
     effective_parameters,
     read_parameters_cell,
 )
+from reproduction.plan import plan_names
 from reproduction.records import check_type, make_record, write_record
 
 
@@ -191,7 +194,10 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
 
 
 def check_names(parameters: Mapping[str, Any], path: Path) -> None:
-    """Raise BadParameter for a method, an option of it or a text that does not exist."""
+    """Raise BadParameter for a method, an option of it, a text, a block or a plan that is none.
+
+    A block's number is compared where the size of the model is known.
+    """
     method = parameters.get("method")
     # 04 and 05, which have an effort, measure the dense model too; 07 registers a method itself
     known = method == "dense" and "effort" in parameters
@@ -209,6 +215,21 @@ def check_names(parameters: Mapping[str, Any], path: Path) -> None:
     ):
         if name in parameters:
             check_text(parameters[name], sources)
+    if "block" in parameters:
+        check_block(parameters["block"], parameters["model"])
+    # records of a plan that has no run files any longer may still be there
+    if "plan" in parameters and not reference_dir(parameters["plan"]).is_dir():
+        check_choice("plan", parameters["plan"], plan_names())
+
+
+def check_block(block: int, model: str) -> None:
+    """Raise BadParameter for the number of a block that a model does not have."""
+    with contextlib.suppress(UnsupportedModel):  # not known before it is loaded
+        blocks = model_size(model).blocks
+        if not 0 <= block < blocks:
+            raise BadParameter(
+                f"block {block} is not there: {model} has {blocks} blocks, 0 to {blocks - 1}"
+            )
 
 
 def injected_names(namespace: Mapping[str, Any]) -> list[str]:

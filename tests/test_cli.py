@@ -7,6 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import families as fam
 import pytest
@@ -239,6 +240,13 @@ def test_what_is_raised_is_one_line(raised, code, words, command, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     assert command("evaluate tiny")[2] == f"process 3: {error}"
     assert "process 3: processes of torchrun" in command(f"prune tiny {HALF}")[2]
+
+
+def test_what_an_interrupt_leaves(command, monkeypatch):
+    monkeypatch.setattr(cli, "load", Mock(side_effect=KeyboardInterrupt))
+    for line, said in {"": "nothing was saved", "--streamed": "goes on"}.items():
+        code, _, error = command(f"prune dense {HALF} --method magnitude {line}")
+        assert code == 130 and said in error
 
 
 def test_memory_is_checked_before_a_model_is_loaded(command, monkeypatch):

@@ -135,6 +135,26 @@ def test_names_are_checked_before_a_model_is_loaded(
             open_run(name, defaults | change)
 
 
+@pytest.mark.parametrize(
+    "name, change, word",
+    [
+        ("01_calibration_capture", {"block": 30}, "0 to 29"),
+        ("02_admm_layer_solve", {"block": -1}, "block -1"),
+        ("03_mask_schedule", {"block": 2, "model": "tiny"}, "0 to 1"),
+        ("06_tables_and_plots", {"plan": "lapto"}, "'laptop'"),
+    ],
+)
+def test_a_block_or_a_plan_that_is_not_there(
+    name, change, word, monkeypatch, one_line_error
+):
+    monkeypatch.setattr(notebook, "notebooks_dir", notebooks_dir)
+    defaults, _ = read_parameters_cell(notebooks_dir() / f"{name}.ipynb")
+    with one_line_error(BadParameter, word):
+        open_run(name, defaults | change)
+    unknown = {"block": 29} if "block" in change else {"plan": "beyond"}
+    open_run(name, defaults | unknown)
+
+
 def test_what_a_notebook_may_prune_with(monkeypatch, one_line_error):
     monkeypatch.setattr(notebook, "notebooks_dir", notebooks_dir)
     opened = {
