@@ -54,6 +54,7 @@ CELL = {
     "calibration_seed",
     "tasks",
     "limit",
+    "task_part",
     # of a pipeline (notebook 08)
     "allocation",
     "guide_sequences",
