@@ -137,19 +137,19 @@ QUANTITIES = {
     "solving": _change("seconds of solving alone", "solve_seconds", timed=True),
     "layers": _change("mean error of the layers", "mean_layer_error"),
     "seven": Quantity(
-        "right answers, the paper's 7 tasks",
+        "right answers on the paper's 7 tasks",
         "{:+.3f}",
         notebook=ZERO_SHOT_NOTEBOOK,
         measure=lambda pairs: _answers(pairs, SEVEN),
     ),
     "answers": Quantity(
-        "right answers, all tasks",
+        "right answers on all tasks",
         "{:+.3f}",
         notebook=ZERO_SHOT_NOTEBOOK,
         measure=_answers,
     ),
     "lambada": Quantity(
-        "right answers of LAMBADA",
+        "right answers on LAMBADA",
         "{:+.3f}",
         notebook=ZERO_SHOT_NOTEBOOK,
         measure=lambda pairs: _answers(pairs, ["lambada_openai"]),
@@ -177,9 +177,7 @@ QUANTITIES = {
     "excess": Quantity("objective above its optimum", scale=100, unit=" %"),
     "unscaled": Quantity("iterations without preconditioning, at the best ρ"),
     "one rho": Quantity("iterations at ρ = 1 / at the best ρ"),
-    "one rho, unscaled": Quantity(
-        "without preconditioning: iterations at ρ = 1 / at the best ρ"
-    ),
+    "one rho, unscaled": Quantity("the same without preconditioning"),
 }
 
 
