@@ -304,7 +304,8 @@ def _scale(record: Record) -> Scale:
     tasks = (record["series"] or {}).get("zero_shot", {}).values()
     if tasks:
         questions = sum(len(task["items"]) for task in tasks)
-        evaluation.append(f"{len(tasks)} tasks, {questions:,} questions")
+        many = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
+        evaluation.append(f"{many}, {questions:,} questions")
     processor = processor_of(record) or "an unknown processor"
     return Scale(calibration, ", ".join(evaluation), processor)
 

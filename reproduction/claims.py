@@ -592,7 +592,12 @@ def _earlier(condition: Condition, draws: pd.DataFrame, at: str) -> dict[str, An
     quantity = QUANTITIES[condition.quantity]
     if quantity.notebook == ZERO_SHOT_NOTEBOOK:
         each = (
-            Mean(1, row.value, 2 * row.error, f"{row.release} ({row.evaluation})")
+            Mean(
+                1,
+                row.value,
+                2 * row.error,
+                f"{row.release}, {row.evaluation}, {row.processor}",
+            )
             for row in own.itertuples()
         )
         return {"earlier": tuple(each), "together": None}

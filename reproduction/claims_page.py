@@ -306,7 +306,9 @@ class _Page:
         took = [
             run.get("run_seconds", run["seconds"]) / 60
             for run in self.records
-            if (run["data"] or {}).get("calibration") and "method" in run["parameters"]
+            if "seconds" in run
+            and (run.get("data") or {}).get("calibration")
+            and "method" in run["parameters"]
         ]
         plan = self.tables.parent.name
         minutes = ""
@@ -323,32 +325,29 @@ class _Page:
 
     def margins(self) -> str:
         """Why the margin is what it is, and what each claim that has one would be with another."""
-        ours, old = (
-            judge_claims(self.records, with_margin(margin))[0].set_index("number")
-            for margin in (NEGLIGIBLE, OLD_MARGIN)
-        )
-        lines = []
-        for claim in CLAIMS:
-            tests = [
+        claims = {
+            claim.number: [
                 each
                 for each in claim.conditions
                 if each.decides and abs(each.limit) == NEGLIGIBLE
             ]
-            rows = self.rows[
-                (self.rows["number"] == claim.number) & (self.rows["n"] > 0)
-            ]
-            if not tests or rows.empty:
-                continue
-            first = next(rows.itertuples())
-            cells = [f"{claim.number}", _number(first) + f" ({first.n})"]
-            cells += [kind.at[claim.number, "verdict"] for kind in (ours, old)]
-            if first.together:
-                mean = first.together
-                cells.append(f"{_show(first, mean)} ({mean.n})")
-                cells += [_alone(mean, tests, m) for m in (NEGLIGIBLE, OLD_MARGIN)]
-            lines.append([*cells, "–", "–", "–"][:7])
-        if not lines:
+            for claim in CLAIMS
+        }
+        shown = [n for n in self.shown["number"] if claims[n]]
+        if not shown:
             return ""
+        old, _ = judge_claims(self.records, with_margin(OLD_MARGIN))
+        lines = []
+        for number in shown:
+            first = next(self.rows[self.rows["number"] == number].itertuples())
+            cells = [f"{number}", f"{_number(first)} ({first.n})"]
+            for verdicts in (self.verdicts, old):
+                cells += verdicts["verdict"][verdicts["number"] == number].tolist()
+            if mean := first.together:
+                cells.append(f"{_show(first, mean)} ({mean.n})")
+                margins = (NEGLIGIBLE, OLD_MARGIN)
+                cells += [_alone(mean, claims[number], margin) for margin in margins]
+            lines.append([*cells, "–", "–", "–"][:7])
         new, less = (f"at {100 * margin:.0f} %" for margin in (NEGLIGIBLE, OLD_MARGIN))
         heads = ["#", "today's draws", new, less]
         heads += ["all draws", f"all, {new}", f"all, {less}"]
