@@ -23,7 +23,7 @@ from book.executed import COPIED_PLAN, annotate, as_it_ran, copy_path, nearness
 from book.runs import COMMITTED, FOLDERS, Runs, list_page
 from helpers.errors import HelpersError
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
-from reproduction.claims import judge_claims
+from reproduction.claims import DECIDING, judge_claims
 from reproduction.claims_page import count_sentence
 from reproduction.figures import figure_alt
 from reproduction.plan import plan_names, read_plan
@@ -49,7 +49,21 @@ DRAWN_IN = {
 YOURS = "`make reproduce` puts yours {} (runs made in JupyterLab are not shown)."
 NOTHING_RUN = f"The numbers in this book came with the repository; {YOURS.format('beside them')}\n"
 COPIES = "results/reference/notebooks"  # of which each is a page
+CLAIMS_PAGE = """\
+# The claims, one by one
+
+Code tests each claim on the committed records. A claim's number leads to how it was tested, and that
+to the pages of its runs. Plans too small to decide say where their runs point:
+[laptop](#laptop-claims) and, on another model, [second](#second-claims).
+
+"""
+CLAIMS_OF = """\
+({plan}-claims)=
+## Plan {plan}
+
+{part}"""
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
+RECORD = re.compile(r"results/(?:reference/)?(\w+)/records/([^/]+)\.json")
 PRODUCT = re.compile(r"results/(?:reference/)?(\w+)/(?:tables|figures)(?:/(\w+)\.\w+)?")
 
 
@@ -61,6 +75,7 @@ class Sources:
         self.plans: dict[str, Runs] = {}  # those with records
         self.cells: dict[tuple[str, str], str] = {}  # where a printed number leads
         self.shown: dict[tuple[str, str], str] = {}  # the page of a run's notebook
+        self.claims = CLAIMS_PAGE
 
     def write(self, name: str, text: str) -> None:
         """Write a page."""
@@ -86,6 +101,8 @@ class Sources:
             path = os.path.normpath(os.path.join(os.path.dirname(page), target))
             if product := PRODUCT.fullmatch(path):
                 return f"[{words}](#{product[1]}-{product[2] or 'plan'})"
+            if record := RECORD.fullmatch(path):
+                return f"[{words}](/runs/{record[1]}/{record[2]}.md)"
             if path.startswith(COPIES):
                 name = path.removeprefix(COPIES).strip("/").replace(".ran.", ".")
                 return f"[{words}](/notebooks/{name or 'index.md'})"
@@ -141,9 +158,15 @@ class Sources:
             parts = ""
             for whose in shown:
                 part = self.exhibits(runs, whose, name)
+                if name == "claims" and plan in DECIDING and whose == COMMITTED:
+                    self.claims += CLAIMS_OF.format(plan=plan, part=part)
+                    part = f"[The claims, one by one](#{plan}-claims)\n\n"
                 parts += f"**{whose}**\n\n{part}" if part and len(shown) > 1 else part
             title = name.replace("_", " ").capitalize()
-            text += f"({plan}-{name})=\n## {title}\n\n{parts}" if parts else ""
+            label = f"({plan}-{name})=\n"
+            if label in self.claims:
+                label = ""  # is that of the page of claims
+            text += f"{label}## {title}\n\n{parts}" if parts else ""
         if shown:
             self.write(f"plans/{plan}.md", text)
         return opening
@@ -272,6 +295,7 @@ def main() -> int:
         for name in COPIED:
             sources.copy(root() / name, name)
         sources.write("claims_line.txt", claims_line())
+        sources.write("claims.md", sources.claims)
         sources.write("agreement.txt", "".join(openings) or NOTHING_RUN)
         lines = (opening.partition("\n\n")[0] for opening in openings)
         sources.write("agreement_line.txt", "\n\n".join(lines) or NOTHING_RUN)

@@ -122,9 +122,9 @@ def _answers(pairs: pd.DataFrame, only: Sequence[str] = ()) -> dict[str, Any]:
             if any(len(asked[pair.at, name, q]) > 1 for q in tasks[name]["items"])
         ]
         count = max(len(steps), 1)
-        mean = sum(step.mean() for step in steps.values()) / count
+        means = [step.mean() for step in steps.values()]
         luck = (np.linalg.norm(some) / count for some in ([*errors.values()], shared))
-        rows.append((mean if steps else math.nan, *luck))
+        rows.append((np.mean(means) if means else math.nan, *luck))
     columns = pd.DataFrame(rows, pairs.index, ["value", "error", "shared"], dtype=float)
     return dict(columns.items())
 

@@ -149,6 +149,7 @@ CLAIMS = (
         "by more than a tenth, nothing is known.",
         "weight_update",
         (Condition("gradient iterations", 1, 1.0),),
+        ("U not updated", "fitted to the pruned weights"),
     ),
     Claim(
         2,
@@ -582,6 +583,8 @@ def _earlier(condition: Condition, draws: pd.DataFrame, at: str) -> dict[str, An
 
     Answers were measured again on the same draw: each measurement is one, with two standard errors.
     """
+    if draws.empty:
+        return {"earlier": (), "together": None}
     own = earlier_draws()
     for name in ("quantity", "of", "against"):
         own = own[own[name] == getattr(condition, name)]
