@@ -52,16 +52,17 @@ COPIES = "results/reference/notebooks"  # of which each is a page
 CLAIMS_PAGE = """\
 # The claims, one by one
 
-Code tests each claim on the committed records. A claim's number leads to how it was tested, and that
-to the pages of its runs. Plans too small to decide say where their runs point:
+Code tests each claim on the committed records. A claim's number leads to how it was tested, and
+that to the pages of its runs. Plans too small to decide say where their runs point:
 [laptop](#laptop-claims) and, on another model, [second](#second-claims).
 
 """
 CLAIMS_OF = """\
 ({plan}-claims)=
-## Plan {plan}
+## {title}: plan {plan}
 
 {part}"""
+CLAIMS_TITLES = {"full": "On the paper", "beyond": "Beyond the paper"}
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
 RECORD = re.compile(r"results/(?:reference/)?(\w+)/records/([^/]+)\.json")
 PRODUCT = re.compile(r"results/(?:reference/)?(\w+)/(?:tables|figures)(?:/(\w+)\.\w+)?")
@@ -159,7 +160,9 @@ class Sources:
             for whose in shown:
                 part = self.exhibits(runs, whose, name)
                 if name == "claims" and plan in DECIDING and whose == COMMITTED:
-                    self.claims += CLAIMS_OF.format(plan=plan, part=part)
+                    self.claims += CLAIMS_OF.format(
+                        title=CLAIMS_TITLES[plan], plan=plan, part=part
+                    )
                     part = f"[The claims, one by one](#{plan}-claims)\n\n"
                 parts += f"**{whose}**\n\n{part}" if part and len(shown) > 1 else part
             title = name.replace("_", " ").capitalize()

@@ -187,12 +187,7 @@ CLAIMS = (
         "The damped objective is within 1 % of its exact optimum.",
         "weight_update",
         (Condition("excess", -1, 0.01),),
-        (
-            "no preconditioning",
-            "damping 0",
-            "U not updated",
-            "fitted to the pruned weights",
-        ),
+        ("damping 0", "U not updated", "fitted to the pruned weights"),
     ),
     Claim(
         6,

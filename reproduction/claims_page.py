@@ -213,7 +213,7 @@ class _Page:
     def lines(self) -> list[str]:
         """The tables of the paper's claims, of what it says and no run tests, and of our own."""
         heads = ["#", "claim *(its source)*", "verdict", "measured"]
-        heads += ["p", "p, this page", "p, all pages", "what overturns it, tried"]
+        heads += ["p *(corrected: this page; all pages)*", "overturned by"]
         if not self.decides:
             theirs = f" on {' and '.join(sorted(self.models))}" if self.models else ""
             heads[2:] = [
@@ -246,11 +246,11 @@ class _Page:
         verdict = _verdict(row)
         if row.verdict in (HOLDS, FAILS) and every > LEVEL:
             verdict += f"; {OPEN} if p is corrected for all pages"
-        numbers = ["–"] * 3  # of counts, and of what is not tested
+        p = "–"  # of counts, and of what is not tested
         if row.family and row.verdict != UNTESTED:
-            numbers = [f"{p:.2g}" for p in (row.p, row.corrected, every)]
+            p = f"{row.p:.2g} ({row.corrected:.2g}; {every:.2g})"
         measured = f"{_measured(row, rows)}; {table}"
-        return [*cells, verdict, measured, *numbers, _overturned(row, rows)]
+        return [*cells, verdict, measured, p, _overturned(row, rows)]
 
     def nowhere(self) -> str:
         """What the paper says or shows, and no run of the embedded models tests."""
@@ -501,7 +501,7 @@ def _overturned(row: Any, rows: pd.DataFrame) -> str:
         return "–"
     texts = []
     if row.mutants:
-        texts.append(f"in the solver: {', '.join(row.mutants)}")
+        texts.append(f"a broken solver: {', '.join(row.mutants)}")
     controls = rows[(rows["control"] != "") & (rows["n"] > 0)]
     for words, own in controls.groupby("control", sort=False):
         worst = next(
