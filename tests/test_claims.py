@@ -814,7 +814,7 @@ def test_a_line_names_its_source_and_what_overturns_it(committed, tmp_path):
     assert rows[11][-1].endswith("at 70 %")
     assert "U not updated" in rows[5][-1]
     # a control that does not overturn the claim is said to be none
-    low = [run for run in runs if run["parameters"]["method"] != "admm1"]
+    low = [run for run in runs if run["parameters"].get("method") != "admm1"]
     low += draws("admm1", "70 %", 19.0, [1.0] * 5)
     assert "hold all the same" in rows_of(claims_markdown(low, tmp_path))[11][-1]
 
