@@ -26,7 +26,7 @@ from book.runs import COMMITTED, FOLDERS, Runs, list_page, record_folder, table_
 from helpers.errors import HelpersError
 from helpers.explore import touch
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
-from reproduction.claims import judge_claims
+from reproduction.claims import DECIDING, judge_claims
 from reproduction.claims_page import count_sentence
 from reproduction.figures import figure_alt
 from reproduction.pages import on_shared_samples, one_column, plus_minus
@@ -54,12 +54,27 @@ DRAWN_IN = {
 YOURS = "`make reproduce` puts yours {} (runs made in JupyterLab are not shown)."
 NOTHING_RUN = f"The numbers in this book came with the repository; {YOURS.format('beside them')}\n"
 COPIES = "results/reference/notebooks"  # of which each is a page
+CLAIMS_PAGE = """\
+# The claims, one by one
+
+Code tests each claim on the committed records. A claim's number leads to how it was tested, and
+that to the pages of its runs. Plans too small to decide say where their runs point:
+[laptop](#laptop-claims) and, on another model, [second](#second-claims).
+
+"""
+CLAIMS_OF = """\
+({plan}-claims)=
+## {title}: plan {plan}
+
+{part}"""
+CLAIMS_TITLES = {"full": "On the paper", "beyond": "Beyond the paper"}
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
 # in a sentence; that of percent is no cell of a table
 SPREAD = re.compile(
     r"(?<![\w.,[+−-])\d[\d,.]*[ \xa0]±[ \xa0]\d+(?:\.\d+)?(?!\.?\d|\]|[ \xa0]%)"
 )
 WIDE = 720  # pixels
+RECORD = re.compile(r"results/(?:reference/)?(\w+)/records/([^/]+)\.json")
 PRODUCT = re.compile(r"results/(?:reference/)?(\w+)/(?:tables|figures)(?:/(\w+)\.\w+)?")
 
 
@@ -71,6 +86,7 @@ class Sources:
         self.plans: dict[str, Runs] = {}  # those with records
         self.cells: dict[tuple[str, str], str] = {}  # where a number leads, by its row
         self.shown: dict[tuple[str, str], str] = {}  # the page of a run's notebook
+        self.claims = CLAIMS_PAGE
 
     def write(self, name: str, text: str) -> None:
         """Write a page."""
@@ -96,6 +112,8 @@ class Sources:
             path = os.path.normpath(os.path.join(os.path.dirname(page), target))
             if product := PRODUCT.fullmatch(path):
                 return f"[{words}](#{product[1]}-{product[2] or 'plan'})"
+            if record := RECORD.fullmatch(path):
+                return f"[{words}](/runs/{record[1]}/{record[2]}.md)"
             if path.startswith(COPIES):
                 name = path.removeprefix(COPIES).strip("/").replace(".ran.", ".")
                 return f"[{words}](/notebooks/{name or 'index.md'})"
@@ -165,9 +183,16 @@ class Sources:
             parts = ""
             for whose in shown:
                 part = self.exhibits(runs, whose, name)
+                if name == "claims" and plan in DECIDING and whose == COMMITTED:
+                    self.claims += CLAIMS_OF.format(
+                        title=CLAIMS_TITLES[plan], plan=plan, part=part
+                    )
+                    part = f"[The claims, one by one](#{plan}-claims)\n\n"
                 parts += f"**{whose}**\n\n{part}" if part and len(shown) > 1 else part
-            title = table_title(name)
-            text += f"({plan}-{name})=\n## {title}\n\n{parts}" if parts else ""
+            label = f"({plan}-{name})=\n"
+            if label in self.claims:
+                label = ""  # is that of the page of claims
+            text += f"{label}## {table_title(name)}\n\n{parts}" if parts else ""
         if shown:
             self.write(f"plans/{plan}.md", text)
         return opening
@@ -329,6 +354,7 @@ def main() -> int:
         ]
         pages = "".join(f"plans/{name}\n" for name in shown)
         sources.write("plans.txt", f"```{{toctree}}\n:maxdepth: 1\n\n{pages}```\n")
+        sources.write("claims.md", sources.claims)
         sources.write("agreement.txt", "".join(openings) or NOTHING_RUN)
         lines = (opening.partition("\n\n")[0] for opening in openings)
         sources.write("agreement_line.txt", "\n\n".join(lines) or NOTHING_RUN)

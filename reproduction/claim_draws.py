@@ -7,6 +7,7 @@ a layer at a sparsity, on one mask.
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from scipy import stats
 from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir
 from reproduction.pipelines import BASE, pipeline_table
 from reproduction.pipelines import NOTEBOOK as PIPELINES
-from reproduction.records import Record, Records, read_records
+from reproduction.records import Record, Records, read_records, record_id
 from reproduction.runs import (
     CELL,
     PRUNE_NOTEBOOK,
@@ -28,6 +29,10 @@ from reproduction.runs import (
 from reproduction.tables import DAMPING
 
 RECIPE = f"{BASE} + recipe"
+SEVEN = (  # the tasks of the paper's table, as the plan `paper` has them
+    *("boolq", "rte", "hellaswag", "winogrande"),
+    *("arc_easy", "arc_challenge", "openbookqa"),
+)
 PAIR = ["at", "draw", "setting", "machine", "questions"]  # what a pair shares
 RUN = [
     *("record", "notebook", "label", *PAIR, "timed", "scale", "perplexity"),
@@ -58,7 +63,7 @@ class Quantity(NamedTuple):
     unit: str = ""
     notebook: str = ""  # whose runs it is measured on; "": on layer problems
     # columns of pairs of runs, where those of the other run end in "_": "value" and, of answers,
-    # "error"
+    # "error" and "shared"
     measure: Callable[[pd.DataFrame], dict[str, Any]] | None = None
     logarithm: bool = False  # the values are logarithms of ratios, printed as changes
     timed: bool = False  # seconds, which decide only in runs that were timed alone
@@ -88,22 +93,40 @@ def _closed(pairs: pd.DataFrame) -> dict[str, Any]:
     return {"value": np.log(pairs["perplexity_"] / pairs["perplexity"]) / gap}
 
 
-def _answers(pairs: pd.DataFrame, only: str = "") -> dict[str, Any]:
+def _answers(pairs: pd.DataFrame, only: Sequence[str] = ()) -> dict[str, Any]:
     """The share of questions that one run answers rightly beyond that of the other, over tasks.
 
-    With its standard error over questions; tasks are taken as independent. only: one task.
+    With "error", its standard error over questions, and "shared", the same over the tasks of which
+    another draw of the column answers some of these questions too. Tasks are taken as independent.
+    only: some of the tasks.
     """
-    values, errors = [], []
-    for own, other in zip(pairs["record"], pairs["record_"], strict=True):
-        tasks, others = (run["series"]["zero_shot"] for run in (own, other))
-        steps = [
-            np.subtract(tasks[name]["acc"], others[name]["acc"])
-            for name in tasks
-            if only in ("", name)
+    asked = defaultdict(set)  # the draws that answer a question
+    for at, draw, record in pairs[["at", "draw", "record"]].itertuples(index=False):
+        for name, task in record["series"]["zero_shot"].items():
+            for item in task["items"]:
+                asked[at, name, item].add(draw)
+    rows = []
+    for pair in pairs.itertuples():
+        tasks, others = (
+            run["series"]["zero_shot"] for run in (pair.record, pair.record_)
+        )
+        steps = {
+            name: np.subtract(task["acc"], others[name]["acc"])
+            for name, task in tasks.items()
+            if not only or name in only
+        }
+        errors = {name: stats.sem(step) for name, step in steps.items()}
+        shared = [
+            error
+            for name, error in errors.items()
+            if any(len(asked[pair.at, name, q]) > 1 for q in tasks[name]["items"])
         ]
-        values.append(np.mean([step.mean() for step in steps]) if steps else math.nan)
-        errors.append(np.linalg.norm([stats.sem(step) for step in steps]) / len(steps))
-    return {"value": values, "error": errors}
+        count = max(len(steps), 1)
+        means = [step.mean() for step in steps.values()]
+        luck = (np.linalg.norm(some) / count for some in ([*errors.values()], shared))
+        rows.append((np.mean(means) if means else math.nan, *luck))
+    columns = pd.DataFrame(rows, pairs.index, ["value", "error", "shared"], dtype=float)
+    return dict(columns.items())
 
 
 QUANTITIES = {
@@ -113,17 +136,23 @@ QUANTITIES = {
     "seconds": _change("seconds", "prune_seconds", timed=True),
     "solving": _change("seconds of solving alone", "solve_seconds", timed=True),
     "layers": _change("mean error of the layers", "mean_layer_error"),
+    "seven": Quantity(
+        "right answers on the paper's 7 tasks",
+        "{:+.3f}",
+        notebook=ZERO_SHOT_NOTEBOOK,
+        measure=lambda pairs: _answers(pairs, SEVEN),
+    ),
     "answers": Quantity(
-        "right answers",
+        "right answers on all tasks",
         "{:+.3f}",
         notebook=ZERO_SHOT_NOTEBOOK,
         measure=_answers,
     ),
     "lambada": Quantity(
-        "right answers of LAMBADA",
+        "right answers on LAMBADA",
         "{:+.3f}",
         notebook=ZERO_SHOT_NOTEBOOK,
-        measure=lambda pairs: _answers(pairs, "lambada_openai"),
+        measure=lambda pairs: _answers(pairs, ["lambada_openai"]),
     ),
     "closed": Quantity(
         "share of ADMM-Grad's gap closed", "{:.1f}", 100, " %", PIPELINES, _closed
@@ -146,32 +175,40 @@ QUANTITIES = {
     "error": Quantity("ADMM's error / SparseGPT's"),
     "heldout": Quantity("the same on held-out text"),
     "excess": Quantity("objective above its optimum", scale=100, unit=" %"),
-    "scaled": Quantity("iterations with preconditioning"),
-    "unscaled": Quantity("iterations without preconditioning"),
+    "unscaled": Quantity("iterations without preconditioning, at the best ρ"),
     "one rho": Quantity("iterations at ρ = 1 / at the best ρ"),
+    "one rho, unscaled": Quantity("the same without preconditioning"),
 }
+
+
+# logarithms of ratios of perplexities, which are means over windows
+WINDOWED = ("perplexity", "repaired")
 
 
 class Draws:
     """The runs and the layer problems of the records of one model."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, full: Records | None = None) -> None:
+        """full: records of the plan `full`, by default the committed ones."""
         records = list(records)
         self.own = self.all = _runs(records)
         if (self.own["label"] == RECIPE).any():
             # the plan `beyond` scores the recipe alone, with the questions of the plan `full`; the
             # runs of another model have another setting, and make no pair
-            full = _runs(read_records(reference_dir("full") / "records"))
-            self.all = pd.concat([self.own, full])
-        columns = ["quantity", "at", "timed", "scale", "layer", "value"]
+            if full is None:
+                full = read_records(reference_dir("full") / "records")
+            self.all = pd.concat([self.own, _runs(list(full))])
+        columns = ["quantity", "at", "timed", "scale", "layer", "ids", "value"]
         self.problems = pd.DataFrame(_problem_values(records), columns=columns)
 
     def of(self, quantity: str, of: str, against: str) -> pd.DataFrame:
         """The values of a quantity, a row for each pair of runs, or for each layer problem.
 
         of, against: the labels of the two runs of a pair. Columns: at, the column of the tables, ""
-        for problems; value, NaN where nothing is known; timed, alone; scale; of pairs also draw,
-        questions, and error, that of the questions; of problems the layer.
+        for problems; value, NaN where nothing is known; timed, alone; scale; ids, of the records;
+        of pairs also draw, error and shared, that of all questions and of those that draws share,
+        and windows, the value in each evaluation window, None where it was not kept; of problems
+        the layer.
         """
         notebook, measure = QUANTITIES[quantity].notebook, QUANTITIES[quantity].measure
         if not notebook:
@@ -181,8 +218,29 @@ class Draws:
             for runs, label in ((self.own, of), (self.all, against))
         )
         pairs = ours.merge(theirs, on=PAIR, suffixes=("", "_"))
-        pairs = pairs.assign(timed=pairs["timed"] & pairs["timed_"], error=0.0)
+        both = list(zip(pairs["record"], pairs["record_"], strict=True))
+        pairs = pairs.assign(
+            timed=pairs["timed"] & pairs["timed_"],
+            ids=[tuple(map(record_id, pair)) for pair in both],
+            windows=[
+                by_window(*pair) if quantity in WINDOWED else None for pair in both
+            ],
+            error=0.0,
+            shared=0.0,
+        )
         return pairs.assign(**measure(pairs)).dropna(subset="value")
+
+
+def by_window(run: Record, other: Record) -> np.ndarray | None:
+    """Differences of the mean loss, in nats per token, in each evaluation window of two runs.
+
+    None where a record does not hold it.
+    """
+    losses = [
+        ((record["series"] or {}).get("window_losses") or {}).get("evaluation")
+        for record in (run, other)
+    ]
+    return np.subtract(*losses) if all(losses) else None
 
 
 def _runs(records: list[Record]) -> pd.DataFrame:
@@ -246,7 +304,8 @@ def _scale(record: Record) -> Scale:
     tasks = (record["series"] or {}).get("zero_shot", {}).values()
     if tasks:
         questions = sum(len(task["items"]) for task in tasks)
-        evaluation.append(f"{len(tasks)} tasks, {questions:,} questions")
+        many = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
+        evaluation.append(f"{many}, {questions:,} questions")
     processor = processor_of(record) or "an unknown processor"
     return Scale(calibration, ", ".join(evaluation), processor)
 
@@ -262,6 +321,7 @@ def _problem_values(records: Records) -> Iterator[Row]:
     for record in with_series(records, "update"):
         parameters = record["parameters"]
         own = {"at": "", "timed": record.get("timed", False), "scale": _scale(record)}
+        own["ids"] = (record_id(record),)
         # the rows of a study of one layer may not name it
         update, curves = (
             [{"layer": parameters["layer"]} | row for row in record["series"][name]]
@@ -305,14 +365,14 @@ def _values_of_problem(
             own = [curve for curve in curves if curve["solver"] in solvers]
             for unit in ("iterations", "seconds"):
                 values[f"{rival} {unit}"] = _race(own, done, unit)
-    if scaled and unscaled:
-        values["scaled"] = cost_to_reach(scaled, ENOUGH, "iterations")
+    if unscaled:
         values["unscaled"] = cost_to_reach(unscaled, ENOUGH, "iterations")
-    if len({curve["rho"] for curve in scaled}) > 1:
-        best = cost_to_reach(scaled, ENOUGH, "iterations")
-        one = cost_to_reach(_matching(scaled, rho=1.0), ENOUGH, "iterations")
-        # where no ρ gets there, ρ = 1 does not fit either
-        values["one rho"] = one / best if best < math.inf else math.inf
+    for name, own in {"one rho": scaled, "one rho, unscaled": unscaled}.items():
+        if len({curve["rho"] for curve in own}) > 1:
+            best = cost_to_reach(own, ENOUGH, "iterations")
+            one = cost_to_reach(_matching(own, rho=1.0), ENOUGH, "iterations")
+            # where no ρ gets there, ρ = 1 does not fit either
+            values[name] = one / best if best < math.inf else math.inf
     return {name: value for name, value in values.items() if value is not None}
 
 

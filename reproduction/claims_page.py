@@ -3,19 +3,23 @@
 This is the one place where sentences are made of what `judge_claims` returns.
 """
 
+import itertools
+import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from helpers.explore.names import display_name
-from helpers.paths import reference_dir, replace_file
+from helpers.paths import reference_dir, replace_file, root
 from reproduction.claim_draws import QUANTITIES
 from reproduction.claims import (
     ALONE,
+    CLAIMS,
     DECIDING,
     FAILS,
     FEWEST_LAYERS,
@@ -25,16 +29,21 @@ from reproduction.claims import (
     LEVEL,
     MOST,
     NEGLIGIBLE,
+    NOWHERE,
     OPEN,
     OURS,
     UNTESTED,
+    Condition,
+    Mean,
     holm,
     judge_claims,
+    with_margin,
 )
+from reproduction.earlier import earlier_draws
 from reproduction.labels import column_key
 from reproduction.markdown import text_table
 from reproduction.pipelines import BASE
-from reproduction.records import Records, read_records
+from reproduction.records import Records, read_records, record_id
 from reproduction.runs import (
     FEWEST,
     by_model,
@@ -43,135 +52,345 @@ from reproduction.runs import (
     model_sentence,
 )
 
-POINTS = {HOLDS: "yes", FAILS: "no"}
+POINTS = {HOLDS: "yes", FAILS: "no", "": "nowhere"}
 COUNTED = {  # a verdict on one claim, and on several
     HOLDS: ("holds", "hold"),
     FAILS: ("does not hold", "do not hold"),
     OPEN: ("is undecided", "are undecided"),
     UNTESTED: ("is not tested", "are not tested"),
 }
+OLD_MARGIN = 0.01  # up to 0.10.0
+SCALE = ("model", "calibrated on", "evaluated on", "hardware", "minutes")
 PAPER = (  # as the plan `paper` lays it out
-    "LLaMA-7B; LLaMA-2-7B, 13B, 70B",
+    "LLaMA-7B; LLaMA-2-7B, 13B and 70B",
     "128 x 2048 tokens",
     "all windows of 2048 tokens; 7 tasks, all questions",
-)
-NOWHERE = (
-    "No page tests the abstract's “wide range of LLMs”: the models here have 135M and 270M "
-    "parameters, the paper's 7B to 70B."
+    "not known to us; the plan `paper` needs a GPU of 80 GB",
+    "not known to us",
 )
 RULES = (
-    "Methods are compared in pairs of one calibration draw (seed), one setting (that of most runs) "
-    "and one processor. Several records of one draw count once, with their mean.",
-    f"A column (a sparsity or a pattern) decides by its own draws, {FEWEST} at the least. One with "
-    "fewer is shown without ± and decides nothing. The number of draws stands in brackets.",
-    "± is half of Student's 95 % interval over draws. Draws that answer the same questions share "
-    "their luck: two standard errors over questions are added in quadrature, and are all of it if "
-    "there are too few draws.",
-    "A claim of several columns holds if all of them lie on its side of the limit by more than ± "
-    "(so its p is the largest), and does not hold if one lies on the other side by more than ± "
-    "(p is the smallest, times their number).",
-    "Interval claims of a page are one family: p is corrected for their number by Holm's method, "
-    f"and must be at most {LEVEL:g}. ± is not corrected.",
-    f"“No more than” leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity: "
-    "rounding on another processor does as much.",
-    f"Claims about layers must be true of {100 * MOST:.0f} % of the problems (a layer at a "
-    f"sparsity, on one mask by Wanda's score, budget per matrix) on {FEWEST_LAYERS} layers or "
-    f"more; at {100 * HALF:.0f} % or fewer they do not hold. “Worst” is the problem "
-    "that speaks most against the claim. These are counts, without an interval.",
+    "Methods are compared **in pairs** of one calibration draw (seed), one setting (that of most "
+    "runs), one processor and, of answers, the same questions. Several records of one draw count "
+    "once, with their mean.",
+    f"**A column** (a sparsity or a pattern) decides by its own draws, {FEWEST} at the least. One "
+    "with fewer is shown without ± and decides nothing. The number of draws stands in brackets.",
+    "**±** is half of Student's 95 % interval over draws. Where draws answer the same questions, "
+    "two standard errors over these are added in quadrature, and are all of it if there are too "
+    "few draws. It is a little too small: all draws are of one pool of text, and all runs share "
+    "the evaluation windows (where records keep the loss of each, ± over windows is shown too, and "
+    "decides nothing).",
+    "**A verdict.** A claim of several columns holds if all of them lie on its side of the limit "
+    "by more than ± (so its p is the largest), and does not hold if one lies on the other side by "
+    "more than ± (p is the smallest, times their number). "
+    f"*{OPEN.capitalize()}*: the interval straddles the limit. *{UNTESTED.capitalize()}*: no or "
+    "too few runs, said which; columns that have enough are named, with what their own ± says. "
+    "*Points to*: where means lie that are clear of the limit by ±, or of fewer than "
+    f"{FEWEST} draws by {100 * NEGLIGIBLE:.0f} %.",
+    "**p** is that of Student's t-test, two-sided. Interval claims of a page are one family: p is "
+    f"corrected for their number by Holm's method, and must be at most {LEVEL:g}. ± is not "
+    "corrected.",
+    f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity: the rounding "
+    "of another processor does as much (the page of `full` has what was measured).",
+    "**Layers and seconds.** Claims about layers are counts, without an interval: they must be "
+    f"true of {100 * MOST:.0f} % of the problems (a layer at a sparsity, on one mask by Wanda's "
+    f"score, budget per matrix) on {FEWEST_LAYERS} layers or more, and do not hold at "
+    f"{100 * HALF:.0f} % or fewer. *Worst* is the problem that speaks most against the claim. "
     "Seconds decide only in runs that were timed alone, without others beside them.",
-    f"“{OPEN.capitalize()}”: the interval straddles the limit, or a count lies between. "
-    f"“{UNTESTED.capitalize()}”: no or too few runs, said which; “points to” says where they lie.",
-    "All draws are of one pool of text and share some of it, and all perplexities of a page are on "
-    "the same windows: ± is a little too small, and holds no choice of windows.",
 )
 
 
-Other = tuple[
-    str, Any, pd.DataFrame
-]  # a model, the verdict on its claim and its evidence
+class Other(NamedTuple):
+    """What the committed records of another page say of a claim."""
+
+    number: int
+    model: str
+    verdict: Any  # a row of the verdicts
+    rows: pd.DataFrame  # of evidence
 
 
 def claims_markdown(records: Records, tables: Path, page: Path | None = None) -> str:
     """The page of claims on the records of one model.
 
-    It begins with how many claims hold. Then comes a line for each with its verdict and the number
-    that decides it; rules and all other numbers are folded. Of runs that decide nothing the line
-    says where they point, beside the verdict of the plans `full` and `beyond`.
-    Args: tables, the folder of the tables; page, where links start, by default there.
+    It begins with how many claims hold, and with the scale of the runs. Then comes a line for each
+    claim with its verdict, the numbers measured and p; then the rules, and how each was tested. Of
+    runs that decide nothing the line says where they point, beside the verdict of the plans `full`
+    and `beyond`.
+    Args: tables, the folder of the tables; page, where links start, by default there; elsewhere
+        rules and details are folded.
     """
     records = list(records)
-    page = page or tables
-    verdicts, rows = judge_claims(records)
-    shown = verdicts[verdicts["n"] > 0]
-    decides = shown["verdict"].ne(UNTESTED).any()
-    pages = {
-        plan: f"[{plan}]({os.path.relpath(reference_dir(plan) / 'tables/claims.md', page)})"
-        for plan in DECIDING
-    }
-    deciding = " and ".join(pages.values())
-    if shown.empty:
-        return f"No claim has runs here: see {deciding}.\n"
-    others = _elsewhere(["second"] if decides else DECIDING)
-    models = {model for model, *_ in others.values()} - {_model(records)}
-    theirs = f" on {' and '.join(sorted(models))}" if models else ""
-    heads = ["#", "claim", "verdict", "the number that decides", "table"]
-    opening = count_sentence(verdicts)
-    if not decides:
-        heads[2:4] = [
-            "these runs point to",
-            f"{deciding}{theirs}: verdict, with its own number",
-        ]
-        opening = (
-            f"These runs are too few to decide any of the {len(shown)} claims that they say "
+    here = _Page(records, Path(tables), Path(page or tables))
+    if here.shown.empty:
+        return f"No claim has runs here: see {here.deciding}.\n"
+    parts = [
+        f"**{here.opening()}**",
+        f"{model_sentence(records)} It is a *toy* beside the paper's models: a verdict is about it "
+        "and these texts, and no number here carries over to a large model.",
+        here.scale(),
+        *here.lines(),
+        here.notes(),
+        here.margins() if here.decides else "",
+        here.part(
+            "How a claim is decided: seven rules",
+            "\n".join(f"{n}. {rule}" for n, rule in enumerate(RULES, 1)),
+        ),
+        here.part(
+            "How each claim was tested, with all numbers",
+            "\n\n".join(map(here.details, here.shown.itertuples())),
+        ),
+    ]
+    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
+
+
+class _Page:
+    """A page of claims: the records, their verdicts, and what other pages say."""
+
+    def __init__(self, records: Records, tables: Path, page: Path) -> None:
+        self.records, self.tables, self.page = records, tables, page
+        self.verdicts, self.rows = judge_claims(records)
+        self.shown = self.verdicts[self.verdicts["n"] > 0]
+        # or they are too few for any claim
+        self.decides = self.shown["verdict"].ne(UNTESTED).any()
+        self.pages = {
+            plan: f"[{plan}]({self.path(reference_dir(plan) / 'tables/claims.md')})"
+            for plan in DECIDING
+        }
+        self.deciding = " and ".join(self.pages.values())
+        judged = {plan: _judged(plan) for plan in DECIDING}
+        self.elsewhere = {  # claims with runs, by plan
+            plan: {claim.number for claim in claims if claim.verdict.n > 0}
+            for plan, claims in judged.items()
+        }
+        beside = [_judged("second")] if self.decides else judged.values()
+        self.others = {
+            claim.number: claim
+            for claim in itertools.chain(*beside)
+            if claim.verdict.n > 0
+        }
+        models = {other.model for other in self.others.values()}
+        self.models = models - {_model(records)}
+        verdicts = [claim.verdict for claim in itertools.chain(*judged.values())]
+        self.together = _together(self.verdicts, pd.DataFrame(verdicts))
+
+    def path(self, file: Path) -> str:
+        """A file, from the page."""
+        return os.path.relpath(file, self.page)
+
+    def part(self, title: str, text: str) -> str:
+        """A section of the page of claims, folded on any other page."""
+        if self.page == self.tables:
+            return f"**{title}**\n\n{text}"
+        return _fold(title, text)
+
+    def of(self, row: Any) -> pd.DataFrame:
+        """The evidence of a claim."""
+        return self.rows[self.rows["number"] == row.number]
+
+    def opening(self) -> str:
+        """How many claims hold, and so on."""
+        if self.decides:
+            return count_sentence(self.verdicts)
+        return (
+            f"These runs are too few to decide any of the {len(self.shown)} claims that they say "
             "something of."
         )
-    lines = {True: [], False: []}  # of the paper's claims, and of our own
-    details = []
-    for row in shown.itertuples():
-        own = rows[rows["number"] == row.number]
-        other = others.get(row.number)
-        middle = [f"**{row.verdict}**", _decided_by(row, own)]
-        if not decides:
-            middle = [
-                _points_to(row, own).removeprefix("points to "),
-                _verdict_there(row, own, other),
-            ]
-        table = os.path.relpath(tables / f"{row.table}.md", page)
-        link = f"[{row.table}]({table})"
-        lines[row.source != OURS].append(
-            [str(row.number), row.sentence.rstrip("."), *middle, link]
+
+    def scale(self) -> str:
+        """A table of these runs and the paper's, with hardware and minutes."""
+        every = dict.fromkeys(each for scale in self.rows["scale"] for each in scale)
+        columns = zip(*every, strict=True)
+        calibration, evaluation, processors = (
+            "; ".join(dict.fromkeys(filter(None, own))) for own in columns
         )
-        details.append(_details(row, own, other if decides and models else None))
-    titles = {True: "The paper's claims", False: "Our own, which are not in the paper"}
-    missing = ", ".join(map(str, verdicts["number"][verdicts["n"] == 0]))
-    notes = []
-    if missing:
-        # a page does not send its reader to itself
-        there = [
-            link
-            for plan, link in pages.items()
-            if reference_dir(plan) / "tables" != Path(tables)
+        minutes = sum(run.get("seconds", 0.0) for run in self.records) / 60
+        own = [f"{_model(self.records)}, a toy", calibration, evaluation or "–"]
+        own += [f"CPU: {processors}", f"{minutes:.0f}"]
+        rows = [["**this reproduction**", *own], ["**the paper**", *PAPER]]
+        return text_table(["", *SCALE], rows)
+
+    # --- the lines ----------------------------------------------------------------------------
+
+    def lines(self) -> list[str]:
+        """The tables of the paper's claims, of what it says and no run tests, and of our own."""
+        heads = ["#", "claim *(its source)*", "verdict", "measured"]
+        heads += ["p *(corrected: this page; all pages)*", "overturned by"]
+        if not self.decides:
+            theirs = f" on {' and '.join(sorted(self.models))}" if self.models else ""
+            heads[2:] = [
+                "these runs point to",
+                f"{self.deciding}{theirs}: verdict, with its own number",
+            ]
+        texts = []
+        for whose, ours in ("The paper's claims", False), ("Our own", True):
+            claims = self.shown[(self.shown["source"] == OURS) == ours]
+            if claims.empty:
+                continue
+            table = text_table(heads, map(self.line, claims.itertuples()))
+            texts.append(f"**{whose}**\n\n{table}")
+            model = str(common_parameters(self.records).get("model"))
+            if self.decides and not ours and model.startswith("embedded"):
+                texts.append(self.nowhere())
+        return texts
+
+    def line(self, row: Any) -> list[str]:
+        """The cells of a claim."""
+        rows = self.of(row)
+        link = f'<a href="#claim-{row.number}">{row.number}</a>'
+        source = "" if row.source == OURS else f" *({row.source})*"
+        cells = [link, f"{row.sentence.rstrip('.')}{source}"]
+        table = f"[{row.table}]({self.path(self.tables / f'{row.table}.md')})"
+        if not self.decides:
+            there = _verdict_there(row, rows, self.others.get(row.number))
+            return [*cells, f"{_pointing(row, rows)}; {table}", there]
+        every = self.together.get(row.number, math.nan)
+        verdict = _verdict(row)
+        if row.verdict in (HOLDS, FAILS) and every > LEVEL:
+            verdict += f"; {OPEN} if p is corrected for all pages"
+        p = "–"  # of counts, and of what is not tested
+        if row.family and row.verdict != UNTESTED:
+            p = f"{row.p:.2g} ({row.corrected:.2g}; {every:.2g})"
+        measured = f"{_measured(row, rows)}; {table}"
+        return [*cells, verdict, measured, p, _overturned(row, rows)]
+
+    def nowhere(self) -> str:
+        """What the paper says or shows, and no run of the embedded models tests."""
+        columns = set(self.rows["at"][self.rows["lacks"] == ""]) - {""}
+        rows = []
+        for each in NOWHERE:
+            if each.column in columns:
+                continue
+            own = earlier_draws().query("at == @each.column and of == @BASE")
+            draws = [
+                f"{QUANTITIES[row.quantity].show(math.expm1(row.value))} against "
+                f"{display_name(row.against)}"
+                for row in own.itertuples()
+            ]
+            needs = each.needs
+            if draws:
+                needs += f"; one draw of 0.8.0 gave a perplexity of {', '.join(draws)}"
+            rows.append([each.what, each.source, f"**{UNTESTED}**", needs])
+        heads = ["what else the paper says or shows", "source", "verdict", "needs"]
+        return text_table(heads, rows)
+
+    def notes(self) -> str:
+        """What stands below the lines."""
+        missing = set(self.verdicts["number"][self.verdicts["n"] == 0])
+        notes = []
+        for plan, link in self.pages.items():
+            if there := sorted(missing & self.elsewhere[plan]):
+                notes.append(f"{_claims(there)} no runs here: see {link}.")
+        if nowhere := sorted(missing.difference(*self.elsewhere.values())):
+            notes.append(f"{_claims(nowhere)} no runs yet, here or elsewhere.")
+        notes.append(GONE)
+        if self.decides:
+            notes += [self.families(), self.cost()]
+        return "\n".join(f"- {note}" for note in notes)
+
+    def families(self) -> str:
+        """Which claims p is corrected for, and what changes with those of all pages."""
+        own = self.verdicts[self.verdicts["family"] > 0].set_index("number")
+        decided = own.index[own["verdict"].isin([HOLDS, FAILS])]
+        lost = [str(number) for number in decided if self.together[number] > LEVEL]
+        change = "no verdict changes"
+        if lost:
+            change = f"claim {' and '.join(lost)} would be {OPEN}"
+        return (
+            f"p is two-sided, and corrected for the {len(own)} interval claims of this page "
+            f"({', '.join(map(str, own.index))}); corrected for the {len(self.together)} of the "
+            f"pages {' and '.join(DECIDING)} together, {change}. What is tested in part counts as "
+            "p = 1, what is not tested at all is not counted."
+        )
+
+    def cost(self) -> str:
+        """What a missing run would take, and the command that makes it."""
+        took = [
+            run.get("run_seconds", run["seconds"]) / 60
+            for run in self.records
+            if "seconds" in run
+            and (run.get("data") or {}).get("calibration")
+            and "method" in run["parameters"]
         ]
-        notes = [f"Claims {missing} have no runs here: see {' and '.join(there)}."]
-    notes += [GONE, NOWHERE, _together(verdicts)] if decides else [GONE]
-    parts = [
-        f"**{opening}**",
-        f"{model_sentence(records)} It is a toy beside the paper's models: a verdict is about it "
-        "and these texts.",
-        _scale(records, rows),
-        *(
-            f"**{titles[papers]}**\n\n{text_table(heads, own)}"
-            for papers, own in lines.items()
-            if own
-        ),
-        "\n".join(f"- {note}" for note in notes),
-        _fold(
-            "How a claim is decided: the rules",
-            "\n".join(f"- {rule}" for rule in RULES),
-        ),
-        _fold("How each claim was tested, with all numbers", "\n\n".join(details)),
-    ]
-    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+        plan = self.tables.parent.name
+        minutes = ""
+        if took:
+            minutes = (
+                f" (here {np.median(took):.0f} minutes, the longest {max(took):.0f})"
+            )
+        return (
+            f"A missing draw is one run of each of the two methods{minutes}. `make reproduce "
+            f"PLAN={plan}` makes the runs that the plan names and that have no record, and `ONLY=` "
+            "with a run's name (wildcards in quotes) some of them; a draw that it does not name is "
+            f"first written into a file of `runs/{plan}`."
+        )
+
+    def margins(self) -> str:
+        """Why the margin is what it is, and what each claim that has one would be with another."""
+        claims = {
+            claim.number: [
+                each
+                for each in claim.conditions
+                if each.decides and abs(each.limit) == NEGLIGIBLE
+            ]
+            for claim in CLAIMS
+        }
+        shown = [n for n in self.shown["number"] if claims[n]]
+        if not shown:
+            return ""
+        old, _ = judge_claims(self.records, with_margin(OLD_MARGIN))
+        lines = []
+        for number in shown:
+            first = next(self.rows[self.rows["number"] == number].itertuples())
+            cells = [f"{number}", f"{_number(first)} ({first.n})"]
+            for verdicts in (self.verdicts, old):
+                cells += verdicts["verdict"][verdicts["number"] == number].tolist()
+            if mean := first.together:
+                cells.append(f"{_show(first, mean)} ({mean.n})")
+                margins = (NEGLIGIBLE, OLD_MARGIN)
+                cells += [_alone(mean, claims[number], margin) for margin in margins]
+            lines.append([*cells, "–", "–", "–"][:7])
+        new, less = (f"at {100 * margin:.0f} %" for margin in (NEGLIGIBLE, OLD_MARGIN))
+        heads = ["#", "today's draws", new, less]
+        heads += ["all draws", f"all, {new}", f"all, {less}"]
+        return (
+            f"**The margin of {100 * NEGLIGIBLE:.0f} %** was chosen before these runs, since the "
+            f"rounding of another processor moves a perplexity by as much: {_moved()}. Up to "
+            f"0.10.0 it was {100 * OLD_MARGIN:.0f} %. What that would say, and what all draws "
+            "would say, those of earlier releases with today's and without correction:\n\n"
+            f"{text_table(heads, lines)}"
+        )
+
+    # --- how a claim was tested ---------------------------------------------------------------
+
+    def details(self, row: Any) -> str:
+        """How a claim was tested, a table of all its numbers, p, the runs and their records."""
+        rows = self.of(row)
+        notes = []
+        if row.verdict == UNTESTED:
+            notes.append(f"Needs {_needs(rows)}.")
+        elif row.family:
+            notes.append(
+                f"p = {row.p:.2g}, and {row.corrected:.2g} after correction for {row.family} "
+                "claims."
+            )
+        notes += _earlier_draws(rows)
+        notes.append(f"Runs: {'; '.join(map(str, row.scale))}.")
+        if self.decides and self.models and row.number in self.others:
+            there = self.others[row.number]
+            notes.append(f"On {there.model}: {_points_to(there.verdict, there.rows)}.")
+        ids = dict.fromkeys(each for own in rows["ids"] for each in own)
+        records = " · ".join(map(self.record_link, ids))
+        return (
+            f'<a id="claim-{row.number}"></a>**{row.number}. {row.sentence}** {row.how} '
+            f"Source: {row.source}.\n\n{_numbers(row, rows)}\n{' '.join(notes)}\n\n"
+            f"{_fold(f'Its records ({len(ids)})', records)}"
+        )
+
+    def record_link(self, name: str) -> str:
+        """A link to a record of these runs, or of `full`, which answers are paired with."""
+        own = {record_id(run) for run in self.records}
+        folder = self.tables.parent if name in own else reference_dir("full")
+        file = folder / "records" / f"{name}.json"
+        return f"[{name.partition('--')[2]}]({self.path(file)})"
 
 
 def count_sentence(verdicts: pd.DataFrame) -> str:
@@ -179,13 +398,18 @@ def count_sentence(verdicts: pd.DataFrame) -> str:
     verdicts = verdicts[verdicts["n"] > 0]
     whose = np.where(verdicts["source"] == OURS, "our own", "the paper's")
     texts = []
-    for owner, own in verdicts["verdict"].groupby(whose):
-        counts = own.value_counts()
+    for owner, own in verdicts.groupby(whose):
+        counts = own["verdict"].value_counts()
         kinds = [
             f"{counts[kind]} {words[int(counts[kind] > 1)]}"
             for kind, words in COUNTED.items()
             if kind in counts
         ]
+        untested = own["columns"][own["verdict"] == UNTESTED]
+        partly = sum(set(columns.values()) > {UNTESTED} for columns in untested)
+        if partly:
+            which = f"{partly} of them " if len(untested) > 1 else ""
+            kinds[-1] += f" ({which}at some sparsities only)"
         listed = " and ".join([", ".join(kinds[:-1]), kinds[-1]]).removeprefix(" and ")
         texts.insert(0, f"of {owner} {len(own)} claims {listed}")
     text = "; ".join(texts)
@@ -205,50 +429,98 @@ def main_number(row: Any, rows: pd.DataFrame) -> str:
         text = f"{_number(each)} {_beside(each)}".strip()
         numbers.setdefault(words, {})[text] = None
     texts = [f"{words} {' and '.join(found)}" for words, found in numbers.items()]
-    draws = "1 draw" if row.n == 1 else f"{row.n} draws"
-    return f"{', '.join(texts)}, at {row.at} ({draws})"
+    return f"{', '.join(texts)}, at {row.at} ({_draws(row.n)})"
+
+
+def _draws(n: int) -> str:
+    """So many draws."""
+    return "1 draw" if n == 1 else f"{n} draws"
 
 
 # ------------------------------------------------------------------ the cells of a line
 
 
-def _decided_by(row: Any, rows: pd.DataFrame) -> str:
-    """The number that decides a claim, with what is lacking or what the correction has changed."""
+def _verdict(row: Any) -> str:
+    """The verdict; of a claim that is not tested everywhere with its columns."""
+    by_verdict = {}
+    for at, verdict in row.columns.items():
+        by_verdict.setdefault(verdict, []).append(at)
+    missing = by_verdict.pop(UNTESTED, [])
+    if row.verdict != UNTESTED or not by_verdict:
+        return f"**{row.verdict}**"
+    others = (f"{verdict} at {_columns(at)}" for verdict, at in by_verdict.items())
+    return "; ".join([f"**{UNTESTED}** at {_columns(missing)}", *others])
+
+
+def _columns(columns: Sequence[str]) -> str:
+    """Columns in words: "50, 70 % and 2:4"."""
+    sparsities = [at.removesuffix(" %") for at in columns if at.endswith(" %")]
+    words = [f"{', '.join(sparsities)} %"] if sparsities else []
+    return " and ".join([*words, *(at for at in columns if ":" in at)])
+
+
+def _measured(row: Any, rows: pd.DataFrame) -> str:
+    """The number that decides a claim, or where it points; with what is lacking or shown beside."""
     if row.verdict == UNTESTED:
         return f"{_points_to(row, rows)}; needs {_needs(rows)}"
     text = main_number(row, rows)
     if row.alone != row.verdict:
-        text += (
-            f"; {row.alone} alone (p = {row.p:.2g}), not after correction for {row.family} "
-            "claims"
-        )
-    return text
+        text += f"; {row.alone} alone, not after correction for {row.family} claims"
+    shown = {}
+    if not row.at:
+        for each in rows[~rows["decides"] & (rows["n"] > 0)].itertuples():
+            shown.setdefault(QUANTITIES[each.quantity].words, []).append(_right(each))
+    beside = "".join(f"; {words}: {', '.join(own)}" for words, own in shown.items())
+    return f"{text}{beside}"
+
+
+def _pointing(row: Any, rows: pd.DataFrame) -> str:
+    """Where runs point that decide nothing: "yes: perplexity −20.3 % against ADMM1"."""
+    return f"{POINTS[row.points]}: {main_number(row, rows)}"
 
 
 def _points_to(row: Any, rows: pd.DataFrame) -> str:
-    """Where runs point that decide nothing, and their number."""
-    number = main_number(row, rows)
-    return f"points to {POINTS[row.points]}: {number}" if row.points else number
+    """The same as a part of a sentence."""
+    pointing = _pointing(row, rows)
+    return f"points to {pointing}" if row.points else f"points {pointing}"
 
 
 def _needs(rows: pd.DataFrame) -> str:
     """What a claim lacks to be tested."""
     needs = rows[rows["needed"] & rows["decides"]].groupby("lacks", sort=False)["at"]
     return "; ".join(
-        f"{lacks} at {', '.join(dict.fromkeys(at))}".removesuffix(" at ")
+        f"{lacks} at {_columns([*dict.fromkeys(at)])}".removesuffix(" at ")
         for lacks, at in needs
         if lacks
     )
+
+
+def _overturned(row: Any, rows: pd.DataFrame) -> str:
+    """What was put in the method's place, or broken in it, with which the claim does not hold."""
+    if row.verdict == FAILS:
+        return "–"
+    texts = []
+    if row.mutants:
+        texts.append(f"a broken solver: {', '.join(row.mutants)}")
+    controls = rows[(rows["control"] != "") & (rows["n"] > 0)]
+    for words, own in controls.groupby("control", sort=False):
+        worst = next(
+            own.sort_values(["lead", "n"], ascending=[True, False]).itertuples()
+        )
+        number = f"{_number(worst)} at {worst.at}"
+        passes = "" if worst.lead <= 0 else "; it would hold all the same"
+        texts.append(f"{words} in its place: {number}{passes}")
+    return "; ".join(texts) or "nothing was tried"
 
 
 def _verdict_there(row: Any, rows: pd.DataFrame, other: Other | None) -> str:
     """The verdict of the deciding plans with their own number, beside runs that decide nothing."""
     if not other:
         return "–"
-    _, there, evidence = other
-    text = f"**{there.verdict}**: {main_number(there, evidence)}"
+    there, evidence = other.verdict, other.rows
+    text = f"{_verdict(there)}: {main_number(there, evidence)}"
     if there.verdict == UNTESTED:
-        text = f"**{UNTESTED}**, {_points_to(there, evidence)}"
+        text = f"{_verdict(there)}: {_points_to(there, evidence)}"
     if {row.points, there.points} == {HOLDS, FAILS}:
         both = rows.merge(evidence, on=["quantity", "against", "limit", "at"])
         unlike = (both["lead_x"] * both["lead_y"] < 0).any()
@@ -260,31 +532,23 @@ def _verdict_there(row: Any, rows: pd.DataFrame, other: Other | None) -> str:
     return text
 
 
-# ------------------------------------------------------------------ how a claim was tested
+# ------------------------------------------------------------------ numbers in words
 
 
-def _details(row: Any, rows: pd.DataFrame, other: Other | None) -> str:
-    """How a claim was tested, a table of all its numbers, p and the scale of the runs."""
-    notes = []
-    if row.verdict == UNTESTED:
-        notes.append(f"Needs {_needs(rows)}.")
-    elif row.family:
-        notes.append(
-            f"p = {row.p:.2g}, and {row.corrected:.2g} after correction for {row.family} claims."
-        )
-    notes.append(f"Runs: {'; '.join(map(str, row.scale))}.")
-    if other:
-        model, there, own = other
-        notes.append(f"On {model}: {_points_to(there, own)}.")
+def _numbers(row: Any, rows: pd.DataFrame) -> str:
+    """A table of all numbers of a claim, a line for each condition."""
     heads = ["", "median", "worst", "how many"]
     if row.at:
         heads = ["", *sorted(set(rows["at"]), key=column_key)]
     table = []
-    for _, own in rows.groupby(["quantity", "against", "limit"], sort=False):
+    names = ["quantity", "of", "against", "limit", "side"]
+    for _, own in rows.groupby(names, sort=False):
         first = next(own.itertuples())
         quantity = QUANTITIES[first.quantity]
         words = f"{quantity.words} {_beside(first)}".strip()
-        if not first.decides:
+        if first.control:
+            words += f" (control: {first.control})"
+        elif not first.decides:
             words += " (decides nothing)"
         elif row.at:
             words += f": {_limit(first)}"
@@ -298,10 +562,7 @@ def _details(row: Any, rows: pd.DataFrame, other: Other | None) -> str:
             numbers = [quantity.show(first.median), quantity.show(first.worst)]
             numbers.append(_right(first))
         table.append([words, *numbers])
-    return (
-        f"**{row.number}. {row.sentence}** {row.how} Source: {row.source}.\n\n"
-        f"{text_table(heads, table)}\n{' '.join(notes)}"
-    )
+    return text_table(heads, table)
 
 
 def _limit(row: Any) -> str:
@@ -324,35 +585,53 @@ def _beside(row: Any) -> str:
     """What the number of a row of `evidence` is compared with, if its unit does not say so."""
     if not row.against or row.quantity in ("closed", "times"):
         return ""
-    if row.of.startswith(f"{BASE} ("):
-        return f"with {row.of.removeprefix(BASE).strip(' ()')}"
+    if row.of.startswith(f"{row.against} ("):
+        own = "" if row.against == BASE else f"of {display_name(row.against)} "
+        return f"{own}with {row.of.removeprefix(row.against).strip(' ()')}"
     return f"against {display_name(row.against).partition(',')[0]}"
 
 
 def _number(row: Any) -> str:
     """The number of a row of `evidence` about a model: "−28 ± 3 %"."""
     text = QUANTITIES[row.quantity].show(row.mean, row.half)
+    if row.windows:
+        own = QUANTITIES[row.quantity].show(0.0, row.window_half).partition("± ")[2]
+        text += f" (± {own} over {row.windows} windows)"
     return f"{text} (on a shared machine)" if row.lacks == ALONE else text
 
 
+def _show(row: Any, mean: Mean) -> str:
+    """A mean of draws in the unit of a row of `evidence`."""
+    return QUANTITIES[row.quantity].show(mean.mean, mean.half)
+
+
+def _alone(mean: Mean, tests: Iterable[Condition], margin: float) -> str:
+    """What an interval of a change says by itself of limits of this margin."""
+    leads = [
+        each.side * (mean.mean - math.copysign(margin, each.limit)) for each in tests
+    ]
+    if all(lead > mean.half for lead in leads):
+        return HOLDS
+    return FAILS if any(-lead > mean.half for lead in leads) else OPEN
+
+
+def _earlier_draws(rows: pd.DataFrame) -> list[str]:
+    """What draws of earlier releases gave, a sentence for each column."""
+    texts = {}
+    for row in rows.itertuples():
+        own = [
+            f"{_show(row, each)} ({each.of}: {_draws(each.n)})" for each in row.earlier
+        ]
+        if own and not row.control:
+            what = f"{QUANTITIES[row.quantity].words} {_beside(row)}".strip()
+            text = f"Earlier releases at {row.at}, {what}: {', '.join(own)}"
+            if row.together:
+                text += f"; with today's {_show(row, row.together)} ({_draws(row.together.n)})"
+            texts[f"{text}. They decide nothing."] = None
+    return list(texts)
+
+
 # ------------------------------------------------------------------ the page around the lines
-
-
-def _scale(records: Records, rows: pd.DataFrame) -> str:
-    """The scale of these runs and of the paper's, a line each, with minutes and processors."""
-    every = dict.fromkeys(each for scale in rows["scale"] for each in scale)
-    columns = zip(*every, strict=True)
-    texts = ["; ".join(dict.fromkeys(filter(None, own))) for own in columns]
-    minutes = sum(run.get("seconds", 0.0) for run in records) / 60
-    lines = {
-        "This reproduction": (_model(records), *texts[:2]),
-        "The paper": PAPER,
-    }
-    here, paper = (
-        f"- {who}: {model}. Calibrated on {text}, evaluated on {windows}."
-        for who, (model, text, windows) in lines.items()
-    )
-    return f"{here} {minutes:.0f} minutes of runs, on {texts[2]}.\n{paper}"
 
 
 def _fold(title: str, text: str) -> str:
@@ -360,37 +639,46 @@ def _fold(title: str, text: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
-def _together(verdicts: pd.DataFrame) -> str:
-    """What changes if p is corrected for the claims of all committed pages together."""
-    own = verdicts[verdicts["family"] > 0].set_index("number")
-    others = pd.concat(judge_claims(_committed(plan))[0] for plan in DECIDING)
-    others = others[others["family"] > 0].set_index("number")
-    p = holm(pd.concat([own["p"], others["p"].drop(own.index, errors="ignore")]))
-    decided = own.index[own["verdict"].isin([HOLDS, FAILS])]
-    lost = [str(number) for number in decided if p[number] > LEVEL]
-    change = (
-        f"claim {' and '.join(lost)} would be {OPEN}" if lost else "no verdict changes"
-    )
+def _moved() -> str:
+    """How far another processor has moved perplexities of pruned models."""
+    pairs = json.loads((root() / "tests/processors.json").read_text("utf-8"))["pairs"]
+    moves = [
+        max(pair["metrics"]["perplexity"]) / min(pair["metrics"]["perplexity"]) - 1
+        for pair in pairs
+        if "perplexity" in pair["metrics"] and any(pair["apart"])
+    ]
+    more = np.mean([move > NEGLIGIBLE for move in moves])
     return (
-        f"p is corrected for the {len(own)} interval claims of this page; corrected for the "
-        f"{len(p)} of the pages {' and '.join(DECIDING)} together, {change}."
+        f"in {len(moves)} pairs of runs of pruned models on two processors (tests/processors.json) "
+        f"by {100 * np.median(moves):.1f} % in the median, by up to {100 * max(moves):.0f} %, and "
+        f"by more than {100 * NEGLIGIBLE:.0f} % in {100 * more:.0f} % of them"
     )
 
 
-def _committed(plan: str) -> list[dict[str, Any]]:
-    """The committed records of a plan."""
-    return read_records(reference_dir(plan) / "records")
+def _together(own: pd.DataFrame, others: pd.DataFrame) -> pd.Series:
+    """p of each interval claim, corrected for those of all pages together."""
+    own, others = (
+        verdicts[verdicts["family"] > 0].set_index("number")["p"]
+        for verdicts in (own, others)
+    )
+    return holm(pd.concat([own, others.drop(own.index, errors="ignore")]))
 
 
-def _elsewhere(plans: Sequence[str]) -> dict[int, Other]:
-    """What the committed records of plans say of each claim, by its number."""
-    found = {}
-    for plan in plans:
-        records = _committed(plan)
-        verdicts, rows = judge_claims(records)
-        for row in verdicts[verdicts["n"] > 0].itertuples():
-            found[row.number] = _model(records), row, rows[rows["number"] == row.number]
-    return found
+def _judged(plan: str) -> list[Other]:
+    """What the committed records of a plan say of each claim."""
+    records = read_records(reference_dir(plan) / "records")
+    verdicts, rows = judge_claims(records)
+    return [
+        Other(row.number, _model(records), row, rows[rows["number"] == row.number])
+        for row in verdicts.itertuples()
+    ]
+
+
+def _claims(numbers: Sequence[int]) -> str:
+    """Claims by their numbers, with a verb: "Claims 18 and 19 have"."""
+    if len(numbers) == 1:
+        return f"Claim {numbers[0]} has"
+    return f"Claims {', '.join(map(str, numbers[:-1]))} and {numbers[-1]} have"
 
 
 def _model(records: Records) -> str:

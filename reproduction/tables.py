@@ -18,7 +18,7 @@ from helpers.paths import ZERO_SHOT_NOTEBOOK, replace_file
 from reproduction.cells import cells_like, ids_by, records_page
 from reproduction.labels import TASK_NAMES, column_key, target_name
 from reproduction.markdown import Table
-from reproduction.pipelines import beyond_tables
+from reproduction.pipelines import BASE, beyond_tables
 from reproduction.published import RATIO_CAPTION, ratio_cells, ratio_table
 from reproduction.records import Record, record_id
 from reproduction.runs import (
@@ -60,6 +60,53 @@ def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFr
             means["0 %"] = dense  # nothing but the dense model was run
         means = means.apply(lambda column: column.fillna(dense))
     return means.rename_axis("method"), halves
+
+
+def window_spread(runs: pd.DataFrame) -> tuple[list[float], list[float], int]:
+    """What the choice of evaluation windows adds to perplexities, where records keep their losses.
+
+    Half of Student's 95 % interval over windows, as a share: of each perplexity, and of each of its
+    ratios to ADMM-Grad's in the same column and draws, window by window; and how many windows.
+    """
+    losses = {}
+    for run in runs.itertuples():
+        series = (run.record["series"] or {}).get("window_losses")
+        if series:
+            losses[run.label, run.target, run.seed] = series["evaluation"]
+    frame = pd.DataFrame(losses)  # a row for each window
+    alone, ratios = [], []
+    for cell in dict.fromkeys(key[:2] for key in frame):
+        own = frame[cell]
+        alone.append(half_interval(own.mean(axis=1)))
+        base = (BASE, cell[1])
+        if base != cell and base in frame:
+            # of the draws that both have
+            steps = (own - frame[base]).dropna(axis=1, how="all")
+            ratios.append(half_interval(steps.mean(axis=1)))
+    ratios = [half for half in ratios if half >= 0]
+    return alone, ratios, len(frame)
+
+
+def window_sentence(runs: pd.DataFrame) -> str:
+    """`window_spread` in words; "" where no record keeps its losses."""
+    alone, ratios, windows = window_spread(runs)
+    if not alone:
+        return ""
+    text = (
+        f" The choice of windows adds: half of a 95 % interval over the {windows} is "
+        f"{_from_to(alone)} % of a perplexity"
+    )
+    if ratios:
+        text += (
+            f", and, window by window, {_from_to(ratios)} % of its ratio to ADMM-Grad's"
+        )
+    return f"{text}."
+
+
+def _from_to(shares: list[float]) -> str:
+    """The range of some shares in percent: "1.2 to 3.4"."""
+    ends = [f"{100 * end(shares):.1f}" for end in (min, max)]
+    return " to ".join(dict.fromkeys(ends))
 
 
 COST_CAPTION = (
@@ -143,6 +190,7 @@ def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     for group in by_windows(runs):
         table, spread = perplexity_table(group)
         note = f"{setting_sentences(group)} {PERPLEXITY_CAPTION}"
+        note += window_sentence(perplexity_runs(group))
         if "dense" not in table.index:
             note += " The dense model was not run on these."
         ids = ids_by(perplexity_runs(group), "label", "target")

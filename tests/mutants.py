@@ -91,6 +91,8 @@ def solver_loop(change):
                 U = U + (0.5 if change == "half of U" else 1.0) * (W - Z)
             from_ = start * kept if change == "fitted to the pruned weights" else start
             W = from_ - from_ @ P + (Z - U) @ P
+            if trace:
+                trace(t, (W + U) * kept, kept.bool())
         return (W + U) * kept, kept.bool()
 
     return constant(fused, "admm", solve)

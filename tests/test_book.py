@@ -25,6 +25,7 @@ import book.runs
 from book.conf import page_of
 from helpers import __all__ as public_names
 from helpers.paths import notebooks_dir, reference_dir, root
+from reproduction.claims import CLAIMS
 from reproduction.plan import read_plan
 from reproduction.records import read_record, read_records
 from reproduction.tables import all_tables
@@ -277,6 +278,20 @@ def test_every_number_of_a_table_leads_to_records(built, plan):
         section = parsed(page).find("section", id=f"{plan}-{name.replace('_', '-')}")
         for label, cell in numbers(section):
             assert label == "chance" or records_behind(page, cell), (name, label)
+
+
+def test_a_claim_leads_to_how_it_was_tested_and_to_its_runs(built):
+    """On a page of its own, two clicks from the first."""
+    assert "claims.html" in Page(built / "index.html").links
+    page = parsed(built / "claims.html")
+    shown = [a.get("href") for a in page.find_all("a") if a.get_text().isdigit()]
+    numbers = {str(claim.number) for claim in CLAIMS if claim.number != 25}  # not run
+    assert {href.removeprefix("#claim-") for href in shown} == numbers
+    for number in numbers:
+        (place,) = page.find_all(id=f"claim-{number}")
+        assert place.find_next("strong").get_text().startswith(f"{number}. ")
+        runs = [a.get("href") for a in place.find_next("details").find_all("a")]
+        assert runs and all(href.startswith("runs/") for href in runs)
 
 
 def test_a_run_has_a_page(built):
