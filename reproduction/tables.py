@@ -254,7 +254,7 @@ def paired_differences(records: Iterable[Record]) -> pd.DataFrame:
     """Differences in acc between each two models on the questions of a task that both were asked.
 
     Of one seed; the dense model is paired with every seed. Columns: pair ("second − first"), seed,
-    task, difference, and its standard error.
+    task, difference, and those of `_with_errors`.
     """
     answers = answers_frame(records)
     answers["rank"] = pd.factorize(answers["model"])[0]
@@ -265,8 +265,26 @@ def paired_differences(records: Iterable[Record]) -> pd.DataFrame:
     # two models mostly fail on the same, hard questions: their difference is known far better than
     # either accuracy
     pairs["difference"] = pairs["acc"] - pairs["acc_1"]
-    groups = pairs.groupby(["pair", "seed", "task"], sort=False)["difference"]
-    return groups.agg(difference="mean", error="sem").reset_index()
+    return _with_errors(pairs, "pair", "difference")
+
+
+def _with_errors(answers: pd.DataFrame, row: str, value: str) -> pd.DataFrame:
+    """Means of a value by row, seed and task, with what the choice of items adds to them.
+
+    error: standard error over items of a mean over the seeds. Where these were asked the same
+    items, it is that of one seed; other items make it smaller. shared: whether any item was asked
+    of two seeds.
+    """
+    groups = answers.groupby([row, "seed", "task"], sort=False)
+    # sem is the sample deviation over √n, as in lm-eval
+    cells = groups.agg(
+        **{value: (value, "mean")}, error=(value, "sem"), size=("item", "size")
+    )
+    items = answers.groupby([row, "task"])["item"].agg(asked="size", distinct="nunique")
+    cells = cells.reset_index().join(items, on=[row, "task"])
+    cells["error"] *= np.sqrt(cells["size"] / cells["distinct"])
+    cells["shared"] = cells["asked"] > cells["distinct"]
+    return cells[[row, "seed", "task", value, "error", "shared"]]
 
 
 def _by_task(
@@ -274,7 +292,6 @@ def _by_task(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Values and standard errors by row and task, with their mean over tasks in the last column.
 
-    All seeds have the same items, so the error from the items does not shrink: it is their mean.
     Tasks are taken as independent.
     """
     values, errors = (
@@ -300,10 +317,8 @@ def accuracy_table(
     it, "acc_norm" (normalised by the answers' length).
     """
     answers = answers_frame(records).dropna(subset=metric)
-    groups = answers.groupby(["model", "seed", "task"], sort=False)[metric]
-    # sem is the sample deviation over √n, as in lm-eval
-    cells = groups.agg(accuracy="mean", error="sem").reset_index()
-    values, errors = _by_task(cells, "model", "accuracy", "error")
+    cells = _with_errors(answers, "model", metric)
+    values, errors = _by_task(cells, "model", metric, "error")
     # a mean over fewer tasks than the other rows have could not be compared with theirs
     incomplete = values.isna().any(axis=1)
     for numbers in (values, errors):
@@ -314,8 +329,9 @@ def accuracy_table(
 PAIRED_CAPTION = (
     "Paired differences in accuracy on the same items, means over calibration seeds. ± is one "
     "standard error over items here. Bold by the rule of the claims: three seeds at the least, and "
-    "the difference exceeds Student's 95 % interval over seeds and two errors over items, added in "
-    "quadrature; at most one cell in twenty would by chance. Means are over the tasks of a row."
+    "the difference exceeds Student's 95 % interval over seeds and, where seeds share items, two "
+    "errors over items, added in quadrature; at most one cell in twenty would by chance. Means are "
+    "over the tasks of a row."
 )
 
 
@@ -328,9 +344,12 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame:
     draws = pairs.pivot_table("difference", ["pair", "seed"], "task", sort=False)
     draws["mean"] = draws.mean(axis=1)
     halves = draws.groupby("pair").agg(half_interval).reindex_like(values)
+    # draws that ask other items have that luck in their interval
+    pairs["error"] *= pairs["shared"]
+    _, shared = _by_task(pairs, "pair", "difference", "error")
     texts = values.map("{:+.3f}".format) + " ± " + errors.map("{:.3f}".format)
     # as in claims.py: NaN, of too few seeds, is not exceeded
-    decided = values.abs() > np.hypot(halves, 2 * errors)
+    decided = values.abs() > np.hypot(halves, 2 * shared)
     texts = texts.mask(decided, "**" + texts + "**")
     return texts.where(values.notna()).rename_axis("difference")
 
@@ -344,11 +363,24 @@ def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 def _items_note(records: Iterable[Record]) -> str:
     """How many items a task has, whether the same for all, by which harness and processor."""
-    answers = answers_frame(records).groupby(["model", "seed", "task"])
-    questions = answers["item"].agg(frozenset)
+    answers = answers_frame(records)
+    dense = answers["model"] == "dense"
+    groups = (answers if dense.all() else answers[~dense]).groupby(
+        ["model", "seed", "task"]
+    )
+    questions = groups["item"].agg(frozenset)
     sizes = questions.map(len)
     amount = " to ".join(map(str, sorted({sizes.min(), sizes.max()})))
-    alike = (questions.groupby("task").nunique() == 1).all()
+    alike = (questions.groupby(["seed", "task"]).nunique() == 1).all()
+    if dense.any():  # it answers what any seed of the others is asked
+        every = questions.groupby("task").agg(lambda sets: frozenset().union(*sets))
+        own = answers[dense].groupby("task")["item"].agg(frozenset)
+        alike &= own.equals(every)
+    draws = (
+        " and seed, others for each seed as far as a task has them"
+        if (questions.groupby("task").nunique() > 1).any() and alike
+        else ""
+    )
     same = "the same" if alike else "not the same"
     runs = of_notebook(records, ZERO_SHOT_NOTEBOOK)
     harness = ", ".join(sorted({run["versions"]["lm-eval"] for run in runs}))
@@ -358,7 +390,7 @@ def _items_note(records: Iterable[Record]) -> str:
         if machines
         else ""
     )
-    return f"{amount} items a task, {same} for every model; lm-eval {harness}.{where}"
+    return f"{amount} items a task{draws}, {same} for every model; lm-eval {harness}.{where}"
 
 
 def zero_shot_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:

@@ -302,26 +302,27 @@ def test_paired_differences_are_of_the_same_items():
 
 def test_half_a_printed_digit_is_printed_alike(monkeypatch):
     """The last bit of a mean differs by the version of pandas."""
-    columns = ["pair", "seed", "task", "difference", "error"]
+    columns = ["pair", "seed", "task", "difference", "error", "shared"]
     for value in (0.0275, math.nextafter(0.0275, 0)):
-        rows = pd.DataFrame([["b − a", 0, "RTE", value, 0.001]], columns=columns)
+        rows = pd.DataFrame([["b − a", 0, "RTE", value, 0.001, True]], columns=columns)
         monkeypatch.setattr(tables, "paired_differences", lambda _, rows=rows: rows)
         assert tables.paired_table([]).loc["b − a", "RTE"] == "+0.028 ± 0.001"
 
 
 @pytest.mark.parametrize(
-    ("draws", "error", "bold"),
+    ("draws", "error", "shared", "bold"),
     [
-        ((0.05, 0.06, 0.07), 0.01, True),  # 4.303 · 0.01 / √3 = 0.0248, and 0.020
-        ((0.05, 0.06, 0.07), 0.028, False),  # 0.056: together 0.0613
-        ((0.02, 0.06, 0.10), 0.001, False),  # 0.0994 alone
-        ((0.06, 0.06), 0.001, False),  # two seeds decide nothing
+        ((0.05, 0.06, 0.07), 0.01, True, True),  # 4.303 · 0.01 / √3 = 0.0248, and 0.020
+        ((0.05, 0.06, 0.07), 0.028, True, False),  # 0.056: together 0.0613
+        ((0.05, 0.06, 0.07), 0.028, False, True),  # other items are in the interval
+        ((0.02, 0.06, 0.10), 0.001, True, False),  # 0.0994 alone
+        ((0.06, 0.06), 0.001, True, False),  # two seeds decide nothing
     ],
 )
-def test_bold_is_what_a_claim_would_decide(monkeypatch, draws, error, bold):
-    columns = ["pair", "seed", "task", "difference", "error"]
+def test_bold_is_what_a_claim_would_decide(monkeypatch, draws, error, shared, bold):
+    columns = ["pair", "seed", "task", "difference", "error", "shared"]
     rows = [
-        ["b − a", seed, task, draw, error]
+        ["b − a", seed, task, draw, error, shared]
         for seed, draw in enumerate(draws)
         for task in ("RTE", "BoolQ")
     ]
@@ -332,6 +333,28 @@ def test_bold_is_what_a_claim_would_decide(monkeypatch, draws, error, bold):
     assert row["RTE"].startswith("**") == bold
     # over two tasks the luck of the items shrinks, that of the draws does not
     assert row["mean"].startswith("**") == (bold or error == 0.028)
+
+
+def test_draws_that_ask_other_items_know_the_mean_better():
+    def part(run, first):
+        for task in run["series"]["zero_shot"].values():
+            task["items"] = [item + first for item in task["items"]]
+        return run
+
+    right = [1, 0] * 10
+    runs = [part(scored("dense", rte=right), 20 * k) for k in range(3)]
+    runs += [part(scored("wanda", k, rte=right), 20 * k) for k in range(3)]
+    frame, errors = tables.accuracy_table(runs)
+    assert frame["RTE"].tolist() == [0.5, 0.5]
+    # the dense model's 60 answers, and a draw's deviation over √60
+    assert errors["RTE"].tolist() == pytest.approx(
+        [math.sqrt(0.25 / 59), math.sqrt(0.25 * 20 / 19 / 60)]
+    )
+    section, *_ = all_tables(runs)["zero_shot"]
+    assert "20 items a task and seed, others for each seed" in section.note
+    assert "the same for every model" in section.note
+    section, *_ = all_tables(runs[1:])["zero_shot"]  # the dense model lacks a part
+    assert "not the same for every model" in section.note
 
 
 def test_answers_name_their_processor():
