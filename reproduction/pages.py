@@ -42,7 +42,7 @@ WHAT = {
     "magnitude": "removes the smallest weights",
     "wanda": "looks at the inputs too, refits nothing",
     "sparsegpt": "refits in one sweep while it prunes",
-    "admm1": "the paper's refit, on Wanda's mask",
+    "admm1": "the paper's refit, on a mask by Wanda's score",
     "admm-grad": "**the paper's method**: prunes step by step while it refits",
     "alps": "a method of the same year, not in the paper",
 }
