@@ -207,7 +207,8 @@ def check_room(folder: str | Path, needed: int) -> None:
         # a name in the parent is new, whatever its rights say
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=above):
             free = shutil.disk_usage(above).free
-        free += sum(path.stat().st_size for path in folder.glob("*"))
+        # no hidden ones, which another process may be about to take away
+        free += sum(path.stat().st_size for path in folder.glob("[!.]*"))
     if free < needed:
         raise FileError(
             f"{folder} has {free / 1e9:.2f} GB free and the model takes {needed / 1e9:.2f} GB: "
