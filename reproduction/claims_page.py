@@ -129,6 +129,9 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         here.scale(),
         *here.lines(),
         here.notes(),
+        here.part("How sure: p, and what would overturn a claim", here.sureness())
+        if here.decides
+        else "",
         here.margins() if here.decides else "",
         here.part(
             "How a claim is decided: seven rules",
@@ -213,7 +216,6 @@ class _Page:
     def lines(self) -> list[str]:
         """The tables of the paper's claims, of what it says and no run tests, and of our own."""
         heads = ["#", "claim *(its source)*", "verdict", "measured"]
-        heads += ["p *(corrected: this page; all pages)*", "overturned by"]
         if not self.decides:
             theirs = f" on {' and '.join(sorted(self.models))}" if self.models else ""
             heads[2:] = [
@@ -246,11 +248,25 @@ class _Page:
         verdict = _verdict(row)
         if row.verdict in (HOLDS, FAILS) and every > LEVEL:
             verdict += f"; {OPEN} if p is corrected for all pages"
-        p = "–"  # of counts, and of what is not tested
-        if row.family and row.verdict != UNTESTED:
-            p = f"{row.p:.2g} ({row.corrected:.2g}; {every:.2g})"
-        measured = f"{_measured(row, rows)}; {table}"
-        return [*cells, verdict, measured, p, _overturned(row, rows)]
+        return [*cells, verdict, f"{_measured(row, rows)} ({table})"]
+
+    def sureness(self) -> str:
+        """A table of p, and of what would overturn each claim."""
+        heads = [
+            "#",
+            "p",
+            "corrected, this page",
+            "corrected, all pages",
+            "overturned by",
+        ]
+        rows = []
+        for row in self.shown.itertuples():
+            p = ["–"] * 3  # of counts, and of what is not tested
+            if row.family and row.verdict != UNTESTED:
+                every = self.together[row.number]
+                p = [f"{each:.2g}" for each in (row.p, row.corrected, every)]
+            rows.append([str(row.number), *p, _overturned(row, self.of(row))])
+        return f"{text_table(heads, rows)}\n- {self.families()}"
 
     def nowhere(self) -> str:
         """What the paper says or shows, and no run of the embedded models tests."""
@@ -283,7 +299,7 @@ class _Page:
             notes.append(f"{_claims(nowhere)} no runs yet, here or elsewhere.")
         notes.append(GONE)
         if self.decides:
-            notes += [self.families(), self.cost()]
+            notes.append(self.cost())
         return "\n".join(f"- {note}" for note in notes)
 
     def families(self) -> str:
@@ -297,8 +313,8 @@ class _Page:
         return (
             f"p is two-sided, and corrected for the {len(own)} interval claims of this page "
             f"({', '.join(map(str, own.index))}); corrected for the {len(self.together)} of the "
-            f"pages {' and '.join(DECIDING)} together, {change}. What is tested in part counts as "
-            "p = 1, what is not tested at all is not counted."
+            f"pages {' and '.join(DECIDING)} together, {change}. A claim that is tested in "
+            "part counts with p = 1; one that is not tested at all does not count."
         )
 
     def cost(self) -> str:
@@ -466,12 +482,11 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
     text = main_number(row, rows)
     if row.alone != row.verdict:
         text += f"; {row.alone} alone, not after correction for {row.family} claims"
-    shown = {}
-    if not row.at:
-        for each in rows[~rows["decides"] & (rows["n"] > 0)].itertuples():
-            shown.setdefault(QUANTITIES[each.quantity].words, []).append(_right(each))
-    beside = "".join(f"; {words}: {', '.join(own)}" for words, own in shown.items())
-    return f"{text}{beside}"
+    # claim 7: the same quantity of what it is contrasted with
+    beside = rows[rows["quantity"].str.startswith(f"{row.quantity},") & (rows["n"] > 0)]
+    for each in itertools.islice(beside.itertuples(), 1):
+        text += f"; {QUANTITIES[each.quantity].words}: {_right(each)}"
+    return text
 
 
 def _pointing(row: Any, rows: pd.DataFrame) -> str:
