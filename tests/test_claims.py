@@ -671,6 +671,13 @@ def rows_of(page):
     return {int(found[1]): row for found, row in links if found}
 
 
+def sureness_of(page):
+    """The cells after the number of each claim in the table of p and of what overturns it."""
+    table = page.partition("overturned by")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    return {int(number): cells for number, *cells in rows if number.isdecimal()}
+
+
 def test_a_page_shows_what_its_records_say(committed, tmp_path):
     runs = against(-0.1, ["admm1", "sparsegpt"], ["60 %", "2:4"])
     runs += CASES[5][HOLDS]
@@ -689,7 +696,7 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     assert "needs runs at 50, 70, 80 %" in rows[10][3]
     assert "points to yes: perplexity −10.0 ± 2.2 %" in rows[10][3]
     assert "(5 draws)" in rows[10][3]
-    assert rows[10][3].endswith("[perplexity](tables/perplexity.md)")
+    assert rows[10][3].endswith("([perplexity](tables/perplexity.md))")
     for number in rows:
         assert f'<a id="claim-{number}"></a>**{number}. ' in page
     assert page.startswith(f"**{count_sentence(judge_claims(runs)[0])}**")
@@ -708,7 +715,7 @@ def test_no_number_of_a_claim_is_missing_without_a_word(committed, tmp_path):
         assert f"\n{number}. {rule}\n" in rules
     # beside a notebook's cells they are folded
     assert page.count("<details>") == 1  # its records
-    assert claims_markdown(CASES[5][HOLDS], tmp_path, root()).count("<details>") == 3
+    assert claims_markdown(CASES[5][HOLDS], tmp_path, root()).count("<details>") == 4
 
 
 def test_a_page_without_a_claim_says_so(committed, tmp_path):
@@ -733,11 +740,12 @@ def test_a_row_says_that_only_the_correction_leaves_a_claim_open(committed, tmp_
     verdicts, _ = judge_claims(runs)
     row = next(row for row in verdicts.itertuples() if row.number == 12)
     assert (row.verdict, row.alone) == (OPEN, HOLDS)
-    _, _, verdict, number, p, _ = rows_of(claims_markdown(runs, tmp_path))[12]
+    page = claims_markdown(runs, tmp_path)
+    _, _, verdict, number = rows_of(page)[12]
     assert verdict == "**undecided**"
     assert f"holds alone, not after correction for {row.family} claims" in number
     both = f"{row.corrected:.2g}"  # no other page has claims
-    assert p == f"{row.p:.2g} ({both}; {both})"
+    assert sureness_of(page)[12][:3] == [f"{row.p:.2g}", both, both]
 
 
 @pytest.mark.parametrize(
@@ -808,15 +816,16 @@ def test_a_page_says_what_a_family_of_all_pages_would_change(committed, tmp_path
 def test_a_line_names_its_source_and_what_overturns_it(committed, tmp_path):
     runs = against(-0.1, ["sparsegpt", "wanda"]) + CASES[5][HOLDS]
     runs += draws("admm1", "70 %", 21.0)  # above SparseGPT's 20
-    rows = rows_of(claims_markdown(runs, tmp_path))
-    assert "“state of the art”" in rows[11][1]
-    assert "(ADMM1) in its place: +5.0" in rows[11][-1]
-    assert rows[11][-1].endswith("at 70 %")
-    assert "U not updated" in rows[5][-1]
+    page = claims_markdown(runs, tmp_path)
+    assert "“state of the art”" in rows_of(page)[11][1]
+    overturned = {number: cells[-1] for number, cells in sureness_of(page).items()}
+    assert "(ADMM1) in its place: +5.0" in overturned[11]
+    assert overturned[11].endswith("at 70 %")
+    assert "U not updated" in overturned[5]
     # a control that does not overturn the claim is said to be none
     low = [run for run in runs if run["parameters"].get("method") != "admm1"]
     low += draws("admm1", "70 %", 19.0, [1.0] * 5)
-    assert "hold all the same" in rows_of(claims_markdown(low, tmp_path))[11][-1]
+    assert "hold all the same" in sureness_of(claims_markdown(low, tmp_path))[11][-1]
 
 
 def test_what_no_run_tests_stands_on_the_page(committed, tmp_path):
@@ -836,7 +845,9 @@ def test_the_old_margin_is_beside_the_new_one(committed, tmp_path):
     runs = option_cases({"iterations": 50}, -0.015, 0, 0)[HOLDS]
     (line,) = (
         row.strip("| ").split(" | ")
-        for row in claims_markdown(runs, tmp_path).splitlines()
+        for row in claims_markdown(runs, tmp_path)
+        .partition("The margin")[2]
+        .splitlines()
         if row.startswith("| 6 |")
     )
     assert line[2:4] == [HOLDS, FAILS]
