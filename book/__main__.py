@@ -29,7 +29,7 @@ from helpers.paths import notebooks_dir, reference_dir, results_dir, root
 from reproduction.claims import DECIDING, judge_claims
 from reproduction.claims_page import count_sentence
 from reproduction.figures import figure_alt
-from reproduction.pages import on_shared_samples, one_column, plus_minus
+from reproduction.pages import findings, on_shared_samples, one_column, plus_minus
 from reproduction.plan import plan_names, read_plan
 from reproduction.records import read_records
 
@@ -348,6 +348,7 @@ def main() -> int:
         sources.write("claims_line.txt", claims_line())
         sources.write("one_column.txt", sources.link_cells(one_column()))
         sources.write("plus_minus.txt", plus_minus())
+        sources.write("findings.txt", sources.localise(findings(), "results.md"))
         sources.write("shared_line.txt", shared_line("full"))
         shown = [
             name for name in PLANS if (sources.folder / f"plans/{name}.md").exists()
