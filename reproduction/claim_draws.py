@@ -237,7 +237,7 @@ def by_window(run: Record, other: Record) -> np.ndarray | None:
     None where a record does not hold it.
     """
     losses = [
-        ((record["series"] or {}).get("window_losses") or {}).get("evaluation")
+        ((record["series"] or {}).get("window_losses") or {}).get("perplexity")
         for record in (run, other)
     ]
     return np.subtract(*losses) if all(losses) else None

@@ -72,7 +72,7 @@ def window_spread(runs: pd.DataFrame) -> tuple[list[float], list[float], int]:
     for run in runs.itertuples():
         series = (run.record["series"] or {}).get("window_losses")
         if series:
-            losses[run.label, run.target, run.seed] = series["evaluation"]
+            losses[run.label, run.target, run.seed] = series["perplexity"]
     frame = pd.DataFrame(losses)  # a row for each window
     alone, ratios = [], []
     for cell in dict.fromkeys(key[:2] for key in frame):
@@ -83,7 +83,8 @@ def window_spread(runs: pd.DataFrame) -> tuple[list[float], list[float], int]:
             # of the draws that both have
             steps = (own - frame[base]).dropna(axis=1, how="all")
             ratios.append(half_interval(steps.mean(axis=1)))
-    ratios = [half for half in ratios if half >= 0]
+    # NaN, of too few windows, is not
+    alone, ratios = ([half for half in some if half >= 0] for some in (alone, ratios))
     return alone, ratios, len(frame)
 
 

@@ -542,7 +542,7 @@ def test_windows_have_an_interval_of_their_own():
         for method, step in ("admm-grad", -0.1), ("admm1", 0.0):
             losses = [3.0 + step * window for window in (1, 2, 3, 4)]
             run = pruned(method, "60 %", math.exp(np.mean(losses)), seed)
-            runs.append(run | {"series": {"window_losses": {"evaluation": losses}}})
+            runs.append(run | {"series": {"window_losses": {"perplexity": losses}}})
     row = column(judged(10, runs)[1], "60 %")
     # Student's quantile with three degrees of freedom is 3.182, the deviation 0.129
     half = math.exp(-0.25) * 3.182 * 0.12910 / 4**0.5

@@ -395,7 +395,7 @@ def test_mask_rules_are_shares_of_the_default_on_the_same_layer():
 
 def with_losses(method, seed, losses):
     run = pruned(method, "60 %", math.exp(np.mean(losses)), seed)
-    return run | {"series": {"window_losses": {"evaluation": losses}}}
+    return run | {"series": {"window_losses": {"perplexity": losses}}}
 
 
 def test_what_windows_add_is_said_where_records_keep_their_losses():
