@@ -75,7 +75,7 @@ def test_texts_that_models_wrote_are_counted_and_not_judged():
     found = one(tour("it is", "a a", "so so") | OTHER, tour("it is", "a a", "so it"))
     assert found.reproduced == 1
     assert "2 of 3" in verdict_summary(found, "laptop")
-    assert "wrote" not in verdict_summary(one(run(20.0), run(20.0)))
+    assert "wrote" not in verdict_summary(one(run(20.0), run(20.0)), "laptop")
 
 
 def test_a_run_is_reproduced_within_its_limit():
