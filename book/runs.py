@@ -281,8 +281,9 @@ class Runs:
         elif self.is_current(whose, run_id):
             folder = FOLDERS[whose](self.plan) / "records"
             text = (
-                "was made by code **that is written otherwise today and computes the same**: `make "
-                "same` has compared the two, bit for bit."
+                "was made by code **that is written otherwise today**. `make same` has run both: "
+                "on small probes and the plan smoke they compute the same, bit for bit. This run "
+                "itself was not repeated."
             )
             if record["fingerprint"] == fingerprint(run, folder):
                 text = "was made by **today's code**."

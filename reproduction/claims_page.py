@@ -52,12 +52,12 @@ from reproduction.runs import (
     model_sentence,
 )
 
-POINTS = {HOLDS: "yes", FAILS: "no", "": "nowhere"}
+POINTS = {HOLDS: "yes", FAILS: "no"}
 COUNTED = {  # a verdict on one claim, and on several
     HOLDS: ("holds", "hold"),
     FAILS: ("does not hold", "do not hold"),
     OPEN: ("is undecided", "are undecided"),
-    UNTESTED: ("is not tested", "are not tested"),
+    UNTESTED: ("has too few runs", "have too few runs"),
 }
 OLD_MARGIN = 0.01  # up to 0.10.0
 SCALE = ("model", "calibrated on", "evaluated on", "hardware", "minutes")
@@ -74,16 +74,18 @@ RULES = (
     "once, with their mean.",
     f"**A column** (a sparsity or a pattern) decides by its own draws, {FEWEST} at the least. One "
     "with fewer is shown without ± and decides nothing. The number of draws stands in brackets.",
-    "**±** is half of Student's 95 % interval over draws. Where draws answer the same questions, "
-    "two standard errors over these are added in quadrature, and are all of it if there are too "
-    "few draws. It is a little too small: all draws are of one pool of text, and all runs share "
-    "the evaluation windows (where records keep the loss of each, ± over windows is shown too, and "
-    "decides nothing).",
+    "**±** is half of Student's 95 % interval over draws; of ratios it is that of their "
+    "logarithms, turned back, so that a change in % is that of the geometric mean. Where draws "
+    "answer the same questions, two standard errors over these are added in quadrature, and are "
+    "all of it if there are too few draws. It is a little too small: all draws are of one pool of "
+    "text, and all runs share the evaluation windows (where records keep the loss "
+    "of each, ± over windows is shown too, and decides nothing).",
     "**A verdict.** A claim of several columns holds if all of them lie on its side of the limit "
     "by more than ± (so its p is the largest), and does not hold if one lies on the other side by "
-    "more than ± (p is the smallest, times their number). "
-    f"*{OPEN.capitalize()}*: the interval straddles the limit. *{UNTESTED.capitalize()}*: no or "
-    "too few runs, said which; columns that have enough are named, with what their own ± says. "
+    f"more than ± (p is the smallest, times the number of columns with {FEWEST} draws). "
+    f"*{OPEN.capitalize()}*: the interval straddles the limit. *Too few "
+    "runs*, *no runs*, *not timed alone*: it is not tested, for that reason; columns that have "
+    "enough are named, with what their own ± says. "
     "*Points to*: where means lie that are clear of the limit by ±, or of fewer than "
     f"{FEWEST} draws by {100 * NEGLIGIBLE:.0f} %.",
     "**p** is that of Student's t-test, two-sided. Interval claims of a page are one family: p is "
@@ -125,7 +127,10 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
     parts = [
         f"**{here.opening()}**",
         f"{model_sentence(records)} It is a *toy* beside the paper's models: a verdict is about it "
-        "and these texts, and no number here carries over to a large model.",
+        "and these texts, and no number here carries over to a large model. The wording of the "
+        "claims and all limits (2 %, 25 %, within 1 % ...) are ours. The paper's tables were not "
+        "at hand, so a source is named by its kind. A *problem* is a layer at a sparsity, of one "
+        "calibration draw (seed).",
         here.scale(),
         *here.lines(),
         here.notes(),
@@ -245,7 +250,7 @@ class _Page:
             there = _verdict_there(row, rows, self.others.get(row.number))
             return [*cells, f"{_pointing(row, rows)}; {table}", there]
         every = self.together.get(row.number, math.nan)
-        verdict = _verdict(row)
+        verdict = _verdict(row, rows)
         if row.verdict in (HOLDS, FAILS) and every > LEVEL:
             verdict += f"; {OPEN} if p is corrected for all pages"
         return [*cells, verdict, f"{_measured(row, rows)} ({table})"]
@@ -296,7 +301,10 @@ class _Page:
             if there := sorted(missing & self.elsewhere[plan]):
                 notes.append(f"{_claims(there)} no runs here: see {link}.")
         if nowhere := sorted(missing.difference(*self.elsewhere.values())):
-            notes.append(f"{_claims(nowhere)} no runs yet, here or elsewhere.")
+            sentences = [c.sentence.rstrip(".") for c in CLAIMS if c.number in nowhere]
+            notes.append(
+                f"{_claims(nowhere)} no runs yet, here or elsewhere: {'; '.join(sentences)}."
+            )
         notes.append(GONE)
         if self.decides:
             notes.append(self.cost())
@@ -334,7 +342,7 @@ class _Page:
             )
         return (
             f"A missing draw is one run of each of the two methods{minutes}. `make reproduce "
-            f"PLAN={plan}` makes the runs that the plan names and that have no record, and `ONLY=` "
+            f"PLAN={plan}` makes the runs that have no record of this machine, and `ONLY=` "
             "with a run's name (wildcards in quotes) some of them; a draw that it does not name is "
             f"first written into a file of `runs/{plan}`."
         )
@@ -368,8 +376,9 @@ class _Page:
         heads = ["#", "today's draws", new, less]
         heads += ["all draws", f"all, {new}", f"all, {less}"]
         return (
-            f"**The margin of {100 * NEGLIGIBLE:.0f} %** was chosen before these runs, since the "
-            f"rounding of another processor moves a perplexity by as much: {_moved()}. Up to "
+            f"**The margin of {100 * NEGLIGIBLE:.0f} %** was chosen after the draws of earlier "
+            f"releases and before these, since the rounding of another "
+            f"processor moves a perplexity by as much: {_moved()}. Up to "
             f"0.10.0 it was {100 * OLD_MARGIN:.0f} %. What that would say, and what all draws "
             "would say, those of earlier releases with today's and without correction:\n\n"
             f"{text_table(heads, lines)}"
@@ -425,7 +434,7 @@ def count_sentence(verdicts: pd.DataFrame) -> str:
         partly = sum(set(columns.values()) > {UNTESTED} for columns in untested)
         if partly:
             which = f"{partly} of them " if len(untested) > 1 else ""
-            kinds[-1] += f" ({which}at some sparsities only)"
+            kinds[-1] += f" ({which}only at some sparsities)"
         listed = " and ".join([", ".join(kinds[:-1]), kinds[-1]]).removeprefix(" and ")
         texts.insert(0, f"of {owner} {len(own)} claims {listed}")
     text = "; ".join(texts)
@@ -456,16 +465,22 @@ def _draws(n: int) -> str:
 # ------------------------------------------------------------------ the cells of a line
 
 
-def _verdict(row: Any) -> str:
-    """The verdict; of a claim that is not tested everywhere with its columns."""
+def _verdict(row: Any, rows: pd.DataFrame) -> str:
+    """The verdict; of a claim that is not tested, or not everywhere, with the reason."""
     by_verdict = {}
     for at, verdict in row.columns.items():
         by_verdict.setdefault(verdict, []).append(at)
     missing = by_verdict.pop(UNTESTED, [])
-    if row.verdict != UNTESTED or not by_verdict:
+    if row.verdict != UNTESTED:
         return f"**{row.verdict}**"
+    lacking = rows[rows["needed"] & rows["decides"] & (rows["lacks"] != "")]
+    why = "too few runs" if (lacking["n"] > 0).any() else "no runs"
+    if (lacking["lacks"] == ALONE).any():
+        why = "not timed alone"
+    if not by_verdict:
+        return f"**{why}**"
     others = (f"{verdict} at {_columns(at)}" for verdict, at in by_verdict.items())
-    return "; ".join([f"**{UNTESTED}** at {_columns(missing)}", *others])
+    return "; ".join([f"**{why}** at {_columns(missing)}", *others])
 
 
 def _columns(columns: Sequence[str]) -> str:
@@ -491,13 +506,14 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
 
 def _pointing(row: Any, rows: pd.DataFrame) -> str:
     """Where runs point that decide nothing: "yes: perplexity −20.3 % against ADMM1"."""
-    return f"{POINTS[row.points]}: {main_number(row, rows)}"
+    pointing = POINTS.get(row.points, "too close to point anywhere")
+    return f"{pointing}: {main_number(row, rows)}"
 
 
 def _points_to(row: Any, rows: pd.DataFrame) -> str:
     """The same as a part of a sentence."""
     pointing = _pointing(row, rows)
-    return f"points to {pointing}" if row.points else f"points {pointing}"
+    return f"points to {pointing}" if row.points else pointing
 
 
 def _needs(rows: pd.DataFrame) -> str:
@@ -533,9 +549,9 @@ def _verdict_there(row: Any, rows: pd.DataFrame, other: Other | None) -> str:
     if not other:
         return "–"
     there, evidence = other.verdict, other.rows
-    text = f"{_verdict(there)}: {main_number(there, evidence)}"
+    text = f"{_verdict(there, evidence)}: {main_number(there, evidence)}"
     if there.verdict == UNTESTED:
-        text = f"{_verdict(there)}: {_points_to(there, evidence)}"
+        text = f"{_verdict(there, evidence)}: {_points_to(there, evidence)}"
     if {row.points, there.points} == {HOLDS, FAILS}:
         both = rows.merge(evidence, on=["quantity", "against", "limit", "at"])
         unlike = (both["lead_x"] * both["lead_y"] < 0).any()

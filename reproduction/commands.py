@@ -44,7 +44,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     if done > len(records):
         others = f" ({done - len(records)} only write tables)"
     folder = os.path.relpath(results_dir(plan))
-    claims = f"claims   {folder}/tables/claims.md (what these runs say of each claim)\n"
+    claims = f"claims   {folder}/tables/claims.md (what these runs say of each)\n"
     if not (results_dir(plan) / "tables" / "claims.md").is_file():
         claims = ""
     write_line(

@@ -418,7 +418,13 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
     ]
     missing = verdict.compared - len(verdict.machines)
     if missing:
-        lines.append(f"Not run here with this code: {missing}.")
+        names = [
+            verdict.titles[run] for run in verdict.committed if run not in verdict.pairs
+        ]
+        more = ", ..." if len(names) > 3 else ""
+        lines.append(
+            f"Not run here with this code: {missing} ({', '.join(names[:3])}{more})."
+        )
     if verdict.without:
         lines.append(f"Run here, without a committed record: {verdict.without}.")
     if verdict.machines:
@@ -451,7 +457,9 @@ def _differences(verdict: Verdict) -> Iterator[str]:
         yield text
     if own := [item for item in found if item.kind == "answers"]:
         worst = own[0]
-        text = f"Answers: all are equal ({len(own)} of zero-shot tasks compared)."
+        text = (
+            f"Answers: all are equal, in each of {len(own)} tasks that runs answered."
+        )
         if worst.difference:
             text = (
                 f"Answers: at least {worst.here:,} of {worst.reference:,} are equal in each run "
@@ -513,13 +521,18 @@ def _nearest(verdict: Verdict) -> Iterator[str]:
             yield f"The nearest to its limit used {100 * item.used:.0f} % of it ({what})."
         return
     if math.isfinite(item.difference):
-        what += f", {item.used:.1f} times what is allowed"
+        times = f"{item.used:.1f}" if item.used < 100 else "over 100"
+        what += f", {times} times what is allowed"
     apart = dict.fromkeys(
         verdict.titles[each.run]
         for each in verdict.comparisons
         if each.kind and not each.within
     )
     yield f"Further apart than is allowed: {', '.join(apart)} (furthest: {what})."
+    yield (
+        f"What to do: run it once more (make reproduce with ONLY={item.run}). If it stays, please "
+        "report verdict.txt."
+    )
 
 
 def _ranks(verdict: Verdict) -> Iterator[str]:
@@ -627,7 +640,7 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
 def cells(item: Comparison, titles: Mapping[str, str]) -> list[str]:
     """A comparison as a row of `comparison_lines`."""
     apart = f"{100 * item.difference:+.2f} %"
-    used = f"{100 * item.used:.0f} %"
+    used = f"{100 * item.used:.0f} %" if item.used < 100 else "> 100 x"
     if math.isinf(item.difference):
         apart = "missing" if item.here is None else "not equal"
         used = "–"

@@ -688,10 +688,10 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     assert list(rows) == [5, 10, 11, 12, 21]
     assert [row[2] for row in rows.values()] == [
         "**holds**",
-        "**not tested** at 50, 70, 80 %; holds at 60 % and 2:4",
-        "**not tested**",  # Wanda was not run
-        "**not tested**",  # seconds of runs that shared the machine
-        "**not tested** at 50, 70, 80 %; undecided at 60 % and 2:4",  # level
+        "**no runs** at 50, 70, 80 %; holds at 60 % and 2:4",
+        "**no runs**",  # Wanda was not run
+        "**not timed alone**",  # seconds of runs that shared the machine
+        "**no runs** at 50, 70, 80 %; undecided at 60 % and 2:4",  # level
     ]
     assert "needs runs at 50, 70, 80 %" in rows[10][3]
     assert "points to yes: perplexity −10.0 ± 2.2 %" in rows[10][3]
@@ -705,7 +705,7 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
 def test_no_number_of_a_claim_is_missing_without_a_word(committed, tmp_path):
     page = claims_markdown(CASES[5][HOLDS], tmp_path)
     shown, _, rules = page.partition("**How a claim is decided")
-    notes = re.findall(r"(?m)^- Claims? (.+) ha", shown)
+    notes = re.findall(r"(?m)^- Claims? (.+?) ha", shown)
     listed = {int(word) for word in re.findall(r"\b\d+\b", " ".join(notes))}
     numbers = set(rows_of(page)) | listed
     assert set(range(1, max(BY_NUMBER) + 1)) - {16} == numbers
@@ -781,7 +781,7 @@ def test_runs_that_decide_nothing_have_no_verdict_beside_their_number(
     committed["full"] = against(-0.1, ["admm1"], **{"80 %": (0.5, FIVE[:2])})
     row = rows_of(claims_markdown(against(-0.1, ["admm1"], ["60 %"]), tmp_path))[10]
     assert row[2].startswith("yes: ")
-    assert row[3].startswith("**not tested** at 80 %; holds at 50, 60, 70 %")
+    assert row[3].startswith("**too few runs** at 80 %; holds at 50, 60, 70 %")
     assert ": points to no" in row[3]
     assert row[3].endswith("80 % was not run here")
 
