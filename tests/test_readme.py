@@ -110,7 +110,10 @@ def test_samples_beside_the_table_are_as_many_as_the_records():
     (row, *_) = re.findall(r"(?m)^\| ADMM1 \| .* \| ([\d, ]+) \|$", NUMBERS)
     folder = reference_dir("full") / "records"
     counts = [
-        len(list(folder.glob(f"04_prune_model--admm1-{at}*.json")))
+        sum(
+            len(list(folder.glob(f"04_prune_model--admm1-{at}{seed}.json")))
+            for seed in ("", "-seed*")
+        )
         for at in ("50", "60", "70", "80", "2of4")
     ]
     assert row == ", ".join(map(str, counts))
@@ -134,7 +137,8 @@ def test_each_of_the_papers_claims_stands_under_its_verdict():
     under = dict(zip(parts[1::2], parts[2::2], strict=True))
     assert len(paper) == 14
     for number, verdict in zip(paper["number"], paper["verdict"], strict=True):
-        assert pages.SHORT[number] in under[verdict.capitalize()]
+        words = {"not tested": "Too few runs"}.get(verdict, verdict.capitalize())
+        assert pages.SHORT[number] in under[words]
 
 
 def test_budgets_of_wanda_and_admm1_differ_as_said():
