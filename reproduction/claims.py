@@ -200,7 +200,8 @@ CLAIMS = (
     ),
     Claim(
         7,
-        "With preconditioning ρ needs no tuning: ρ = 1 is the best of those tried.",
+        "With preconditioning ρ needs no tuning: ρ = 1 is the best of those tried. (Reworded: an "
+        "earlier, stronger form does not hold.)",
         METHOD,
         "Preconditioning gives all inputs unit norm. The best ρ gets the damped objective to "
         "within 1 % of its optimum in the fewest iterations; five were tried, a factor of three "

@@ -530,8 +530,8 @@ def _nearest(verdict: Verdict) -> Iterator[str]:
     )
     yield f"Further apart than is allowed: {', '.join(apart)} (furthest: {what})."
     yield (
-        f"What to do: run it once more (make reproduce with ONLY={item.run}). If it stays, please "
-        "report verdict.txt."
+        f"What to do: remove the record {item.run}.json of this run, and run make reproduce again: "
+        "it makes what is missing. If the difference stays, please report verdict.txt."
     )
 
 
