@@ -416,7 +416,20 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
         f"{verdict.reproduced} of {verdict.compared} runs agree with the committed ones.",
         f"{what}{OF_README if plan == 'full' else NOT_OF_README} (see the page of claims).",
     ]
-    missing = verdict.compared - len(verdict.machines)
+    made = len(verdict.machines)
+    missing = verdict.compared - made
+    if apart := made - verdict.reproduced:
+        verb = "is" if apart == 1 else "are"
+        lines.insert(
+            0,
+            f"NOT reproduced: {apart} of {made} runs made here {verb} further apart than is "
+            "allowed.",
+        )
+    elif missing:
+        lines.insert(
+            0,
+            f"Incomplete: the {made} runs made here agree, and {missing} more belong to it.",
+        )
     if missing:
         names = [
             verdict.titles[run] for run in verdict.committed if run not in verdict.pairs
