@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.explore import touch, touch_admm
-from helpers.paths import notebooks_dir
+from helpers.paths import notebooks_dir, root
 
 # of touch.json: what it holds may be another sum's rounding, but not another slice
 SHA256 = "51203d4b723505a0c43af4d59a9c88c604b55f7bdd89d4666c055eabc63e2014"
@@ -62,3 +62,7 @@ def test_the_page_of_notebook_02_has_the_place_though_it_was_not_run(tmp_path):
     made = nbformat.read(tmp_path / "notebooks" / path.name, as_version=4)
     shown = [output for cell in made.cells for output in cell.get("outputs", [])]
     assert [output.data["text/html"] for output in shown] == [touch.PLACE]
+
+
+def test_the_books_page_holds_the_place_that_the_script_fills():
+    assert touch.PLACE in (root() / "book" / "touch_it.md").read_text("utf-8")
