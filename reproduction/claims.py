@@ -19,7 +19,7 @@ from helpers.paths import ZERO_SHOT_NOTEBOOK
 from reproduction.claim_draws import QUANTITIES, RECIPE, Draws
 from reproduction.earlier import earlier_draws
 from reproduction.labels import column_key
-from reproduction.pipelines import BASE, GUIDED
+from reproduction.pipelines import BASE, GUIDED, REPAIRED
 from reproduction.records import Records
 from reproduction.runs import FEWEST, common_parameters, confidence_interval
 
@@ -50,7 +50,6 @@ AND_2_4 = {"needed": (*SPARSITIES, "2:4"), "also": ("4:8",)}
 AT_50 = {"needed": ("50 %",), "also": (*SPARSITIES[1:], *PATTERNS)}
 AT_60 = {"needed": ("60 %",), "also": ("50 %", "70 %", "80 %", *PATTERNS)}
 NO_MASK, NO_REPAIR = "no growing mask (ADMM1)", "no repair"  # controls
-REPAIRED = f"{GUIDED} + distil (64)"  # as the recipe does with the effort "balanced"
 
 
 # ------------------------------------------------------------------ the claims, as data

@@ -17,11 +17,10 @@ import pandas as pd
 
 from helpers.paths import replace_file, root
 from reproduction import claim_draws
-from reproduction.pipelines import BASE, GUIDED
+from reproduction.pipelines import BASE, GUIDED, REPAIRED
 from reproduction.records import Record
 
 FILE = root() / "results/reference/earlier.json"
-REPAIRED = f"{GUIDED} + distil (64)"
 # commit and release, plan, and what of it is kept: quantity, row, the row beside it, columns
 SOURCES = (
     (

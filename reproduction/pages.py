@@ -22,7 +22,7 @@ from reproduction.claims import FAILS, HOLDS, NEGLIGIBLE, OURS, UNTESTED, judge_
 from reproduction.claims_page import count_sentence
 from reproduction.labels import row_key
 from reproduction.markdown import to_markdown, with_half
-from reproduction.pipelines import BASE, GUIDED, gain_table, pipeline_table
+from reproduction.pipelines import BASE, GUIDED, REPAIRED, gain_table, pipeline_table
 from reproduction.pipelines import perplexity_table as pipeline_perplexities
 from reproduction.plan import read_plan
 from reproduction.records import read_records
@@ -63,17 +63,16 @@ SHORT = {  # the paper's claims in README, in a few words
     14: "SparseGPT answers more than Wanda",
     15: "the released code's schedule changes little",
 }
-RECIPE = f"{GUIDED} + distil (64)"
 EFFORTS = {  # rows of the recipe's table: plan, pipeline, what it does
     "none": ("beyond", BASE, "ADMM-Grad, two passes"),
     "fast": ("beyond", "admm-grad, guide (2), one pass", "guide of 2 sequences"),
-    "balanced": ("beyond", RECIPE, "guide of 4, repair of 64 windows"),
+    "balanced": ("beyond", REPAIRED, "guide of 4, repair of 64 windows"),
     "balanced, bfloat16": (
         "beyond",
         f"{GUIDED}, bfloat16 + distil (64)",
         "the same",
     ),
-    "balanced, Gemma-3-270M": ("second", RECIPE, "the same"),
+    "balanced, Gemma-3-270M": ("second", REPAIRED, "the same"),
 }
 
 
@@ -280,7 +279,7 @@ def beyond() -> str:
     """README's sentence on the recipe."""
     pipelines = pipeline_table(committed("beyond")).query("target == @AT")
     before, after = (
-        pipelines[pipelines["pipeline"] == name] for name in (BASE, RECIPE)
+        pipelines[pipelines["pipeline"] == name] for name in (BASE, REPAIRED)
     )
     numbers = [
         with_half(*confidence_interval(own["perplexity"])) for own in (before, after)
@@ -553,7 +552,7 @@ def closed_on_web(table: pd.DataFrame, pipeline: str) -> pd.Series:
 
 def gemma_times() -> str:
     """What the recipe took on Gemma, in multiples of ADMM-Grad's seconds."""
-    runs = pipeline_table(committed("second")).query("pipeline == @RECIPE")
+    runs = pipeline_table(committed("second")).query("pipeline == @REPAIRED")
     parts = [f"{row.times:.1f} ({row.target})" for row in runs.itertuples()]
     must(not runs["timed"].any(), "Gemma's runs shared the machine")
     return (

@@ -30,6 +30,7 @@ NOTEBOOK = "08_beyond_the_paper"
 # two passes, no allocation and no options: what all is compared with
 BASE = "admm-grad"
 GUIDED = f"{BASE}, guide, one pass"  # as in the recipe
+REPAIRED = f"{GUIDED} + distil (64)"  # as the recipe does with the effort "balanced"
 CLOSED, TIMES = "closed (%)", "seconds / ADMM-Grad's"  # columns
 
 
