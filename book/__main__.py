@@ -68,6 +68,7 @@ CLAIMS_OF = """\
 
 {part}"""
 CLAIMS_TITLES = {"full": "On the paper", "beyond": "Beyond the paper"}
+TITLE = re.compile(r"^\*\*([^*.]+)\*\*$", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
 # in a sentence; that of percent is no cell of a table
 SPREAD = re.compile(
@@ -217,6 +218,8 @@ class Sources:
             page = f"{copies}/tables/{name}.md"
             made = self.localise(table.read_text(encoding="utf-8"), page)
             made, links = runs.link_table(whose, name, made)
+            if name == "claims":  # its parts are in the contents of its page
+                made = TITLE.sub(r"### \1", made)
             if (
                 whose == COMMITTED and name != "published_ratios"
             ):  # its rows have no names

@@ -7,6 +7,7 @@ its plan. One page lists all runs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from scipy import stats
 
 from helpers.explore.names import display_name
 from helpers.paths import reference_dir, results_dir, root
+from reproduction.claims import DECIDING, judge_claims
 from reproduction.fingerprint import fingerprint, is_current
 from reproduction.labels import pipeline_title
 from reproduction.markdown import (
@@ -105,6 +107,24 @@ class Runs:
     def ids(self) -> list[str]:
         """The ids of all runs with a record, sorted."""
         return sorted(set().union(*self.records.values()))
+
+    @functools.cached_property
+    def claims(self) -> dict[str, list[str]]:
+        """By committed record, a line for each claim that it decides on, with the verdict."""
+        if self.plan not in DECIDING:
+            return {}
+        verdicts, rows = judge_claims([*self.records[COMMITTED].values()])
+        lines: dict[str, list[str]] = {}
+        for claim in verdicts.itertuples():
+            of_it = rows["decides"] & (rows["number"] == claim.number)
+            link = (
+                f'<a href="../../claims.html#claim-{claim.number}">{claim.number}</a>'
+            )
+            for run_id in {each for ids in rows["ids"][of_it] for each in ids}:
+                lines.setdefault(run_id, []).append(
+                    f"- {link}, {claim.sentence.rstrip('.')}: **{claim.verdict}**"
+                )
+        return lines
 
     def is_current(self, whose: str, run_id: str) -> bool:
         """Whether a record is of today's plan and code."""
@@ -232,7 +252,8 @@ class Runs:
             FRONT,
             f"# {run_title(record)}",
             f"Run `{run_id}` of the [plan {self.plan}](#{self.plan}-records), made by "
-            f"{notebook}. [All runs](/runs.md)",
+            f"{notebook} on {record['created'][:10]}, in {minutes(record):.1f} minutes, on "
+            f"{processor_of(record) or 'an unknown processor'}. [All runs](/runs.md)",
             metrics_table(found),
             "\n\n".join(self.code_note(whose, own) for whose, own in found.items()),
             "## Run it again",
@@ -253,6 +274,8 @@ class Runs:
                     for name, places in used.items()
                 )
             )
+        if claims := self.claims.get(run_id):
+            parts += ["## Claims that it is evidence for or against", "\n".join(claims)]
         parts += ["## Parameters", parameters_table(record["parameters"], run)]
         parts += ["## Machine and code", self.provenance(found)]
         if layers := record["layers"]:

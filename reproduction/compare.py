@@ -87,10 +87,12 @@ MAIN = {
     "condition_q_proj": "condition number of q_proj's Gram matrix",
     "records": "records",
 }
-OF_README = ", README's table among it. It decides no claim"
+OF_README = (
+    ". README's table is made of this plan's records at 60 %. It decides no claim"
+)
 NOT_OF_README = (
-    ". It does not check README's table, which is of plan full (make reproduce PLAN=full), and "
-    "decides no claim"
+    ". It does not check README's table (make reproduce PLAN=full ONLY='*-60' does, with one "
+    "calibration sample), and decides no claim"
 )
 FOLDED = 0.01  # comparisons that use less of what is allowed are a line together
 WIDTH = 100  # of what is printed
@@ -409,27 +411,28 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
     """
     if not verdict.compared:
         return "nothing to compare: these runs have no committed record"
-    what = f"This compares runs of plan {plan} with what we committed"
-    if verdict.reproduced == verdict.compared:
-        what = f"This says that these runs of plan {plan} repeat what we committed"
-    lines = [
-        f"{verdict.reproduced} of {verdict.compared} runs agree with the committed ones.",
-        f"{what}{OF_README if plan == 'full' else NOT_OF_README} (see the page of claims).",
-    ]
     made = len(verdict.machines)
     missing = verdict.compared - made
-    if apart := made - verdict.reproduced:
+    apart = made - verdict.reproduced
+    what = f"This compares runs of plan {plan} with what we committed"
+    if apart:
         verb = "is" if apart == 1 else "are"
-        lines.insert(
-            0,
+        first = (
             f"NOT reproduced: {apart} of {made} runs made here {verb} further apart than is "
-            "allowed.",
+            "allowed;"
         )
     elif missing:
-        lines.insert(
-            0,
-            f"Incomplete: the {made} runs made here agree, and {missing} more belong to it.",
+        first = f"Incomplete: {missing} more runs belong to it."
+    else:
+        first = "Reproduced."
+        what = (
+            f"This says that these runs of plan {plan} repeat what we committed (to "
+            f"{100 * SAME:g} % on our kind of machine, on another to what its rounding does)"
         )
+    lines = [
+        f"{first} {verdict.reproduced} of {verdict.compared} runs agree with the committed ones.",
+        f"{what}{OF_README if plan == 'full' else NOT_OF_README} (see the page of claims).",
+    ]
     if missing:
         names = [
             verdict.titles[run] for run in verdict.committed if run not in verdict.pairs
@@ -441,13 +444,13 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
     if verdict.without:
         lines.append(f"Run here, without a committed record: {verdict.without}.")
     if verdict.machines:
-        lines += [*_differences(verdict), *machine_lines(verdict)]
+        lines += [*_differences(verdict, plan), *machine_lines(verdict)]
     return "\n".join(
         textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in lines
     )
 
 
-def _differences(verdict: Verdict) -> Iterator[str]:
+def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
     """Sentences about the numbers: perplexities, answers, the nearest to its limit, ranks."""
     titles = verdict.titles
     found = [item for item in verdict.comparisons if math.isfinite(item.difference)]
@@ -480,7 +483,7 @@ def _differences(verdict: Verdict) -> Iterator[str]:
             )
         yield text
     yield from _continuations(verdict)
-    yield from _nearest(verdict)
+    yield from _nearest(verdict, plan)
     yield from _ranks(verdict)
     steady = [
         item for item in verdict.comparisons if item.kind and item.limit <= ROUNDING
@@ -521,7 +524,7 @@ def _continuations(verdict: Verdict) -> Iterator[str]:
         )
 
 
-def _nearest(verdict: Verdict) -> Iterator[str]:
+def _nearest(verdict: Verdict, plan: str) -> Iterator[str]:
     """What is nearest to its limit, or which runs are beyond theirs."""
     for item in verdict.comparisons:
         if item.kind:  # the first that is no missing record
@@ -543,8 +546,9 @@ def _nearest(verdict: Verdict) -> Iterator[str]:
     )
     yield f"Further apart than is allowed: {', '.join(apart)} (furthest: {what})."
     yield (
-        f"What to do: remove the record {item.run}.json of this run, and run make reproduce again: "
-        "it makes what is missing. If the difference stays, please report verdict.txt."
+        f"What to do: remove results/{plan}/records/{item.run}.json, and run make reproduce "
+        f"PLAN={plan} again: it makes what is missing. If the difference stays, please report "
+        "verdict.txt."
     )
 
 

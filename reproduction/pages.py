@@ -20,12 +20,13 @@ from helpers.explore.names import display_name
 from helpers.paths import ZERO_SHOT_NOTEBOOK, notebooks_dir, reference_dir, root
 from reproduction.claims import FAILS, HOLDS, NEGLIGIBLE, OURS, UNTESTED, judge_claims
 from reproduction.claims_page import count_sentence
+from reproduction.compare import LEAST_DAMAGE, RULES, compare
 from reproduction.labels import row_key
 from reproduction.markdown import to_markdown, with_half
 from reproduction.pipelines import BASE, GUIDED, REPAIRED, gain_table, pipeline_table
 from reproduction.pipelines import perplexity_table as pipeline_perplexities
 from reproduction.plan import read_plan
-from reproduction.records import read_records
+from reproduction.records import read_records, record_id
 from reproduction.runs import (
     common_parameters,
     confidence_interval,
@@ -37,6 +38,7 @@ from reproduction.tables import accuracy_table, answers_frame, perplexity_table
 
 PAGES = ("README.md", "docs/numbers.md")
 AT = "60 %"  # README's one column
+ONE_SAMPLE = "*-60"  # the runs of that column with the first calibration sample
 SLOW = 2  # a slow laptop's minutes over those of the records, as notebook 00 says too
 WHAT = {
     "dense": "nothing is removed",
@@ -177,10 +179,9 @@ def start() -> str:
     cells = perplexity_runs(committed("full"))
     prune = cells.query("label == @BASE and target == @AT")["record"]
     plan = SLOW * two_at_a_time(committed("laptop"))
-    # runs that have no record yet take as long as the others
-    full = committed("full")
-    share = len(read_plan("full")) / len(full)
-    hours = SLOW * share * two_at_a_time(full) / 60
+    one_sample = {run.id for run in read_plan("full", ONE_SAMPLE)}
+    column = [run for run in committed("full") if record_id(run) in one_sample]
+    must(len(column) == len(one_sample), f"all of {ONE_SAMPLE} are on record")
     rows = [
         ("to", "do", "minutes"),
         (
@@ -200,8 +201,8 @@ def start() -> str:
         ),
         (
             "**check the table below**",
-            "`make reproduce PLAN=full`",
-            f"{hours:.0f} hours",
+            f"`make reproduce PLAN=full ONLY='{ONE_SAMPLE}'`: one of its calibration samples",
+            f"{SLOW * two_at_a_time(column):.0f}",
         ),
         (
             "**use**",
@@ -505,6 +506,33 @@ def other_difference() -> str:
     )
 
 
+def alike_by_chance() -> str:
+    """The answers of the recipe's model and of the dense one, as many of which are right."""
+    runs = [
+        run
+        for run in [*committed("full"), *committed("beyond")]
+        if run["notebook"] == ZERO_SHOT_NOTEBOOK
+    ]
+    (dense,) = (run for run in runs if run["parameters"]["method"] == "dense")
+    (repaired,) = (run for run in runs if run["parameters"]["effort"])
+    more, fewer, other = {}, 0, 0
+    for task, found in dense["series"]["zero_shot"].items():
+        ours = np.array(repaired["series"]["zero_shot"][task]["acc"])
+        lead = int((ours - found["acc"]).sum())
+        other += int((ours != found["acc"]).sum())
+        fewer += min(lead, 0)
+        if lead > 0:
+            more[f"{lead} more in `{task}`"] = lead
+    must(sum(more.values()) + fewer == 0, "the recipe and the dense model are level")
+    leads = listed(sorted(more, key=lambda text: -more[text]))
+    return (
+        "That it has as many right answers as the dense model is chance. To "
+        f"{other} questions one of the two has the\nright answer alone: it has {leads}, and "
+        f"{-fewer} fewer in the other\ntasks. In `boolq` that is no better reading: it says yes "
+        "nearly always."
+    )
+
+
 def turned_answers() -> str:
     """How many answers another kind of processor gave otherwise, by method."""
     found = {}
@@ -572,7 +600,7 @@ def plans() -> str:
             "by processor",
         )
     ]
-    for plan in ("laptop", "full", "beyond", "second"):
+    for plan in ("full", "beyond", "second", "laptop"):
         by_machine = {}
         for run in committed(plan):
             by_machine.setdefault(processor_of(run), []).append(run)
@@ -589,6 +617,88 @@ def plans() -> str:
             "; ".join(parts),
         ))  # fmt: skip
     return grid(rows, "lrrrl")
+
+
+def stand_ins() -> str:
+    """What the verdict on another processor says of records that are of something else.
+
+    Each stands in for ADMM-Grad at 60 %, draw by draw; a cell is the part of what is allowed that
+    it uses, the least of its draws, bold where that is too much.
+    """
+    full = committed("full")
+    found = {record_id(run): run for run in full}
+    whole = "04_prune_model--admm-grad-60"
+    names = {
+        "50 iterations": f"{whole}-iterations-50",
+        "no preconditioning": f"{whole}-not-preconditioned",
+        "the released schedule": f"{whole}-released",
+        "a budget per output": f"{whole}-budget-output",
+        "ADMM1": "04_prune_model--admm1-60",
+        "ALPS": "04_prune_model--alps-60",
+    }
+    heads = ("perplexity", "block 0", "block 1", "later blocks", "all layers, median")
+    rows = [("instead of ADMM-Grad", *heads, "draws", "of them noticed")]
+    for what, name in names.items():
+        draws = {
+            seed: dict.fromkeys(heads, 0.0)
+            for seed in ("", *(f"-seed{n}" for n in range(1, 8)))
+            if name + seed in found and whole + seed in found
+        }
+        for seed, used in draws.items():
+            pair = found[name + seed], found[whole + seed]
+            for each in compare(*pair, full, same=False):
+                block = re.match(r"error/(\d+)", each.what)
+                place = "later blocks"
+                if each.what == "perplexity" or each.what.endswith("median"):
+                    place = heads[0] if each.what == "perplexity" else heads[-1]
+                elif block and int(block[1]) < 2:
+                    place = f"block {block[1]}"
+                elif not block:
+                    continue
+                used[place] = max(used[place], each.used)
+        least = [min(used[head] for used in draws.values()) for head in heads]
+        cells = [f"**{part:.1f}**" if part > 1 else f"{part:.2f}" for part in least]
+        noticed = sum(max(used.values()) > 1 for used in draws.values())
+        must(noticed == len(draws) > 0, f"{what} instead of ADMM-Grad is noticed")
+        if what == "50 iterations":
+            must(sum(part > 1 for part in least) == 1, f"block 0 alone notices {what}")
+        rows.append((what, *cells, f"{len(draws)}", f"{noticed}"))
+    return grid(rows, "l" + "r" * 7)
+
+
+def one_left_out() -> str:
+    """Whether each limit on perplexities would have held, had the furthest pair been unseen.
+
+    Limits are a multiple of the largest difference that was seen. The same multiple of the next
+    one must then allow the largest.
+    """
+    found: dict[str, list[float]] = {}
+    for pair in processor_pairs()["pairs"]:
+        both, dense = pair["metrics"].get("perplexity"), pair.get("dense")
+        given = pair["parameters"]
+        if not both or not dense or pair["run"].startswith("09"):
+            continue  # reads no text, or is judged without its dense model
+        damage = max(np.log(both[1] / dense), LEAST_DAMAGE)
+        guided = given.get("allocation") or given.get("effort")
+        kind = "guided or repaired" if guided else given["method"]
+        if damage > LEAST_DAMAGE:
+            found.setdefault(kind, []).append(abs(both[0] / both[1] - 1) / damage)
+    heads = ["pairs", "largest", "next", "allowed", "allowed without the largest"]
+    rows = [("share of the damage, in %", *heads, "holds it")]
+    for kind in sorted(found, key=row_key):
+        first, second, *_ = [*sorted(found[kind], reverse=True), 0.0]
+        words = set(kind.split())
+        limit = next(
+            rule.limit
+            for rule in RULES
+            if rule.damage and words.issuperset(rule.when.split())
+        )
+        if second:
+            without = limit * second / first
+            numbers = (f"{100 * n:.2g}" for n in (first, second, limit, without))
+            holds = "yes" if without >= first else "**no**"
+            rows.append((display_name(kind), f"{len(found[kind])}", *numbers, holds))
+    return grid(rows, "l" + "r" * 6)
 
 
 @functools.cache
