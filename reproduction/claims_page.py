@@ -97,9 +97,7 @@ RULES = (
     "of another processor does as much (the page of `full` has what was measured).",
     "**Layers and seconds.** Claims about layers are counts, without an interval: they must be "
     f"true of {100 * MOST:.0f} % of the problems (a layer at a sparsity, on one mask by Wanda's "
-    f"score, budget per matrix; in the plan `full` the 7 layers of blocks 0, 1, 11 and 27 at 60 % "
-    "and o_proj of block 12 at four sparsities: 29 of 210 layers, one draw) on "
-    f"{FEWEST_LAYERS} layers or more, and do not hold at "
+    f"score, budget per matrix) on {FEWEST_LAYERS} layers or more, and do not hold at "
     f"{100 * HALF:.0f} % or fewer. *Worst* is the problem that speaks most against the claim. "
     "Seconds decide only in runs that were timed alone, without others beside them.",
 )
@@ -133,8 +131,7 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         f"{model_sentence(records)} It is a *toy* beside the paper's models: a verdict is about it "
         "and these texts, and no number here carries over to a large model. The wording of the "
         "claims and all limits (2 %, 25 %, within 1 % ...) are ours. The paper's tables were not "
-        "at hand, so a source is named by its kind. A *problem* is a layer at a sparsity, of one "
-        "calibration draw (seed).",
+        f"at hand, so a source is named by its kind.{here.problems()}",
         here.scale(),
         *here.lines(),
         here.notes(),
@@ -205,6 +202,20 @@ class _Page:
         return (
             f"These runs are too few to decide any of the {len(self.shown)} claims that they say "
             "something of."
+        )
+
+    def problems(self) -> str:
+        """What a problem is, and which ones there are."""
+        counts = self.shown.query("table == 'weight_update'")
+        if counts.empty:
+            return ""
+        text = " A *problem* is a layer at a sparsity, of one calibration draw (seed)"
+        if not self.decides:
+            return f"{text}."
+        return (
+            f"{text}: {counts['n'].max()} of them stand for the whole model, the 7 layers of "
+            "blocks 0, 1, 11 and 27 at 60 %, and o_proj of block 12 at four sparsities, which "
+            "are 29 of 210 layers."
         )
 
     def scale(self) -> str:
