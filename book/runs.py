@@ -20,6 +20,7 @@ from scipy import stats
 from helpers.explore.names import display_name
 from helpers.paths import reference_dir, results_dir, root
 from reproduction.claims import DECIDING, judge_claims
+from reproduction.claims_page import verdict_words
 from reproduction.fingerprint import fingerprint, is_current
 from reproduction.labels import pipeline_title
 from reproduction.markdown import (
@@ -116,13 +117,14 @@ class Runs:
         verdicts, rows = judge_claims([*self.records[COMMITTED].values()])
         lines: dict[str, list[str]] = {}
         for claim in verdicts.itertuples():
-            of_it = rows["decides"] & (rows["number"] == claim.number)
+            own = rows[rows["number"] == claim.number]
             link = (
                 f'<a href="../../claims.html#claim-{claim.number}">{claim.number}</a>'
             )
-            for run_id in {each for ids in rows["ids"][of_it] for each in ids}:
+            decisive = own["ids"][own["decides"]]
+            for run_id in {each for ids in decisive for each in ids}:
                 lines.setdefault(run_id, []).append(
-                    f"- {link}, {claim.sentence.rstrip('.')}: **{claim.verdict}**"
+                    f"- {link}, {claim.sentence.rstrip('.')}: {verdict_words(claim, own)}"
                 )
         return lines
 

@@ -265,7 +265,7 @@ class _Page:
             there = _verdict_there(row, rows, self.others.get(row.number))
             return [*cells, f"{_pointing(row, rows)}; {table}", there]
         every = self.together.get(row.number, math.nan)
-        verdict = _verdict(row, rows)
+        verdict = verdict_words(row, rows)
         if row.verdict in (HOLDS, FAILS) and every > LEVEL:
             verdict += f"; {OPEN} if p is corrected for all pages"
         return [*cells, verdict, f"{_measured(row, rows)} ({table})"]
@@ -480,7 +480,7 @@ def _draws(n: int) -> str:
 # ------------------------------------------------------------------ the cells of a line
 
 
-def _verdict(row: Any, rows: pd.DataFrame) -> str:
+def verdict_words(row: Any, rows: pd.DataFrame) -> str:
     """The verdict; of a claim that is not tested, or not everywhere, with the reason."""
     by_verdict = {}
     for at, verdict in row.columns.items():
@@ -564,9 +564,9 @@ def _verdict_there(row: Any, rows: pd.DataFrame, other: Other | None) -> str:
     if not other:
         return "–"
     there, evidence = other.verdict, other.rows
-    text = f"{_verdict(there, evidence)}: {main_number(there, evidence)}"
+    text = f"{verdict_words(there, evidence)}: {main_number(there, evidence)}"
     if there.verdict == UNTESTED:
-        text = f"{_verdict(there, evidence)}: {_points_to(there, evidence)}"
+        text = f"{verdict_words(there, evidence)}: {_points_to(there, evidence)}"
     if {row.points, there.points} == {HOLDS, FAILS}:
         both = rows.merge(evidence, on=["quantity", "against", "limit", "at"])
         unlike = (both["lead_x"] * both["lead_y"] < 0).any()
