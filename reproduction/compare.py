@@ -417,10 +417,7 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
     what = f"This compares runs of plan {plan} with what we committed"
     if apart:
         verb = "is" if apart == 1 else "are"
-        first = (
-            f"NOT reproduced: {apart} of {made} runs made here {verb} further apart than is "
-            "allowed;"
-        )
+        first = f"NOT reproduced: {apart} of {made} runs {verb} further apart than is allowed."
     elif missing:
         first = f"Incomplete: {missing} more runs belong to it."
     else:
@@ -430,8 +427,7 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
             f"{100 * SAME:g} % on our kind of machine, on another to what its rounding does)"
         )
     lines = [
-        f"{first} {verdict.reproduced} of {verdict.compared} runs agree with the committed ones.",
-        f"{what}{OF_README if plan == 'full' else NOT_OF_README} (see the page of claims).",
+        f"{what}{OF_README if plan == 'full' else NOT_OF_README} (see the page of claims)."
     ]
     if missing:
         names = [
@@ -445,9 +441,10 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
         lines.append(f"Run here, without a committed record: {verdict.without}.")
     if verdict.machines:
         lines += [*_differences(verdict, plan), *machine_lines(verdict)]
-    return "\n".join(
-        textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in lines
-    )
+    agree = f"{verdict.reproduced} of {verdict.compared} runs agree with the committed ones."
+    fill = functools.partial(textwrap.fill, width=WIDTH, break_on_hyphens=False)
+    items = (fill(f"- {line}", subsequent_indent="  ") for line in lines)
+    return "\n".join([first, fill(agree), *items])
 
 
 def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
@@ -649,9 +646,7 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
         " and ".join(dict.fromkeys(processor_of(each) or "unknown" for each in side))
         for side in zip(*verdict.pairs.values(), strict=True)
     )
-    yield f"Your processor: {here}."
-    if ours != here:
-        yield f"Ours: {ours}."
+    yield f"Your processor: {here}." + (f" Ours: {ours}." if ours != here else "")
 
 
 def cells(item: Comparison, titles: Mapping[str, str]) -> list[str]:

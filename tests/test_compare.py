@@ -86,7 +86,7 @@ def test_a_run_is_reproduced_within_its_limit():
     gone, apart = apart_in(found)
     assert (apart.run, apart.what, gone.what) == ("04--b-0", "perplexity", "record")
     assert apart.difference == pytest.approx(-0.6 / 10.6)
-    text = " ".join(verdict_summary(found, "p").splitlines())
+    text = " ".join(verdict_summary(found, "p").split())
     assert text.startswith("NOT reproduced: ") and " 1 of 3 runs agree" in text
     assert "Not run here" in text and "without a committed record" in text
     # 5.7 % of 10.6, where 0.1 % is allowed
@@ -104,8 +104,8 @@ def test_what_a_person_reads():
     summary, legend, table, folded = verdict_page(found, "p").split("\n\n")
     assert summary == verdict_summary(found, "p")
     assert max(map(len, f"{summary}\n{legend}".splitlines())) <= WIDTH
-    text = " ".join(summary.splitlines())
-    assert summary.startswith("Reproduced. 4 of 4 runs agree ")
+    text = " ".join(summary.split())
+    assert text.startswith("Reproduced. 4 of 4 runs agree ")
     title = found.titles["04--alps-0"]
     # the perplexities 20.1, 20.8 of 20
     assert f"half within 2.3 %, at most 4.0 % apart ({title}: 20.80, ours 20.00" in text
@@ -155,13 +155,13 @@ def test_methods_that_change_places_are_named():
     one_machine = [[record | ONE for record in side] for side in (here, reference)]
     found = judge(*one_machine, reference)
     assert changed_places(found) == {"60 %": [("wanda", "alps")]}
-    text = " ".join(verdict_summary(found, "p").splitlines())
+    text = " ".join(verdict_summary(found, "p").split())
     assert "At 60 %, Wanda and ALPS have changed places" in text
     assert "keeps its rank" not in text
     # on another machine both are within their limits: no more than rounding
     found = judge([record | OTHER for record in here], reference, reference)
     assert found.reproduced == found.compared
-    text = " ".join(verdict_summary(found, "p").splitlines())
+    text = " ".join(verdict_summary(found, "p").split())
     assert "changed places" not in text
     assert "Wanda and ALPS at 60 % (ours are 3.3 % apart)" in text
 
@@ -171,7 +171,7 @@ def test_the_verdict_says_what_it_does_not_check():
     reference = [run(10.0)]
     found = judge(reference, reference, reference)
     for plan in ("laptop", "full"):
-        text = " ".join(verdict_page(found, plan).splitlines())
+        text = " ".join(verdict_page(found, plan).split())
         assert f"runs of plan {plan}" in text and "claim" in text
         assert ("PLAN=full" in text) == (plan != "full")
 
