@@ -448,7 +448,8 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
 
 
 def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
-    """Sentences about the numbers: perplexities, answers, the nearest to its limit, ranks."""
+    """Sentences about the numbers: the nearest to its limit, perplexities, answers, ranks."""
+    yield from _nearest(verdict, plan)
     titles = verdict.titles
     found = [item for item in verdict.comparisons if math.isfinite(item.difference)]
     found.sort(key=lambda item: -abs(item.difference))
@@ -480,7 +481,6 @@ def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
             )
         yield text
     yield from _continuations(verdict)
-    yield from _nearest(verdict, plan)
     yield from _ranks(verdict)
     steady = [
         item for item in verdict.comparisons if item.kind and item.limit <= ROUNDING
@@ -542,6 +542,9 @@ def _nearest(verdict: Verdict, plan: str) -> Iterator[str]:
         if each.kind and not each.within
     )
     yield f"Further apart than is allowed: {', '.join(apart)} (furthest: {what})."
+    if not item.same and item.used < CLOSE:
+        yield "That is just outside, and another kind of processor may do it."
+        return
     yield (
         f"What to do: remove results/{plan}/records/{item.run}.json, and run make reproduce "
         f"PLAN={plan} again: it makes what is missing. If the difference stays, please report "
