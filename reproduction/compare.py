@@ -415,13 +415,15 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
     missing = verdict.compared - made
     apart = made - verdict.reproduced
     what = f"This compares runs of plan {plan} with what we committed"
+    agree = f"{verdict.reproduced} of {verdict.compared} runs agree with the committed ones."
     if apart:
         verb = "is" if apart == 1 else "are"
-        first = f"NOT reproduced: {apart} of {made} runs {verb} further apart than is allowed."
+        trouble = f"{apart} of {made} runs {verb} further apart than is allowed."
+        first = [f"NOT reproduced: {trouble}", agree]
     elif missing:
-        first = f"Incomplete: {missing} more runs belong to it."
+        first = [f"Incomplete: {missing} more runs belong to it.", agree]
     else:
-        first = "Reproduced."
+        first = [f"Reproduced: {agree}"]
         what = (
             f"This says that these runs of plan {plan} repeat what we committed (to "
             f"{100 * SAME:g} % on our kind of machine, on another to what its rounding does)"
@@ -441,10 +443,9 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
         lines.append(f"Run here, without a committed record: {verdict.without}.")
     if verdict.machines:
         lines += [*_differences(verdict, plan), *machine_lines(verdict)]
-    agree = f"{verdict.reproduced} of {verdict.compared} runs agree with the committed ones."
     fill = functools.partial(textwrap.fill, width=WIDTH, break_on_hyphens=False)
     items = (fill(f"- {line}", subsequent_indent="  ") for line in lines)
-    return "\n".join([first, fill(agree), *items])
+    return "\n".join([*first, *items])
 
 
 def _differences(verdict: Verdict, plan: str) -> Iterator[str]:

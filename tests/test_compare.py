@@ -105,7 +105,7 @@ def test_what_a_person_reads():
     assert summary == verdict_summary(found, "p")
     assert max(map(len, f"{summary}\n{legend}".splitlines())) <= WIDTH
     text = " ".join(summary.split())
-    assert text.startswith("Reproduced. 4 of 4 runs agree ")
+    assert text.startswith("Reproduced: 4 of 4 runs agree ")
     title = found.titles["04--alps-0"]
     # the perplexities 20.1, 20.8 of 20
     assert f"half within 2.3 %, at most 4.0 % apart ({title}: 20.80, ours 20.00" in text
