@@ -168,7 +168,7 @@ QUANTITIES = {
     # of layer problems
     "gradient iterations": Quantity("iterations of the best gradient method / ADMM's"),
     "gradient seconds": Quantity(
-        "seconds of the best gradient method / ADMM's", timed=True
+        "seconds of the best gradient method / ADMM's", "{:.3g}", timed=True
     ),
     "cg iterations": Quantity("iterations of conjugate gradients / ADMM's"),
     "cg seconds": Quantity("seconds of conjugate gradients / ADMM's", timed=True),

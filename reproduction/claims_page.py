@@ -58,6 +58,7 @@ COUNTED = {  # a verdict on one claim, and on several
     FAILS: ("does not hold", "do not hold"),
     OPEN: ("is undecided", "are undecided"),
     UNTESTED: ("has too few runs", "have too few runs"),
+    ALONE: ("was not timed alone", "were not timed alone"),
 }
 OLD_MARGIN = 0.01  # up to 0.10.0
 SCALE = ("model", "calibrated on", "evaluated on", "hardware", "minutes")
@@ -81,20 +82,23 @@ RULES = (
     "all of it if there are too few draws. It is a little too small: all draws are of one pool of "
     "text, and all runs share the evaluation windows (where records keep the loss "
     "of each, ± over windows is shown too, and decides nothing).",
-    "**A verdict.** A claim of several columns holds if all of them lie on its side of the limit "
-    "by more than ± (so its p is the largest), and does not hold if one lies on the other side by "
+    "**A verdict.** A claim of several columns holds if every column is on its side of the limit "
+    "by more than ± (so its p is the largest), and does not hold if one is on the other side by "
     f"more than ± (p is the smallest, times the number of columns with {FEWEST} draws). "
-    f"*{OPEN.capitalize()}*: the interval straddles the limit. *Too few "
+    f"*{OPEN.capitalize()}*: the interval straddles the limit, or p after correction is above "
+    f"{LEVEL:g} (rule 5). *Too few "
     "runs*, *no runs*, *not timed alone*: it is not tested, for that reason; columns that have "
-    "enough are named, with what their own ± says. "
+    "enough are named, with what their own ± says. *Measured* shows the column that p is of; of a "
+    "claim that is not tested the one that is furthest behind, or has most draws. "
     "*Points to*: where means lie that are clear of the limit by ±; of fewer than "
     f"{FEWEST} draws by ± over questions, if any, and {100 * NEGLIGIBLE:.0f} % (of answers "
     f"{NEGLIGIBLE:g}), added in quadrature.",
     "**p** is that of Student's t-test, two-sided. Interval claims of a page are one family: p is "
     f"corrected for their number by Holm's method, and must be at most {LEVEL:g}. ± is not "
     "corrected.",
-    f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity: the rounding "
-    "of another processor does as much (the page of `full` has what was measured).",
+    f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
+    "one processor, but the rounding of another would move a run by as much (the page of `full` "
+    "has what was measured), so a smaller change is no property of a method.",
     "**Layers and seconds.** Claims about layers are counts, without an interval: they must be "
     f"true of {100 * MOST:.0f} % of the problems (a layer at a sparsity, on one mask by Wanda's "
     f"score, budget per matrix) on {FEWEST_LAYERS} layers or more, and do not hold at "
@@ -213,9 +217,9 @@ class _Page:
         if not self.decides:
             return f"{text}."
         return (
-            f"{text}: {counts['n'].max()} of them stand for the whole model, the 7 layers of "
-            "blocks 0, 1, 11 and 27 at 60 %, and o_proj of block 12 at four sparsities, which "
-            "are 29 of 210 layers."
+            f"{text}. There are {counts['n'].max()}, a sample of the model: the 7 layers of blocks "
+            "0, 1, 11 and 27 at 60 %, and o_proj of block 12 at four sparsities, which are 29 of "
+            "210 layers."
         )
 
     def scale(self) -> str:
@@ -286,7 +290,11 @@ class _Page:
                 every = self.together[row.number]
                 p = [f"{each:.2g}" for each in (row.p, row.corrected, every)]
             rows.append([str(row.number), *p, _overturned(row, self.of(row))])
-        return f"{text_table(heads, rows)}\n- {self.families()}"
+        return (
+            "The last column has what was put in the method's place, or broken in it, so that the "
+            "claim holds no longer. Where no control was run, nothing is known to overturn it.\n\n"
+            f"{text_table(heads, rows)}\n- {self.families()}"
+        )
 
     def nowhere(self) -> str:
         """What the paper says or shows, and no run of the embedded models tests."""
@@ -303,7 +311,9 @@ class _Page:
             ]
             needs = each.needs
             if draws:
-                needs += f"; one draw of 0.8.0 gave a perplexity of {', '.join(draws)}"
+                needs += (
+                    f"; one draw of 0.8.0 had a perplexity that was {', '.join(draws)}"
+                )
             rows.append([each.what, each.source, f"**{UNTESTED}**", needs])
         heads = ["what else the paper says or shows", "source", "verdict", "needs"]
         return text_table(heads, rows)
@@ -337,7 +347,8 @@ class _Page:
             f"p is two-sided, and corrected for the {len(own)} interval claims of this page "
             f"({', '.join(map(str, own.index))}); corrected for the {len(self.together)} of the "
             f"pages {' and '.join(DECIDING)} together, {change}. A claim that is tested in "
-            "part counts with p = 1; one that is not tested at all does not count."
+            "part counts with p = 1, unless a column refutes it; one that is not tested at all "
+            "does not count."
         )
 
     def cost(self) -> str:
@@ -439,17 +450,16 @@ def count_sentence(verdicts: pd.DataFrame) -> str:
     whose = np.where(verdicts["source"] == OURS, "our own", "the paper's")
     texts = []
     for owner, own in verdicts.groupby(whose):
-        counts = own["verdict"].value_counts()
+        counts = (
+            own["verdict"]
+            .mask((own["verdict"] == UNTESTED) & (own["lacks"] == ALONE), ALONE)
+            .value_counts()
+        )
         kinds = [
             f"{counts[kind]} {words[int(counts[kind] > 1)]}"
             for kind, words in COUNTED.items()
             if kind in counts
         ]
-        untested = own["columns"][own["verdict"] == UNTESTED]
-        partly = sum(set(columns.values()) > {UNTESTED} for columns in untested)
-        if partly:
-            which = f"{partly} of them " if len(untested) > 1 else ""
-            kinds[-1] += f" ({which}only at some sparsities)"
         listed = " and ".join([", ".join(kinds[:-1]), kinds[-1]]).removeprefix(" and ")
         texts.insert(0, f"of {owner} {len(own)} claims {listed}")
     text = "; ".join(texts)
@@ -521,7 +531,7 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
 
 def _pointing(row: Any, rows: pd.DataFrame) -> str:
     """Where runs point that decide nothing: "yes: perplexity −20.3 % against ADMM1"."""
-    pointing = POINTS.get(row.points, "too close to point anywhere")
+    pointing = POINTS.get(row.points, "too close to call")
     return f"{pointing}: {main_number(row, rows)}"
 
 
@@ -533,11 +543,13 @@ def _points_to(row: Any, rows: pd.DataFrame) -> str:
 
 def _needs(rows: pd.DataFrame) -> str:
     """What a claim lacks to be tested."""
-    needs = rows[rows["needed"] & rows["decides"]].groupby("lacks", sort=False)["at"]
+    needed = rows[rows["needed"] & rows["decides"] & (rows["lacks"] != "")]
+    # what has no run at all against one rival is named once
+    needed = needed.sort_values("n", kind="stable").drop_duplicates("at")
+    needs = needed.groupby("lacks", sort=False)["at"]
     return "; ".join(
         f"{lacks} at {_columns([*dict.fromkeys(at)])}".removesuffix(" at ")
         for lacks, at in needs
-        if lacks
     )
 
 
@@ -550,10 +562,9 @@ def _overturned(row: Any, rows: pd.DataFrame) -> str:
         texts.append(f"a broken solver: {', '.join(row.mutants)}")
     controls = rows[(rows["control"] != "") & (rows["n"] > 0)]
     for words, own in controls.groupby("control", sort=False):
-        worst = next(
-            own.sort_values(["lead", "n"], ascending=[True, False]).itertuples()
-        )
-        number = f"{_number(worst)} at {worst.at}"
+        own = own.assign(few=own["n"] < FEWEST)
+        worst = next(own.sort_values(["few", "lead"]).itertuples())
+        number = f"{_number(worst)} at {worst.at} ({_draws(worst.n)})"
         passes = "" if worst.lead <= 0 else "; it would hold all the same"
         texts.append(f"{words} in its place: {number}{passes}")
     return "; ".join(texts) or "no control was run"

@@ -42,11 +42,16 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     done = len(current_records(read_plan(plan, only)))
     others = ""
     if done > len(records):
-        others = f" ({done - len(records)} for tables)"
+        others = f", {done - len(records)} only make tables"
     folder = os.path.relpath(results_dir(plan))
     claims = f"claims   {folder}/tables/claims.md (what these runs say of each)\n"
     if not (results_dir(plan) / "tables" / "claims.md").is_file():
         claims = ""
+    readme = ""
+    if plan != "full":
+        readme = (
+            "make reproduce PLAN=full ONLY='*-60' (README's table, one sample),\n      "
+        )
     write_line(
         f"\n{done} runs done, {verdict.compared} compared{others}\n"
         f"tables   {folder}/tables (records.md: which records a number is made of)\n"
@@ -54,7 +59,8 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
         f"figures  {folder}/figures\n"
         f"records  {folder}/records\n"
         f"verdict  {folder}/verdict.txt (every comparison)\n"
-        "next: make book (all of this as a site), make lab (the notebooks, to change and to try)"
+        f"next: {readme}make book (all of this as a site),\n"
+        "      make lab (the notebooks, to change and to try)"
     )
     return int(verdict.reproduced < verdict.compared)
 

@@ -98,9 +98,9 @@ FOLDED = 0.01  # comparisons that use less of what is allowed are a line togethe
 WIDTH = 100  # of what is printed
 HEADS = ("run", "what", "here", "ours", "apart", "allowed", "used", "agrees")
 LEGEND = """\
-used: the part of what is allowed, the most first. Where limits come from: docs/glossary.md, Verdict
-damage: allowed is a share of ln(perplexity / dense), by method; 5 % where no dense run is known.
-error/B/L: of a layer L in block B, the furthest of n; differences grow from block to block.
+used: share of what is allowed, largest first. Where limits come from: docs/glossary.md, Verdict
+(damage): what is allowed was a share of ln(perplexity / dense), turned into % of the perplexity.
+error/B/L: of layer L in block B, the furthest of n. error, median: of here / ours over all layers.
 mask, answers, normalised (answers by length-normalised likelihood): how many are equal, of n."""
 
 
@@ -259,6 +259,7 @@ def compare(
         what = name or f"{path}, of {number}"
         values = here.get(path), there[path], apart[path]
         limit = rule.limit
+        dense = None
         if rule.damage:
             dense = dense_perplexity(name, reference, plan)
             limit = damage_limit(limit, dense, there[path])
@@ -270,7 +271,7 @@ def compare(
             limit = stats.binom.isf(RARE, number, limit) / number
         if kind == "error":
             errors += apart.values()
-        yield Comparison(run, what, *values, limit, rule.damage, same, kind)
+        yield Comparison(run, what, *values, limit, dense is not None, same, kind)
     if errors and not same:
         median = np.median(errors)
         values = 1 + median, 1.0, median, MEDIAN
@@ -425,11 +426,13 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
     else:
         first = [f"Reproduced: {agree}"]
         what = (
-            f"This says that these runs of plan {plan} repeat what we committed (to "
-            f"{100 * SAME:g} % on our kind of machine, on another to what its rounding does)"
+            f"This says that these runs of plan {plan} repeat what we committed: within "
+            f"{100 * SAME:g} % on our kind of machine, within the limits of rounding on another"
         )
     lines = [
-        f"{what}{OF_README if plan == 'full' else NOT_OF_README} (see the page of claims)."
+        f"{what}.",
+        f"{OF_README if plan == 'full' else NOT_OF_README}, and no claim is decided. What could "
+        "slip through: docs/numbers.md, What the verdict can see.",
     ]
     if missing:
         names = [
@@ -442,7 +445,8 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
     if verdict.without:
         lines.append(f"Run here, without a committed record: {verdict.without}.")
     if verdict.machines:
-        lines += [*_differences(verdict, plan), *machine_lines(verdict)]
+        lines[1:1] = machine_lines(verdict)
+        lines += _differences(verdict, plan)
     fill = functools.partial(textwrap.fill, width=WIDTH, break_on_hyphens=False)
     items = (fill(f"- {line}", subsequent_indent="  ") for line in lines)
     return "\n".join([*first, *items])
@@ -472,9 +476,7 @@ def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
         yield text
     if own := [item for item in found if item.kind == "answers"]:
         worst = own[0]
-        text = (
-            f"Answers: all are equal, in each of {len(own)} tasks that runs answered."
-        )
+        text = f"Answers: all are equal, in each of {len(own)} runs that answered questions."
         if worst.difference:
             text = (
                 f"Answers: at least {worst.here:,} of {worst.reference:,} are equal in each run "
@@ -517,8 +519,8 @@ def _continuations(verdict: Verdict) -> Iterator[str]:
         equal += [here.get(name) == text for name, text in ours.items()]
     if equal:
         yield (
-            f"Texts that models wrote: {sum(equal)} of {len(equal)} are ours, word for word. None "
-            "is judged: rounding that changes one word changes all that follow."
+            f"Texts that models wrote: {sum(equal)} of {len(equal)} match ours word for word. They "
+            "are not judged: rounding that changes one word changes all that follow."
         )
 
 
@@ -640,12 +642,12 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
     elif all(key in COMPUTING for key, _ in reasons):
         yield (
             f"The same kind of processor as ours, but with other packages{which}: {listed}. They "
-            "may round otherwise; with ours, numbers must be equal."
+            "may round differently; with ours, numbers must be equal."
         )
     else:
         if any(key == "processor" for key, _ in reasons):
             listed = "; ".join(["another kind of processor", *parts])
-        yield f"Another machine than ours{which}: {listed}. It may round otherwise."
+        yield f"Your machine differs from ours{which}: {listed}. It may round differently."
     here, ours = (
         " and ".join(dict.fromkeys(processor_of(each) or "unknown" for each in side))
         for side in zip(*verdict.pairs.values(), strict=True)

@@ -44,10 +44,23 @@ def with_half(value: float | str, half: float) -> str:
     return f"{value:,.{decimals}f} ± {half:,.{decimals}f}"
 
 
+def signed(change: float, half: float) -> str:
+    """A change in percent with its sign: "−5.1", "+1.9 ± 0.8"."""
+    text = f"{change:+.1f}" + (f" ± {half:.1f}" if half > 0 else "")
+    return text.replace("-", "−")
+
+
 def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
     """The table in Markdown, with display names, numbers to the right, and "± spread" if any."""
     spread = spread.reindex_like(table)  # rows such as chance have none
-    cells = [map(with_half, table[name], spread[name]) for name in table]
+    cells = [
+        map(
+            signed if str(name).startswith("change") else with_half,
+            table[name],
+            spread[name],
+        )
+        for name in table
+    ]
     rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * len(cells)]]
     rows += zip(table.index, *cells, strict=True)
     lines = (" | ".join(map(str, row)) for row in rows)

@@ -142,20 +142,24 @@ VARIANTS_CAPTION = (
 def variant_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Perplexity with other options against the defaults on the same seeds, by variant and target.
 
-    With half the interval of the change. Several records of one run count once, with their mean. A
-    variant whose cell has no run of the defaults is left out.
+    With half the interval of the change, which is that of the geometric mean, as in the claims.
+    Several records of one run count once, with their mean. A variant whose cell has no run of the
+    defaults is left out.
     """
     runs = _runs_of_cells(records)
     defaults = runs.query("not variant").groupby("cell")["perplexity"].mean()
     runs["default"] = runs["cell"].map(defaults)
     cells = runs.query("variant").groupby(["label", "target", "cell"], sort=False)
     pairs = cells[["perplexity", "default"]].mean().dropna()
-    pairs["change (%)"] = 100 * (pairs["perplexity"] / pairs["default"] - 1)
+    pairs["change (%)"] = np.log(pairs["perplexity"] / pairs["default"])
     groups = pairs.groupby(["label", "target"], sort=False)
     table = groups.mean()
+    half = groups[["change (%)"]].agg(half_interval)
+    half = 100 * half * np.exp(table[["change (%)"]])
+    table["change (%)"] = 100 * np.expm1(table["change (%)"])
     table.insert(0, "seeds", groups.size())
     table = table.rename_axis(index=["variant", "at"]).reset_index("at")
-    return table, groups[["change (%)"]].agg(half_interval).set_axis(table.index)
+    return table, half.set_axis(table.index)
 
 
 def variant_cells(records: Iterable[Record], table: pd.DataFrame) -> pd.DataFrame:

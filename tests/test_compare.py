@@ -203,14 +203,14 @@ def test_two_kinds_of_processor_agree_and_are_not_one(name, runs):
     "change, said",
     [
         ({}, ["same kind of machine"]),
-        (OTHER, ["another machine", "processor: another", "ours: one"]),
-        ({"device": "cpu, 2 threads"}, ["another machine", "2 threads", "1 thread"]),
+        (OTHER, ["differs from ours", "processor: another", "ours: one"]),
+        ({"device": "cpu, 2 threads"}, ["differs from ours", "2 threads", "1 thread"]),
         ({"versions": {"torch": "2.14"}}, ["same kind of processor", "torch 2.14"]),
-        (OTHER | {"versions": {"torch": "2.14"}}, ["another machine", "torch", "one"]),
+        (OTHER | {"versions": {"torch": "2.14"}}, ["differs from ours", "torch", "one"]),
         # another label
         ({"versions": {"torch": "2.13+cpu"}}, ["same kind of machine"]),
         ({"series": {"batch": 2}}, ["same kind of machine"]),  # not always written
-        ({"platform": {}}, ["another machine", "unknown"]),
+        ({"platform": {}}, ["differs from ours", "unknown"]),
     ],
 )
 def test_the_level_and_why(change, said):
