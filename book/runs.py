@@ -306,8 +306,8 @@ class Runs:
         elif self.is_current(whose, run_id):
             folder = FOLDERS[whose](self.plan) / "records"
             text = (
-                "was made by code **that is written otherwise today**. `make same` has run both: "
-                "on small probes and the plan smoke they compute the same, bit for bit. This run "
+                "was made by code that has been **rewritten since**. `make same` has run both: on "
+                "small probes and the plan smoke they compute the same, bit for bit. This run "
                 "itself was not repeated."
             )
             if record["fingerprint"] == fingerprint(run, folder):

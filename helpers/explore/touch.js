@@ -205,7 +205,7 @@ function legends({ values, steps }, before) {
   const lines = values ? [] : [line("dotted", "optimum: least squares on the last mask")];
   if (before) lines.push(line("dashed #8c8c8c", "previous: the error before your last change"));
   return [`<b>W, Z, U</b> ${colour(BLUE, "above zero")}${colour(ORANGE, "below zero")}
-    the stronger, the larger (U has a scale of its own)<br>
+    stronger colour: larger value (U has a scale of its own)<br>
     <b>${values ? "rounding" : "mask"}</b> ${fourth.join("")}`, lines.join("")];
 }
 
