@@ -69,7 +69,8 @@ LIST = """\
 # All runs
 
 Every number of the tables is made of these runs. A run's page has what it measured, its parameters,
-its processor, and the line that runs it again.
+its processor, and the line that runs it again. Minutes can be compared where a run was *alone*;
+others shared the machine.
 
 <p class="find-runs" hidden>
 <label>Find <input type="search" placeholder="admm-grad 60 seed1"></label> <output></output>
@@ -102,7 +103,7 @@ class Runs:
         self.tables: dict[str, dict[str, list[Table]]] = {}
         self.groups: dict[str, dict[tuple[str, ...], Group]] = {w: {} for w in FOLDERS}
         # in which tables a record counts, and in which cells
-        self.used: dict[str, dict[str, dict[str, None]]] = {}
+        self.used: dict[str, dict[str, dict[str, str]]] = {}
 
     @property
     def ids(self) -> list[str]:
@@ -173,15 +174,16 @@ class Runs:
 
     def target(self, whose: str, group: Group) -> str:
         """Where a cell leads: to the page of its record, or to the list of its records."""
+        target = ""
+        if len(group.ids) > 1:
+            groups, key = self.groups[whose], (group.name, *group.ids)
+            if groups.setdefault(key, group).text != group.text:
+                groups[key] = groups[key]._replace(text="")  # several numbers lead here
+            target = f"#{self.anchor(whose, groups[key])}"
         for run_id in group.ids:
             places = self.used.setdefault(run_id, {}).setdefault(group.name, {})
-            places[group.title] = None  # a dictionary keeps an order
-        if len(group.ids) == 1:
-            return f"/runs/{self.plan}/{group.ids[0]}.md"
-        groups, key = self.groups[whose], (group.name, *group.ids)
-        if groups.setdefault(key, group).text != group.text:
-            groups[key] = groups[key]._replace(text="")  # several numbers lead here
-        return f"#{self.anchor(whose, groups[key])}"
+            places[group.title] = target
+        return target or f"/runs/{self.plan}/{group.ids[0]}.md"
 
     def anchor(self, whose: str, group: Group) -> str:
         """The name of a list of records."""
@@ -272,7 +274,7 @@ class Runs:
             parts.append("## Where it counts")
             parts.append(
                 "\n".join(
-                    f"- [{name.replace('_', ' ')}](#{self.plan}-{name}): {'; '.join(places)}"
+                    f"- [{name.replace('_', ' ')}](#{self.plan}-{name}): {_places(places)}"
                     for name, places in used.items()
                 )
             )
@@ -345,10 +347,20 @@ class Runs:
                 self.plan,
                 format_number(metric(record, "perplexity")),
                 f"{minutes(record):.1f}",
+                "yes" if record.get("timed") else "",
                 record["notebook"][:2],
                 processor_of(record) or "–",
                 record["created"][:10],
             ]
+
+
+def _places(places: Mapping[str, str]) -> str:
+    """The cells in which a run counts; those with other runs lead to the list of them all."""
+    texts = (
+        f"[{title}]({target}) (with others)" if target else title
+        for title, target in places.items()
+    )
+    return "; ".join(texts)
 
 
 def read_by_id(folder: Path) -> dict[str, dict[str, Any]]:
@@ -503,5 +515,6 @@ def layers_text(layers: list[dict[str, Any]]) -> str:
 def list_page(plans: list[Runs]) -> str:
     """The page of all runs: a table that a script sorts and searches."""
     rows = [row for plan in plans for row in plan.rows()]
-    heads = ["run", "plan", "perplexity", "minutes", "notebook", "processor", "made"]
+    heads = ["run", "plan", "perplexity", "minutes", "alone", "notebook"]
+    heads += ["processor", "made"]
     return LIST + text_table(heads, rows) + SCRIPT
