@@ -281,7 +281,8 @@ def findings() -> str:
     apart("below", "sparsegpt", plan="second")
     apart("above", "sparsegpt", of="admm1", plan="second")
     return unbroken(
-        f"- **The paper's method beats SparseGPT and Wanda** at {listed([AT, *others])}{alone(11)}.\n"
+        "- **The paper's method beats SparseGPT and Wanda** at "
+        f"{listed([AT, *others])}{alone(11)}.\n"
         f"  At {AT} its perplexity is {apart('below', 'sparsegpt')} and "
         f"{apart('below', 'wanda')} below theirs.\n"
         f"- **Choosing the mask again while ADMM runs pays**, at all of them{alone(10)}. At "
