@@ -77,7 +77,8 @@ RULES = (
     "with fewer is shown without ± over draws (of answers, ± over questions alone is shown) and "
     "decides nothing. The number of draws stands in brackets.",
     "**±** is half of Student's 95 % interval over draws; of ratios it is that of their "
-    "logarithms, turned back, so that a change in % is that of the geometric mean. Where draws "
+    "logarithms, turned back, so that a change in % is that of the geometric mean, and ± of a "
+    "large one is approximate. Where draws "
     "answer the same questions, two standard errors over these are added in quadrature, and are "
     "all of it if there are too few draws. It is a little too small: all draws are of one pool of "
     "text, and all runs share the evaluation windows (where records keep the loss "
