@@ -772,21 +772,12 @@ def processor_pairs() -> dict[str, list]:
     return json.loads((root() / "tests/processors.json").read_text("utf-8"))
 
 
-def processor_moves(*methods: str) -> str:
-    """How far another kind of processor has moved a perplexity, of these methods or of all.
-
-    With methods named, pairs that a guide's gradients or a repair went into are left out.
-    """
+def processor_moves() -> str:
+    """How far another kind of processor has moved a perplexity."""
     moves = [
         max(both) / min(both) - 1
         for pair in processor_pairs()["pairs"]
         for both in [pair["metrics"].get("perplexity", [1, 1])]
-        if not methods
-        or (
-            pair["parameters"]["method"] in methods
-            and not pair["parameters"].get("allocation")
-            and not pair["parameters"].get("effort")
-        )
     ]
     return f"{100 * max(moves):.0f} %"
 

@@ -759,7 +759,7 @@ def test_a_row_says_that_only_the_correction_leaves_a_claim_open(committed, tmp_
 def test_it_counts_the_verdicts(number, words):
     kinds = {1: [OPEN], 2: [HOLDS] * 2, 3: [FAILS, HOLDS, FAILS]}[number]
     verdicts = pd.DataFrame({"verdict": kinds, "source": "figure", "n": 1})
-    verdicts["columns"] = [{}] * len(kinds)
+    verdicts["lacks"] = ""
     assert count_sentence(verdicts) == f"O{words[1:]}."
     both = pd.concat([verdicts, verdicts.assign(source=OURS), verdicts.assign(n=0)])
     text = f"O{words[1:]}; {words.replace('the paper', 'our own').replace(chr(39) + 's', '')}."
@@ -820,7 +820,7 @@ def test_a_line_names_its_source_and_what_overturns_it(committed, tmp_path):
     assert "“state of the art”" in rows_of(page)[11][1]
     overturned = {number: cells[-1] for number, cells in sureness_of(page).items()}
     assert "(ADMM1) in its place: +5.0" in overturned[11]
-    assert overturned[11].endswith("at 70 %")
+    assert overturned[11].endswith("at 70 % (5 draws)")
     assert "U not updated" in overturned[5]
     # a control that does not overturn the claim is said to be none
     low = [run for run in runs if run["parameters"].get("method") != "admm1"]

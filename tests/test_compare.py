@@ -206,7 +206,10 @@ def test_two_kinds_of_processor_agree_and_are_not_one(name, runs):
         (OTHER, ["differs from ours", "processor: another", "ours: one"]),
         ({"device": "cpu, 2 threads"}, ["differs from ours", "2 threads", "1 thread"]),
         ({"versions": {"torch": "2.14"}}, ["same kind of processor", "torch 2.14"]),
-        (OTHER | {"versions": {"torch": "2.14"}}, ["differs from ours", "torch", "one"]),
+        (
+            OTHER | {"versions": {"torch": "2.14"}},
+            ["differs from ours", "torch", "one"],
+        ),
         # another label
         ({"versions": {"torch": "2.13+cpu"}}, ["same kind of machine"]),
         ({"series": {"batch": 2}}, ["same kind of machine"]),  # not always written

@@ -14,7 +14,7 @@ from helpers import METHODS, masks_of
 from helpers.errors import RunError
 from helpers.paths import reference_dir, root
 from reproduction import pages
-from reproduction.claims import OURS, judge_claims
+from reproduction.claims import HOLDS, OPEN, OURS, judge_claims
 from reproduction.records import read_records
 
 README = (root() / "README.md").read_text("utf-8")
@@ -66,7 +66,7 @@ def test_a_row_is_the_mean_of_its_records(name):
 @pytest.mark.parametrize(
     ("rival", "sentence"),
     [
-        ("sparsegpt", "Its perplexity is {} and"),
+        ("sparsegpt", "At 60 % its perplexity is {} and"),
         ("wanda", "and {} below theirs"),
         ("admm1", "{} below ADMM1"),
         ("alps", "ADMM-Grad is {} above it at 60 %"),
@@ -133,12 +133,15 @@ def test_each_of_the_papers_claims_stands_under_its_verdict():
     verdicts, _ = judge_claims(read_records(reference_dir("full") / "records"))
     paper = verdicts[(verdicts["source"] != OURS) & (verdicts["n"] > 0)]
     text = pages.claims_in_words().replace("\n  ", " ")
-    parts = re.split(r"\*+([A-Z][a-z ]+)\*+", text)
+    parts = re.split(r"\*+([A-Z][^*]+)\*+", text)
     under = dict(zip(parts[1::2], parts[2::2], strict=True))
     assert len(paper) == 14
-    for number, verdict in zip(paper["number"], paper["verdict"], strict=True):
-        words = {"not tested": "Too few runs"}.get(verdict, verdict.capitalize())
-        assert pages.SHORT[number] in under[words]
+    for number, verdict, alone in paper[["number", "verdict", "alone"]].to_numpy():
+        words = {"not tested": "Not tested (too few runs, or not timed alone)"}
+        name = words.get(verdict, verdict.capitalize())
+        if verdict == OPEN and alone == HOLDS:
+            name = "Undecided, but each holds by its own ±"
+        assert pages.SHORT[number] in under[name]
 
 
 def test_budgets_of_wanda_and_admm1_differ_as_said():
@@ -147,7 +150,7 @@ def test_budgets_of_wanda_and_admm1_differ_as_said():
         for name in ("wanda", "admm1")
     ]
     assert budgets == ["output", "matrix"]
-    assert "counts the zeros in a whole matrix" in FLAT
+    assert "counts its zeros over a whole matrix" in FLAT
 
 
 def test_it_says_how_many_records_are_of_earlier_code(tmp_path, monkeypatch):
@@ -183,18 +186,6 @@ def test_links_of_every_page_lead_to_files():
                 dead.append((page, file, anchor))
     assert dead == []
     assert "README.md" in names
-
-
-def test_the_processor_beside_the_lead_of_alps_is_of_these_two_methods():
-    pairs = json.loads((root() / "tests/processors.json").read_text("utf-8"))["pairs"]
-    moves = [
-        abs(math.log(one / other))
-        for pair in pairs
-        if pair["parameters"]["method"] in ("admm-grad", "alps")
-        and "recipe" not in pair["run"]
-        for one, other in [pair["metrics"].get("perplexity", (1, 1))]
-    ]
-    assert f"two methods by up to {100 * math.expm1(max(moves)):.0f} %" in FLAT
 
 
 def test_the_example_runs(monkeypatch, tmp_path):

@@ -242,7 +242,7 @@ def test_a_seed_of_several_records_counts_once():
         pruned("admm-grad", "60 %", 36.2, options=released),
     ]
     (table,) = all_tables(runs)["variants"]
-    assert table.markdown.endswith("| 60 % | 1 | 34.10 | 31.00 | 10.00 |\n")
+    assert table.markdown.endswith("| 60 % | 1 | 34.10 | 31.00 | +10.0 |\n")
     runs += [pruned("admm-grad", "60 %", 40.0, seed=1)]
     (table,) = all_tables(runs)["perplexity"]
     assert table.markdown.endswith("| ADMM-Grad | 35.50 |\n")  # two say nothing
