@@ -73,7 +73,7 @@ def window_spread(runs: pd.DataFrame) -> tuple[list[float], list[float], int]:
         series = (run.record["series"] or {}).get("window_losses")
         if series:
             losses[run.label, run.target, run.seed] = series["perplexity"]
-    frame = pd.DataFrame(losses)  # a row for each window
+    frame = pd.DataFrame(losses).sort_index(axis=1)  # a row for each window
     alone, ratios = [], []
     for cell in dict.fromkeys(key[:2] for key in frame):
         own = frame[cell]
