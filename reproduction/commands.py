@@ -31,7 +31,8 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     """Run a plan, write its tables and figures, and compare; 1 if a result is not reproduced."""
     run_plan(plan, only, jobs, scheduler)
     tables(plan)
-    from reproduction.tables import all_tables  # here: pandas takes a second
+    from reproduction.compare import CHECKS_README  # here: pandas takes a second
+    from reproduction.tables import all_tables
 
     records = current_records(without_tables(read_plan(plan, only)))
     perplexities = all_tables(records.values()).get("perplexity", [])
@@ -49,9 +50,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
         claims = ""
     readme = ""
     if plan != "full":
-        readme = (
-            "make reproduce PLAN=full ONLY='*-60' (README's table, one sample),\n      "
-        )
+        readme = f"{CHECKS_README} (README's table, one sample),\n      "
     write_line(
         f"\n{done} runs done, {verdict.compared} compared{others}\n"
         f"tables   {folder}/tables (records.md: which records a number is made of)\n"

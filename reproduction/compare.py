@@ -87,13 +87,11 @@ MAIN = {
     "condition_q_proj": "condition number of q_proj's Gram matrix",
     "records": "records",
 }
-OF_README = (
-    ". README's table is made of this plan's records at 60 %. It decides no claim"
-)
-NOT_OF_README = (
-    ". It does not check README's table (make reproduce PLAN=full ONLY='*-60' does, with one "
-    "calibration sample), and decides no claim"
-)
+# the runs of README's column with its first calibration sample, and the command that makes them
+ONE_SAMPLE = "*-60"
+CHECKS_README = f"make reproduce PLAN=full ONLY='{ONE_SAMPLE}'"
+OF_README = "README's table is made of this plan's records at 60 %"
+NOT_OF_README = f"README's table is not checked ({CHECKS_README} does it)"
 FOLDED = 0.01  # comparisons that use less of what is allowed are a line together
 WIDTH = 100  # of what is printed
 HEADS = ("run", "what", "here", "ours", "apart", "allowed", "used", "agrees")

@@ -28,7 +28,7 @@ from reproduction.claims import (
     judge_claims,
 )
 from reproduction.claims_page import count_sentence
-from reproduction.compare import LEAST_DAMAGE, RULES, compare
+from reproduction.compare import CHECKS_README, LEAST_DAMAGE, ONE_SAMPLE, RULES, compare
 from reproduction.labels import row_key
 from reproduction.markdown import to_markdown, with_half
 from reproduction.pipelines import BASE, GUIDED, REPAIRED, gain_table, pipeline_table
@@ -47,7 +47,6 @@ from reproduction.tables import accuracy_table, answers_frame, perplexity_table
 
 PAGES = ("README.md", "docs/numbers.md")
 AT = "60 %"  # README's one column
-ONE_SAMPLE = "*-60"  # the runs of that column with the first calibration sample
 SLOW = 2  # a slow laptop's minutes over those of the records, as notebook 00 says too
 WHAT = {
     "dense": "nothing is removed",
@@ -211,7 +210,7 @@ def start() -> str:
         ),
         (
             "**check the table below**",
-            f"`make reproduce PLAN=full ONLY='{ONE_SAMPLE}'`: one of its calibration samples",
+            f"`{CHECKS_README}`: one of its calibration samples",
             f"{SLOW * two_at_a_time(column):.0f}",
         ),
         (

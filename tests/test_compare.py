@@ -174,6 +174,11 @@ def test_the_verdict_says_what_it_does_not_check():
         text = " ".join(verdict_page(found, plan).split())
         assert f"runs of plan {plan}" in text and "claim" in text
         assert ("PLAN=full" in text) == (plan != "full")
+        first, *statements = verdict_summary(found, plan).split("\n- ")
+        assert first.startswith("Reproduced: 1 of 1 ")
+        # whole sentences, none of which is said twice
+        assert all(each[0].isupper() and each.endswith(".") for each in statements)
+        assert text.count("claim") == 1
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
