@@ -25,13 +25,17 @@ from book.executed import COPIED_PLAN, annotate, as_it_ran, copy_path, nearness
 from book.runs import COMMITTED, FOLDERS, Runs, list_page, record_folder, table_title
 from helpers.errors import HelpersError
 from helpers.explore import touch
-from helpers.paths import notebooks_dir, reference_dir, results_dir, root
-from reproduction.claims import DECIDING, judge_claims
-from reproduction.claims_page import count_sentence
+from helpers.paths import notebooks_dir, results_dir, root
+from reproduction.claims import DECIDING
 from reproduction.figures import figure_alt
-from reproduction.pages import findings, on_shared_samples, one_column, plus_minus
+from reproduction.pages import (
+    claims,
+    findings,
+    on_shared_samples,
+    one_column,
+    plus_minus,
+)
 from reproduction.plan import plan_names, read_plan
-from reproduction.records import read_records
 
 COPIED = (
     *("README.md", "CHANGES.md", "CONTRIBUTING.md", "docs", "helpers/own"),
@@ -330,10 +334,9 @@ def figure_caption(name: str) -> str:
 
 def claims_line() -> str:
     """Count the verdicts on the claims by the committed records of the plan full."""
-    verdicts, _ = judge_claims(read_records(reference_dir("full") / "records"))
     return (
         "Code tests [claims](#full-claims) on the records of the plan `full`. "
-        f"{count_sentence(verdicts)}\n"
+        f"{claims('full')}\n"
     )
 
 

@@ -19,7 +19,7 @@ from scipy import stats
 
 from helpers.explore.names import display_name
 from helpers.paths import reference_dir, results_dir, root
-from reproduction.claims import DECIDING, judge_claims
+from reproduction.claims import DECIDING
 from reproduction.claims_page import verdict_words
 from reproduction.fingerprint import fingerprint, is_current
 from reproduction.labels import pipeline_title
@@ -30,6 +30,7 @@ from reproduction.markdown import (
     to_markdown,
     with_half,
 )
+from reproduction.pages import judged
 from reproduction.plan import Run, plan_names, read_plan
 from reproduction.records import Record, read_records, record_id
 from reproduction.runs import half_interval, processor_of
@@ -115,7 +116,7 @@ class Runs:
         """By committed record, a line for each claim that it decides on, with the verdict."""
         if self.plan not in DECIDING:
             return {}
-        verdicts, rows = judge_claims([*self.records[COMMITTED].values()])
+        verdicts, rows = judged(self.plan)
         lines: dict[str, list[str]] = {}
         for claim in verdicts.itertuples():
             own = rows[rows["number"] == claim.number]

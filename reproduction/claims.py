@@ -21,7 +21,7 @@ from reproduction.earlier import earlier_draws
 from reproduction.labels import column_key
 from reproduction.pipelines import BASE, GUIDED, REPAIRED
 from reproduction.records import Records
-from reproduction.runs import FEWEST, common_parameters, confidence_interval
+from reproduction.runs import FEWEST, as_change, common_parameters, confidence_interval
 
 HOLDS = "holds"
 FAILS = "does not hold"
@@ -534,7 +534,7 @@ class Mean(NamedTuple):
 
 def _printed(mean: float, half: float, logarithm: bool) -> tuple[float, float]:
     """Mean and half as they are shown: of logarithms of ratios the change, and half of its own."""
-    return (math.expm1(mean), half * math.exp(mean)) if logarithm else (mean, half)
+    return as_change(mean, half) if logarithm else (mean, half)
 
 
 def _mean(condition: Condition, logarithm: bool, draws: pd.DataFrame) -> dict[str, Any]:

@@ -501,7 +501,7 @@ def verdict_words(row: Any, rows: pd.DataFrame) -> str:
         return f"**{row.verdict}**"
     lacking = rows[rows["needed"] & rows["decides"] & (rows["lacks"] != "")]
     why = "too few runs" if (lacking["n"] > 0).any() else "no runs"
-    if (lacking["lacks"] == ALONE).any():
+    if row.lacks == ALONE:
         why = "not timed alone"
     if not by_verdict:
         return f"**{why}**"
@@ -549,8 +549,7 @@ def _needs(rows: pd.DataFrame) -> str:
     needed = needed.sort_values("n", kind="stable").drop_duplicates("at")
     needs = needed.groupby("lacks", sort=False)["at"]
     return "; ".join(
-        f"{lacks} at {_columns([*dict.fromkeys(at)])}".removesuffix(" at ")
-        for lacks, at in needs
+        f"{lacks} at {_columns(list(at))}".removesuffix(" at ") for lacks, at in needs
     )
 
 

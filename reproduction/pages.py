@@ -7,6 +7,7 @@ longer say so, it is not written: `must` raises, and a person has to write anoth
 
 import functools
 import json
+import math
 import re
 import sys
 import textwrap
@@ -28,9 +29,16 @@ from reproduction.claims import (
     judge_claims,
 )
 from reproduction.claims_page import count_sentence
-from reproduction.compare import CHECKS_README, LEAST_DAMAGE, ONE_SAMPLE, RULES, compare
+from reproduction.compare import (
+    CHECKS_README,
+    LEAST_DAMAGE,
+    ONE_SAMPLE,
+    RULES,
+    compare,
+    traits,
+)
 from reproduction.labels import row_key
-from reproduction.markdown import to_markdown, with_half
+from reproduction.markdown import signed, to_markdown, with_half
 from reproduction.pipelines import BASE, GUIDED, REPAIRED, gain_table, pipeline_table
 from reproduction.pipelines import perplexity_table as pipeline_perplexities
 from reproduction.plan import read_plan
@@ -73,6 +81,22 @@ SHORT = {  # the paper's claims in README, in a few words
     13: "ADMM-Grad answers more zero-shot questions than SparseGPT and Wanda",
     14: "SparseGPT answers more than Wanda",
     15: "the released code's schedule changes little",
+}
+IN_PLACE_OF = "04_prune_model--admm-grad-60"
+STAND_INS = {  # records that the verdict should notice there; each draw has its own
+    "50 iterations": f"{IN_PLACE_OF}-iterations-50",
+    "no preconditioning": f"{IN_PLACE_OF}-not-preconditioned",
+    "the released schedule": f"{IN_PLACE_OF}-released",
+    "a budget per output": f"{IN_PLACE_OF}-budget-output",
+    "ADMM1": "04_prune_model--admm1-60",
+    "ALPS": "04_prune_model--alps-60",
+}
+PLACES = {  # where the verdict notices them, and how the names of its comparisons begin
+    "perplexity": "perplexity",
+    "block 0": "error/0/",
+    "block 1": "error/1/",
+    "later blocks": "error/",
+    "all layers, median": "error, median",
 }
 EFFORTS = {  # rows of the recipe's table: plan, pipeline, what it does
     "none": ("beyond", BASE, "ADMM-Grad, two passes"),
@@ -305,19 +329,14 @@ def findings() -> str:
 def elsewhere() -> str:
     """How far others found ADMM-Grad's perplexity below SparseGPT's, beside ours."""
     table = ratio_table(committed("full")).query("method == @BASE")
-    parts = []
-    for at, rows in table.groupby(level=0, sort=False):
-        ours = 1 - rows.query("model == 'here'")["/ sparsegpt"].item()
-        for row in (
-            rows.query("model != 'here'").dropna(subset="/ sparsegpt").itertuples()
-        ):
-            model = row.model.partition(",")[0]
-            theirs = (
-                1 - table.loc[at].query("model == @row.model")["/ sparsegpt"].item()
-            )
-            parts.append(
-                f"{100 * theirs:.0f} % below it on {model} at {at} (here {100 * ours:.0f} %)"
-            )
+    below = (100 - 100 * table["/ sparsegpt"]).map("{:.0f} %".format)
+    here = table["model"] == "here"
+    parts = [
+        f"{number} below it on {model.partition(',')[0]} at {at} (here {below[here][at]})"
+        for at, model, number in zip(
+            table.index[~here], table["model"][~here], below[~here], strict=True
+        )
+    ]
     return listed(parts)
 
 
@@ -424,9 +443,8 @@ def against_rivals(plan: str) -> str:
 
 def change(row: pd.Series) -> str:
     """A change in percent with ±, and the number of samples in brackets."""
-    half = f" ± {100 * row['half']:.1f}" if row["half"] >= 0 else ""
-    text = f"{100 * row['mean']:+.1f}{half} ({row['n']})"
-    return text.replace("-", "−").replace(" ", "\u00a0")  # on one line
+    text = f"{signed(100 * row['mean'], 100 * row['half'])} ({row['n']})"
+    return text.replace(" ", "\u00a0")  # on one line
 
 
 def gemma() -> str:
@@ -514,9 +532,14 @@ def answers() -> str:
     return to_markdown(mean.assign(samples=samples.reindex(mean.index)), half).rstrip()
 
 
+def scored(plan: str) -> list:
+    """The committed zero-shot records of a plan."""
+    return [run for run in committed(plan) if run["notebook"] == ZERO_SHOT_NOTEBOOK]
+
+
 def answers_setting() -> str:
     """The questions, and the processor that they were answered on."""
-    runs = [run for run in committed("full") if run["notebook"] == ZERO_SHOT_NOTEBOOK]
+    runs = scored("full")
     tasks = runs[0]["series"]["zero_shot"]
     total = sum(len(task["items"]) for task in tasks.values())
     return (
@@ -550,12 +573,9 @@ def other_difference() -> str:
     row = compared(BASE, "50 %", f"{BASE} + recipe", "answers", "beyond")
     values, _ = accuracy_table([*committed("full"), *committed("beyond")])
     name = f"{BASE}, 50 %"
-    scored = [run for run in committed("full") if run["notebook"] == ZERO_SHOT_NOTEBOOK]
-    ours = [run for run in scored if run["parameters"]["method"] == BASE]
+    ours = [run for run in scored("full") if run["parameters"]["method"] == BASE]
     (same,) = (run for run in ours if run["parameters"]["calibration_seed"] == 0)
-    (recipe,) = (
-        run for run in committed("beyond") if run["notebook"] == ZERO_SHOT_NOTEBOOK
-    )
+    (recipe,) = scored("beyond")
     right, base = (
         sum(sum(task["acc"]) for task in run["series"]["zero_shot"].values())
         for run in (recipe, same)
@@ -571,28 +591,22 @@ def other_difference() -> str:
 
 def alike_by_chance() -> str:
     """The answers of the recipe's model and of the dense one, as many of which are right."""
-    runs = [
-        run
-        for run in [*committed("full"), *committed("beyond")]
-        if run["notebook"] == ZERO_SHOT_NOTEBOOK
-    ]
-    (dense,) = (run for run in runs if run["parameters"]["method"] == "dense")
-    (repaired,) = (run for run in runs if run["parameters"]["effort"])
-    more, fewer, other = {}, 0, 0
-    for task, found in dense["series"]["zero_shot"].items():
-        ours = np.array(repaired["series"]["zero_shot"][task]["acc"])
-        lead = int((ours - found["acc"]).sum())
-        other += int((ours != found["acc"]).sum())
-        fewer += min(lead, 0)
-        if lead > 0:
-            more[f"{lead} more in `{task}`"] = lead
-    must(sum(more.values()) + fewer == 0, "the recipe and the dense model are level")
-    leads = listed(sorted(more, key=lambda text: -more[text]))
+    (dense,) = (r for r in scored("full") if r["parameters"]["method"] == "dense")
+    (recipe,) = scored("beyond")
+    steps = {  # by task, question by question: 1 where the recipe alone is right, −1 the dense one
+        task: np.subtract(recipe["series"]["zero_shot"][task]["acc"], found["acc"])
+        for task, found in dense["series"]["zero_shot"].items()
+    }
+    other = sum(np.count_nonzero(step) for step in steps.values())
+    leads = pd.Series({task: step.sum() for task, step in steps.items()})
+    must(leads.sum() == 0, "the recipe and the dense model are level")
+    more = leads[leads > 0].sort_values(ascending=False)
     return (
         "That it has as many right answers as the dense model is chance. To "
-        f"{other} questions one of the two has the\nright answer alone: it has {leads}, and "
-        f"{-fewer} fewer in the other\ntasks. In `boolq` that is no better reading: it says yes "
-        "nearly always."
+        f"{other} questions one of the two has the\nright answer alone: it has "
+        f"{listed([f'{lead:.0f} more in `{task}`' for task, lead in more.items()])}, and "
+        f"{more.sum():.0f} fewer in the other\ntasks. In `boolq` that is no better reading: it "
+        "says yes nearly always."
     )
 
 
@@ -682,50 +696,41 @@ def plans() -> str:
     return grid(rows, "lrrrl")
 
 
+def used_by_place(record: dict, reference: dict) -> dict[str, float]:
+    """By PLACES, the largest part of what another processor may change that a record uses."""
+    used = dict.fromkeys(PLACES, 0.0)
+    for item in compare(record, reference, committed("full"), same=False):
+        for place, start in PLACES.items():
+            if item.what.startswith(start):
+                used[place] = max(used[place], item.used)
+                break
+    return used
+
+
 def stand_ins() -> str:
     """What the verdict on another processor says of records that are of something else.
 
     Each stands in for ADMM-Grad at 60 %, draw by draw; a cell is the part of what is allowed that
     it uses, the least of its draws, bold where that is too much.
     """
-    full = committed("full")
-    found = {record_id(run): run for run in full}
-    whole = "04_prune_model--admm-grad-60"
-    names = {
-        "50 iterations": f"{whole}-iterations-50",
-        "no preconditioning": f"{whole}-not-preconditioned",
-        "the released schedule": f"{whole}-released",
-        "a budget per output": f"{whole}-budget-output",
-        "ADMM1": "04_prune_model--admm1-60",
-        "ALPS": "04_prune_model--alps-60",
-    }
-    heads = ("perplexity", "block 0", "block 1", "later blocks", "all layers, median")
-    rows = [("instead of ADMM-Grad", *heads, "draws", "of them noticed")]
-    for what, name in names.items():
-        draws = {
-            seed: dict.fromkeys(heads, 0.0)
+    found = {record_id(run): run for run in committed("full")}
+    rows = [("instead of ADMM-Grad", *PLACES, "draws", "of them noticed")]
+    for what, name in STAND_INS.items():
+        draws = pd.DataFrame(
+            used_by_place(found[name + seed], found[IN_PLACE_OF + seed])
             for seed in ("", *(f"-seed{n}" for n in range(1, 8)))
-            if name + seed in found and whole + seed in found
-        }
-        for seed, used in draws.items():
-            pair = found[name + seed], found[whole + seed]
-            for each in compare(*pair, full, same=False):
-                block = re.match(r"error/(\d+)", each.what)
-                place = "later blocks"
-                if each.what == "perplexity" or each.what.endswith("median"):
-                    place = heads[0] if each.what == "perplexity" else heads[-1]
-                elif block and int(block[1]) < 2:
-                    place = f"block {block[1]}"
-                elif not block:
-                    continue
-                used[place] = max(used[place], each.used)
-        least = [min(used[head] for used in draws.values()) for head in heads]
-        cells = [f"**{part:.1f}**" if part > 1 else f"{part:.2f}" for part in least]
-        noticed = sum(max(used.values()) > 1 for used in draws.values())
+            if name + seed in found and IN_PLACE_OF + seed in found
+        )
+        noticed = (draws.max(axis=1) > 1).sum()
         must(noticed == len(draws) > 0, f"{what} instead of ADMM-Grad is noticed")
+        least = draws.min()
         if what in ("50 iterations", "the released schedule"):
-            must(sum(part > 1 for part in least) == 1, f"block 0 alone notices {what}")
-        must((least[0] > 1) == (what == "ADMM1"), "by perplexity only ADMM1 is noticed")
+            must((least > 1).sum() == 1, f"block 0 alone notices {what}")
+        must(
+            (least["perplexity"] > 1) == (what == "ADMM1"),
+            "by perplexity only ADMM1 is noticed",
+        )
+        cells = [f"**{part:.1f}**" if part > 1 else f"{part:.2f}" for part in least]
         rows.append((what, *cells, f"{len(draws)}", f"{noticed}"))
     return grid(rows, "l" + "r" * 7)
 
@@ -737,31 +742,33 @@ def one_left_out() -> str:
     one must then allow the largest.
     """
     found: dict[str, list[float]] = {}
+    limits = {}
     for pair in processor_pairs()["pairs"]:
         both, dense = pair["metrics"].get("perplexity"), pair.get("dense")
-        given = pair["parameters"]
         if not both or not dense or pair["run"].startswith("09"):
             continue  # reads no text, or is judged without its dense model
-        damage = max(np.log(both[1] / dense), LEAST_DAMAGE)
-        guided = given.get("allocation") or given.get("effort")
-        kind = "guided or repaired" if guided else given["method"]
+        damage = math.log(both[1] / dense)
         if damage > LEAST_DAMAGE:
+            words = traits(pair | {"data": None})
+            kind = "guided or repaired"
+            if "guided" not in words:
+                kind = pair["parameters"]["method"]
+            limits[kind] = next(
+                rule.limit
+                for rule in RULES
+                if rule.damage and words.issuperset(rule.when.split())
+            )
             found.setdefault(kind, []).append(abs(both[0] / both[1] - 1) / damage)
     heads = ["pairs", "largest", "next", "allowed", "allowed without the largest"]
     rows = [("method", *heads, "holds it")]
     for kind in sorted(found, key=row_key):
-        first, second, *_ = [*sorted(found[kind], reverse=True), 0.0]
-        words = set(kind.split())
-        limit = next(
-            rule.limit
-            for rule in RULES
-            if rule.damage and words.issuperset(rule.when.split())
-        )
-        if second:
-            without = limit * second / first
-            numbers = (f"{100 * n:.2g}" for n in (first, second, limit, without))
+        if len(found[kind]) > 1:
+            first, second, *_ = sorted(found[kind], reverse=True)
+            without = limits[kind] * second / first
+            numbers = (first, second, limits[kind], without)
+            cells = (f"{100 * number:.2g}" for number in numbers)
             holds = "yes" if without >= first else "**no**"
-            rows.append((display_name(kind), f"{len(found[kind])}", *numbers, holds))
+            rows.append((display_name(kind), f"{len(found[kind])}", *cells, holds))
     return grid(rows, "l" + "r" * 6)
 
 

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -242,6 +243,11 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
         return draws.mean(), math.nan
     errors = stats.t.ppf(0.975, len(draws) - 1)  # in half an interval
     return draws.mean(), errors * draws.sem()
+
+
+def as_change(mean: Any, half: Any) -> tuple[Any, Any]:
+    """Mean and half an interval of logarithms of ratios as a change, and half of its own."""
+    return np.expm1(mean), half * np.exp(mean)
 
 
 def half_interval(values: Sequence[float]) -> float:

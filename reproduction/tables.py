@@ -24,6 +24,7 @@ from reproduction.records import Record, record_id
 from reproduction.runs import (
     PRUNE_NOTEBOOK,
     SECONDS,
+    as_change,
     by_model,
     by_windows,
     half_interval,
@@ -151,15 +152,14 @@ def variant_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame
     runs["default"] = runs["cell"].map(defaults)
     cells = runs.query("variant").groupby(["label", "target", "cell"], sort=False)
     pairs = cells[["perplexity", "default"]].mean().dropna()
-    pairs["change (%)"] = np.log(pairs["perplexity"] / pairs["default"])
+    logs = np.log(pairs["perplexity"] / pairs["default"])
     groups = pairs.groupby(["label", "target"], sort=False)
-    table = groups.mean()
-    half = groups[["change (%)"]].agg(half_interval)
-    half = 100 * half * np.exp(table[["change (%)"]])
-    table["change (%)"] = 100 * np.expm1(table["change (%)"])
+    logs = logs.groupby(["label", "target"], sort=False)
+    change, half = as_change(logs.mean(), logs.agg(half_interval))
+    table = groups.mean().assign(**{"change (%)": 100 * change})
     table.insert(0, "seeds", groups.size())
     table = table.rename_axis(index=["variant", "at"]).reset_index("at")
-    return table, half.set_axis(table.index)
+    return table, (100 * half).to_frame("change (%)").set_axis(table.index)
 
 
 def variant_cells(records: Iterable[Record], table: pd.DataFrame) -> pd.DataFrame:
