@@ -104,7 +104,7 @@ class Runs:
         self.tables: dict[str, dict[str, list[Table]]] = {}
         self.groups: dict[str, dict[tuple[str, ...], Group]] = {w: {} for w in FOLDERS}
         # in which tables a record counts, and in which cells
-        self.used: dict[str, dict[str, dict[str, str]]] = {}
+        self.used: dict[str, dict[str, dict[str, None]]] = {}
 
     @property
     def ids(self) -> list[str]:
@@ -183,7 +183,8 @@ class Runs:
             target = f"#{self.anchor(whose, groups[key])}"
         for run_id in group.ids:
             places = self.used.setdefault(run_id, {}).setdefault(group.name, {})
-            places[group.title] = target
+            # a dictionary keeps an order
+            places[f"[{group.title}]({target})" if target else group.title] = None
         return target or f"/runs/{self.plan}/{group.ids[0]}.md"
 
     def anchor(self, whose: str, group: Group) -> str:
@@ -273,9 +274,10 @@ class Runs:
             )
         if used := self.used.get(run_id):
             parts.append("## Where it counts")
+            parts.append("A link leads to all the runs of a number.")
             parts.append(
                 "\n".join(
-                    f"- [{name.replace('_', ' ')}](#{self.plan}-{name}): {_places(places)}"
+                    f"- [{name.replace('_', ' ')}](#{self.plan}-{name}): {'; '.join(places)}"
                     for name, places in used.items()
                 )
             )
@@ -353,15 +355,6 @@ class Runs:
                 processor_of(record) or "–",
                 record["created"][:10],
             ]
-
-
-def _places(places: Mapping[str, str]) -> str:
-    """The cells in which a run counts; those with other runs lead to the list of them all."""
-    texts = (
-        f"[{title}]({target}) (with others)" if target else title
-        for title, target in places.items()
-    )
-    return "; ".join(texts)
 
 
 def read_by_id(folder: Path) -> dict[str, dict[str, Any]]:
