@@ -459,7 +459,7 @@ NOWHERE = (
     Untested(
         "The pattern 4:8",
         f"a column of the {PERPLEXITIES}",
-        "coming runs of the plan `full`, three draws of SparseGPT and ADMM-Grad",
+        "runs of the plan `full` that are still to come (three draws of SparseGPT and ADMM-Grad)",
         "4:8",
     ),
     Untested("Seconds on a GPU", "abstract (“fast”), table of overhead", ON_A_GPU),

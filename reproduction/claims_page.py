@@ -53,6 +53,7 @@ from reproduction.runs import (
 )
 
 POINTS = {HOLDS: "yes", FAILS: "no"}
+TOO_CLOSE = "too close to call"
 COUNTED = {  # a verdict on one claim, and on several
     HOLDS: ("holds", "hold"),
     FAILS: ("does not hold", "do not hold"),
@@ -120,12 +121,12 @@ class Other(NamedTuple):
 def claims_markdown(records: Records, tables: Path, page: Path | None = None) -> str:
     """The page of claims on the records of one model.
 
-    It begins with how many claims hold, and with the scale of the runs. Then comes a line for each
-    claim with its verdict, the numbers measured and p; then the rules, and how each was tested. Of
-    runs that decide nothing the line says where they point, beside the verdict of the plans `full`
-    and `beyond`.
+    It begins with how many claims hold. Then comes a line for each claim with its verdict and the
+    number that decides it, and what the paper says that no run tests; then how large the runs are,
+    folds with p, margins and rules, and how each claim was tested. Of runs that decide nothing the
+    line says where they point, beside the verdict of the plans `full` and `beyond`.
     Args: tables, the folder of the tables; page, where links start, by default there; elsewhere
-        rules and details are folded.
+        the details are folded too.
     """
     records = list(records)
     here = _Page(records, Path(tables), Path(page or tables))
@@ -135,16 +136,12 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         f"**{here.opening()}**",
         f"{model_sentence(records)} It is a *toy* beside the paper's models: a verdict is about it "
         "and these texts, and no number here carries over to a large model. The wording of the "
-        "claims and all limits (2 %, 25 %, within 1 % ...) are ours. The paper's tables were not "
-        f"at hand, so a source is named by its kind.{here.problems()}",
-        here.scale(),
+        "claims and all limits (2 %, 25 %, within 1 % ...) are ours.",
         *here.lines(),
         here.notes(),
-        here.part("How sure: p, and what would overturn a claim", here.sureness())
-        if here.decides
-        else "",
-        here.margins() if here.decides else "",
-        here.part(
+        f"**These runs and the paper's**\n\n{here.scale()}",
+        *here.sureness(),
+        _fold(
             "How a claim is decided: seven rules",
             "\n".join(f"{n}. {rule}" for n, rule in enumerate(RULES, 1)),
         ),
@@ -209,19 +206,19 @@ class _Page:
             "something of."
         )
 
-    def problems(self) -> str:
+    def problems(self) -> list[str]:
         """What a problem is, and which ones there are."""
         counts = self.shown.query("table == 'weight_update'")
         if counts.empty:
-            return ""
-        text = " A *problem* is a layer at a sparsity, of one calibration draw (seed)"
-        if not self.decides:
-            return f"{text}."
-        return (
-            f"{text}. There are {counts['n'].max()}, a sample of the model: the 7 layers of blocks "
-            "0, 1, 11 and 27 at 60 %, and o_proj of block 12 at four sparsities, which are 29 of "
-            "210 layers."
-        )
+            return []
+        text = "A *problem* is a layer at a sparsity, of one calibration draw (seed)."
+        if self.decides:
+            text += (
+                f" There are {counts['n'].max()}, a sample of the model: the 7 layers of blocks "
+                "0, 1, 11 and 27 at 60 %, and o_proj of block 12 at four sparsities, which are 29 "
+                "of 210 layers."
+            )
+        return [text]
 
     def scale(self) -> str:
         """A table of these runs and the paper's, with hardware and minutes."""
@@ -240,19 +237,18 @@ class _Page:
 
     def lines(self) -> list[str]:
         """The tables of the paper's claims, of what it says and no run tests, and of our own."""
-        heads = ["#", "claim *(its source)*", "verdict", "measured"]
+        heads = ["#", "claim", "verdict", "measured", "source"]
         if not self.decides:
-            theirs = f" on {' and '.join(sorted(self.models))}" if self.models else ""
-            heads[2:] = [
-                "these runs point to",
-                f"{self.deciding}{theirs}: verdict, with its own number",
-            ]
+            model = f" ({' and '.join(sorted(self.models))})" if self.models else ""
+            heads[2:] = ["these runs point to", "measured here"]
+            heads += [f"{self.deciding}{model}", "measured there"]
         texts = []
-        for whose, ours in ("The paper's claims", False), ("Our own", True):
+        for whose, ours in (("The paper's claims", False), ("Our own", True)):
             claims = self.shown[(self.shown["source"] == OURS) == ours]
             if claims.empty:
                 continue
-            table = text_table(heads, map(self.line, claims.itertuples()))
+            columns = heads[:-1] if ours and self.decides else heads
+            table = text_table(columns, map(self.line, claims.itertuples()))
             texts.append(f"**{whose}**\n\n{table}")
             model = str(common_parameters(self.records).get("model"))
             if self.decides and not ours and model.startswith("embedded"):
@@ -263,20 +259,22 @@ class _Page:
         """The cells of a claim."""
         rows = self.of(row)
         link = f'<a href="#claim-{row.number}">{row.number}</a>'
-        source = "" if row.source == OURS else f" *({row.source})*"
-        cells = [link, f"{row.sentence.rstrip('.')}{source}"]
-        table = f"[{row.table}]({self.path(self.tables / f'{row.table}.md')})"
+        cells = [link, row.sentence.rstrip(".")]
         if not self.decides:
+            pointing = POINTS.get(row.points, TOO_CLOSE)
             there = _verdict_there(row, rows, self.others.get(row.number))
-            return [*cells, f"{_pointing(row, rows)}; {table}", there]
+            return [*cells, pointing, main_number(row, rows), *there]
         every = self.together.get(row.number, math.nan)
         verdict = verdict_words(row, rows)
         if row.verdict in (HOLDS, FAILS) and every > LEVEL:
             verdict += f"; {OPEN} if p is corrected for all pages"
-        return [*cells, verdict, f"{_measured(row, rows)} ({table})"]
+        cells += [verdict, _measured(row, rows)]
+        return cells if row.source == OURS else [*cells, row.source]
 
-    def sureness(self) -> str:
-        """A table of p, and of what would overturn each claim."""
+    def sureness(self) -> list[str]:
+        """Folds with p, with what would overturn each claim, and with other margins."""
+        if not self.decides:
+            return []
         heads = [
             "#",
             "p",
@@ -291,16 +289,23 @@ class _Page:
                 every = self.together[row.number]
                 p = [f"{each:.2g}" for each in (row.p, row.corrected, every)]
             rows.append([str(row.number), *p, _overturned(row, self.of(row))])
-        return (
+        text = (
             "The last column has what was put in the method's place, or broken in it, so that the "
             "claim holds no longer. Where no control was run, nothing is known to overturn it.\n\n"
             f"{text_table(heads, rows)}\n- {self.families()}"
         )
+        folds = [_fold("How sure: p, and what would overturn a claim", text)]
+        if margins := self.margins():
+            title = (
+                f"Why a margin of {100 * NEGLIGIBLE:.0f} %, and what another would say"
+            )
+            folds.append(_fold(title, margins))
+        return folds
 
     def nowhere(self) -> str:
         """What the paper says or shows, and no run of the embedded models tests."""
         columns = set(self.rows["at"][self.rows["lacks"] == ""]) - {""}
-        rows = []
+        parts = {}  # by what they need
         for each in NOWHERE:
             if each.column in columns:
                 continue
@@ -310,19 +315,22 @@ class _Page:
                 f"{display_name(row.against)}"
                 for row in own.itertuples()
             ]
-            needs = each.needs
+            text = f"{each.what} *({each.source})*."
             if draws:
-                needs += (
-                    f"; one draw of 0.8.0 had a perplexity that was {', '.join(draws)}"
+                text += (
+                    f" One draw of 0.8.0 had a perplexity that was {', '.join(draws)}."
                 )
-            rows.append([each.what, each.source, f"**{UNTESTED}**", needs])
-        heads = ["what else the paper says or shows", "source", "verdict", "needs"]
-        return text_table(heads, rows)
+            parts.setdefault(each.needs, []).append(text)
+        return "\n\n".join(
+            f"**Not tested here**; it would take {needs}:\n\n"
+            + "\n".join(f"- {text}" for text in texts)
+            for needs, texts in parts.items()
+        )
 
     def notes(self) -> str:
         """What stands below the lines."""
         missing = set(self.verdicts["number"][self.verdicts["n"] == 0])
-        notes = []
+        notes = self.problems()
         for plan, link in self.pages.items():
             if there := sorted(missing & self.elsewhere[plan]):
                 notes.append(f"{_claims(there)} no runs here: see {link}.")
@@ -333,6 +341,9 @@ class _Page:
             )
         notes.append(GONE)
         if self.decides:
+            notes.append(
+                "A source is named by its kind, since the paper's tables were not at hand."
+            )
             notes.append(self.cost())
         return "\n".join(f"- {note}" for note in notes)
 
@@ -403,7 +414,7 @@ class _Page:
         heads = ["#", "today's draws", new, less]
         heads += ["all draws", f"all, {new}", f"all, {less}"]
         return (
-            f"**The margin of {100 * NEGLIGIBLE:.0f} %** was chosen after the draws of earlier "
+            f"The margin of {100 * NEGLIGIBLE:.0f} % was chosen after the draws of earlier "
             f"releases and before these, since the rounding of another "
             f"processor moves a perplexity by as much: {_moved()}. Up to "
             f"0.10.0 it was {100 * OLD_MARGIN:.0f} %. What that would say, and what all draws "
@@ -426,6 +437,8 @@ class _Page:
             )
         notes += _earlier_draws(rows)
         notes.append(f"Runs: {'; '.join(map(str, row.scale))}.")
+        table = self.path(self.tables / f"{row.table}.md")
+        notes.append(f"Table: [{row.table}]({table}).")
         if self.decides and self.models and row.number in self.others:
             there = self.others[row.number]
             notes.append(f"On {there.model}: {_points_to(there.verdict, there.rows)}.")
@@ -530,16 +543,10 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
     return text
 
 
-def _pointing(row: Any, rows: pd.DataFrame) -> str:
-    """Where runs point that decide nothing: "yes: perplexity −20.3 % against ADMM1"."""
-    pointing = POINTS.get(row.points, "too close to call")
-    return f"{pointing}: {main_number(row, rows)}"
-
-
 def _points_to(row: Any, rows: pd.DataFrame) -> str:
-    """The same as a part of a sentence."""
-    pointing = _pointing(row, rows)
-    return f"points to {pointing}" if row.points else pointing
+    """Where runs point that decide nothing: "points to yes: perplexity −20.3 % against ADMM1"."""
+    pointing = f"points to {POINTS[row.points]}" if row.points else TOO_CLOSE
+    return f"{pointing}: {main_number(row, rows)}"
 
 
 def _needs(rows: pd.DataFrame) -> str:
@@ -570,14 +577,14 @@ def _overturned(row: Any, rows: pd.DataFrame) -> str:
     return "; ".join(texts) or "no control was run"
 
 
-def _verdict_there(row: Any, rows: pd.DataFrame, other: Other | None) -> str:
-    """The verdict of the deciding plans with their own number, beside runs that decide nothing."""
+def _verdict_there(row: Any, rows: pd.DataFrame, other: Other | None) -> list[str]:
+    """Two cells: the verdict of the deciding plans, and their own number."""
     if not other:
-        return "–"
+        return ["–", "–"]
     there, evidence = other.verdict, other.rows
-    text = f"{verdict_words(there, evidence)}: {main_number(there, evidence)}"
+    text = main_number(there, evidence)
     if there.verdict == UNTESTED:
-        text = f"{verdict_words(there, evidence)}: {_points_to(there, evidence)}"
+        text = _points_to(there, evidence)
     if {row.points, there.points} == {HOLDS, FAILS}:
         both = rows.merge(evidence, on=["quantity", "against", "limit", "at"])
         unlike = (both["lead_x"] * both["lead_y"] < 0).any()
@@ -586,7 +593,7 @@ def _verdict_there(row: Any, rows: pd.DataFrame, other: Other | None) -> str:
             if unlike
             else f"; {there.at} was not run here"
         )
-    return text
+    return [verdict_words(there, evidence), text]
 
 
 # ------------------------------------------------------------------ numbers in words

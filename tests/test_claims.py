@@ -696,7 +696,8 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     assert "needs runs at 50, 70, 80 %" in rows[10][3]
     assert "points to yes: perplexity −10.0 ± 2.2 %" in rows[10][3]
     assert "(5 draws)" in rows[10][3]
-    assert rows[10][3].endswith("([perplexity](tables/perplexity.md))")
+    assert rows[10][4] == "tables of perplexity"
+    assert "Table: [perplexity](tables/perplexity.md)." in page
     for number in rows:
         assert f'<a id="claim-{number}"></a>**{number}. ' in page
     assert page.startswith(f"**{count_sentence(judge_claims(runs)[0])}**")
@@ -704,7 +705,7 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
 
 def test_no_number_of_a_claim_is_missing_without_a_word(committed, tmp_path):
     page = claims_markdown(CASES[5][HOLDS], tmp_path)
-    shown, _, rules = page.partition("**How a claim is decided")
+    shown, _, rules = page.partition("How a claim is decided")
     notes = re.findall(r"(?m)^- Claims? (.+?) ha", shown)
     listed = {int(word) for word in re.findall(r"\b\d+\b", " ".join(notes))}
     numbers = set(rows_of(page)) | listed
@@ -713,8 +714,8 @@ def test_no_number_of_a_claim_is_missing_without_a_word(committed, tmp_path):
     assert len(claims_page.RULES) == 7
     for number, rule in enumerate(claims_page.RULES, 1):
         assert f"\n{number}. {rule}\n" in rules
-    # beside a notebook's cells they are folded
-    assert page.count("<details>") == 1  # its records
+    # folded: p, the rules and a claim's records; beside a notebook's cells the details too
+    assert page.count("<details>") == 3
     assert claims_markdown(CASES[5][HOLDS], tmp_path, root()).count("<details>") == 4
 
 
@@ -741,7 +742,7 @@ def test_a_row_says_that_only_the_correction_leaves_a_claim_open(committed, tmp_
     row = next(row for row in verdicts.itertuples() if row.number == 12)
     assert (row.verdict, row.alone) == (OPEN, HOLDS)
     page = claims_markdown(runs, tmp_path)
-    _, _, verdict, number = rows_of(page)[12]
+    _, _, verdict, number, _ = rows_of(page)[12]
     assert verdict == "**undecided**"
     assert f"holds alone, not after correction for {row.family} claims" in number
     both = f"{row.corrected:.2g}"  # no other page has claims
@@ -773,17 +774,18 @@ def test_runs_that_decide_nothing_have_no_verdict_beside_their_number(
     one = against(0.3, ["admm1"], ["60 %"], **{"60 %": (0.3, [1.0])})
     page = claims_markdown(one, tmp_path)
     row = rows_of(page)[10]
-    assert row[2].startswith("no: perplexity +30.0 %")
-    assert row[3].startswith("**holds**: perplexity −10.0")
-    assert row[3].endswith("point the other way")
+    assert row[2:5:2] == ["no", "**holds**"]
+    assert row[3].startswith("perplexity +30.0 %")
+    assert row[5].startswith("perplexity −10.0")
+    assert row[5].endswith("point the other way")
     assert "too few to decide" in page.splitlines()[0]
     # of another column than the one that speaks against it there
     committed["full"] = against(-0.1, ["admm1"], **{"80 %": (0.5, FIVE[:2])})
     row = rows_of(claims_markdown(against(-0.1, ["admm1"], ["60 %"]), tmp_path))[10]
-    assert row[2].startswith("yes: ")
-    assert row[3].startswith("**too few runs** at 80 %; holds at 50, 60, 70 %")
-    assert ": points to no" in row[3]
-    assert row[3].endswith("80 % was not run here")
+    assert row[2] == "yes"
+    assert row[4].startswith("**too few runs** at 80 %; holds at 50, 60, 70 %")
+    assert row[5].startswith("points to no: ")
+    assert row[5].endswith("80 % was not run here")
 
 
 def test_a_claim_says_where_the_runs_of_a_second_model_point(committed, tmp_path):
@@ -817,7 +819,7 @@ def test_a_line_names_its_source_and_what_overturns_it(committed, tmp_path):
     runs = against(-0.1, ["sparsegpt", "wanda"]) + CASES[5][HOLDS]
     runs += draws("admm1", "70 %", 21.0)  # above SparseGPT's 20
     page = claims_markdown(runs, tmp_path)
-    assert "“state of the art”" in rows_of(page)[11][1]
+    assert "“state of the art”" in rows_of(page)[11][4]
     overturned = {number: cells[-1] for number, cells in sureness_of(page).items()}
     assert "(ADMM1) in its place: +5.0" in overturned[11]
     assert overturned[11].endswith("at 70 % (5 draws)")
@@ -830,14 +832,18 @@ def test_a_line_names_its_source_and_what_overturns_it(committed, tmp_path):
 
 def test_what_no_run_tests_stands_on_the_page(committed, tmp_path):
     page = claims_markdown(against(-0.1, ["admm1"], COLUMNS[:5]), tmp_path)
-    lines = page.partition("| what else the paper says")[2].partition("\n\n")[0]
+    lists = page.split("**Not tested here**; it would take ")[1:]
+    gpu, runs = lists
+    assert gpu.startswith(
+        "the plan `paper` (`make reproduce PLAN=paper`) and a large GPU:"
+    )
     for words in ("“a wide range of LLMs”", "LLaMA-7B", "2,048", "all questions"):
-        (line,) = (line for line in lines.splitlines() if words in line)
-        assert "**not tested**" in line and "PLAN=paper" in line
-    assert "| The pattern 4:8 |" in page
+        (line,) = (line for line in gpu.splitlines() if words in line)
+        assert line.startswith("- ")
+    assert "- The pattern 4:8 " in runs and "- The pattern 4:8 " not in gpu
     # once it has draws enough it is a column as others
     page = claims_markdown(against(-0.1, ["admm1"]), tmp_path)
-    assert "| The pattern 4:8 |" not in page
+    assert "The pattern 4:8" not in page
 
 
 def test_the_old_margin_is_beside_the_new_one(committed, tmp_path):
