@@ -32,13 +32,12 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     run_plan(plan, only, jobs, scheduler)
     tables(plan)
     from reproduction.compare import CHECKS_README  # here: pandas takes a second
-    from reproduction.tables import all_tables
 
-    records = current_records(without_tables(read_plan(plan, only)))
-    perplexities = all_tables(records.values()).get("perplexity", [])
-    for table in perplexities:
-        note = textwrap.fill(table.note, 100)
-        write_line(f"\n{table._replace(note=note).markdown}")
+    runs = without_tables(read_plan(plan, only))
+    records = current_records(runs)
+    write_line(
+        f"\n{perplexities(records.values(), committed_records(runs).values())}"
+    )
     verdict = write_verdict(plan, only)
     done = len(current_records(read_plan(plan, only)))
     others = ""
@@ -62,6 +61,26 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
         "      make lab (the notebooks, to change and to try)"
     )
     return int(verdict.reproduced < verdict.compared)
+
+
+def perplexities(records: Iterable[Any], committed: Iterable[Any]) -> str:
+    """The tables of perplexity in Markdown, with our numbers in brackets where digits differ."""
+    from reproduction.markdown import beside, to_markdown  # here: pandas takes a second
+    from reproduction.tables import all_tables
+
+    made, ours = (
+        all_tables(each).get("perplexity", []) for each in (records, committed)
+    )
+    if len(made) != len(ours):  # some models or windows have no committed record
+        return "\n".join(table.markdown for table in made)
+    texts = []
+    for table, own in zip(made, ours, strict=True):
+        frame = beside(table, own)
+        note = f"{table.note} Ours have the same digits."
+        if frame.map(lambda text: "(" in text).any(axis=None):
+            note = f"{table.note} In brackets: ours, where its digits differ."
+        texts.append(f"{textwrap.fill(note, 100)}\n\n{to_markdown(frame)}")
+    return "\n".join(texts)
 
 
 def tables(plan: str) -> None:

@@ -90,8 +90,10 @@ MAIN = {
 # the runs of README's column with its first calibration sample, and the command that makes them
 ONE_SAMPLE = "*-60"
 CHECKS_README = f"make reproduce PLAN=full ONLY='{ONE_SAMPLE}'"
-OF_README = "README's table is made of this plan's records at 60 %"
-NOT_OF_README = f"README's table is not checked ({CHECKS_README} does it)"
+OF_README = "README's table is made of this plan's records at 60 %. Not decided: any claim."
+NOT_OF_README = (
+    f"Not checked: README's table ({CHECKS_README} does it, for one sample). Not decided: any claim."
+)
 FOLDED = 0.01  # comparisons that use less of what is allowed are a line together
 WIDTH = 100  # of what is printed
 HEADS = ("run", "what", "here", "ours", "apart", "allowed", "used", "agrees")
@@ -413,7 +415,7 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
     made = len(verdict.machines)
     missing = verdict.compared - made
     apart = made - verdict.reproduced
-    what = f"This compares runs of plan {plan} with what we committed"
+    what = f"This compares runs of plan {plan} with ours, which are committed."
     agree = f"{verdict.reproduced} of {verdict.compared} runs agree with the committed ones."
     if apart:
         verb = "is" if apart == 1 else "are"
@@ -424,13 +426,13 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
     else:
         first = [f"Reproduced: {agree}"]
         what = (
-            f"This says that these runs of plan {plan} repeat what we committed: within "
-            f"{100 * SAME:g} % on our kind of machine, within the limits of rounding on another"
+            f"Your runs of plan {plan} repeat ours: to {100 * SAME:g} % if your machine is of our "
+            "kind, within the limits of rounding if not."
         )
     lines = [
-        f"{what}.",
-        f"{OF_README if plan == 'full' else NOT_OF_README}, and no claim is decided. What could "
-        "slip through: docs/numbers.md, What the verdict can see.",
+        what,
+        OF_README if plan == "full" else NOT_OF_README,
+        "What could slip through: docs/numbers.md, What the verdict can see.",
     ]
     if missing:
         names = [

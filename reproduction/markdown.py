@@ -73,6 +73,21 @@ def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {line} |\n" for line in lines)
 
 
+def beside(table: "Table", ours: "Table") -> pd.DataFrame:
+    """The cells of a table as text, with ours in brackets where its digits differ, "–" for none."""
+    texts, own = (
+        each.frame.combine(each.spread.reindex_like(each.frame), _with_halves)
+        for each in (table, ours)
+    )
+    own = own.reindex_like(texts).fillna("–")
+    return texts.where(texts == own, texts + " (" + own + ")")
+
+
+def _with_halves(values: pd.Series, halves: pd.Series) -> pd.Series:
+    """`with_half` of each."""
+    return pd.Series(list(map(with_half, values, halves)), values.index, dtype=object)
+
+
 class Table(NamedTuple):
     """A table with a note in front of it; spread has what stands behind ±.
 

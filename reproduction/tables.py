@@ -46,6 +46,7 @@ PERPLEXITY_CAPTION = (
     "three or more; cells of one column may have different seeds, and claims pair those that two "
     "methods share. The choice of evaluation windows is not in ±: every cell has the same ones."
 )
+NO_INTERVAL = "Too few seeds of the calibration text for ±."
 
 
 def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -194,7 +195,8 @@ def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
         return
     for group in by_windows(runs):
         table, spread = perplexity_table(group)
-        note = f"{setting_sentences(group)} {PERPLEXITY_CAPTION}"
+        caption = PERPLEXITY_CAPTION if spread.gt(0).any(axis=None) else NO_INTERVAL
+        note = f"{setting_sentences(group)} {caption}"
         note += window_sentence(perplexity_runs(group))
         if "dense" not in table.index:
             note += " The dense model was not run on these."

@@ -12,7 +12,7 @@ from handmade import metric, pruned, repaired, scored, update_row, with_series
 from helpers.paths import reference_dir
 from reproduction import tables
 from reproduction.claims_page import claims_markdown
-from reproduction.markdown import to_markdown, with_half
+from reproduction.markdown import Table, beside, to_markdown, with_half
 from reproduction.records import read_records, record_id
 from reproduction.runs import runs_frame
 from reproduction.tables import all_tables, write_tables
@@ -198,6 +198,18 @@ def test_notes_say_on_which_windows(runs):
 )
 def test_a_number_and_its_error_have_the_same_decimals(value, half, text):
     assert with_half(value, half) == text
+
+
+def test_our_numbers_stand_beside_those_that_differ_in_a_digit_shown():
+    made = pd.DataFrame({"50 %": [20.0, 30.0], "60 %": [40.0, math.nan]}, ["a", "b"])
+    half = pd.DataFrame({"50 %": [1.0, math.nan]}, ["a", "b"])
+    ours = made + pd.DataFrame({"50 %": [0.0, 3.0], "60 %": [0.001, 0.0]}, ["a", "b"])
+    cells = beside(Table("", made, half), Table("", ours, half))
+    assert cells.loc["a"].tolist() == ["20.0 ± 1.0", "40.00"]
+    assert cells.loc["b"].tolist() == ["30.00 (33.00)", "–"]
+    # what we have not run
+    cells = beside(Table("", made, half), Table("", ours.loc[["a"]], half))
+    assert cells.loc["b"].tolist() == ["30.00 (–)", "–"]
 
 
 def test_rows_on_two_texts_have_two_names():
