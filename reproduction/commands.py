@@ -35,9 +35,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
 
     runs = without_tables(read_plan(plan, only))
     records = current_records(runs)
-    write_line(
-        f"\n{perplexities(records.values(), committed_records(runs).values())}"
-    )
+    write_line(f"\n{perplexities(records.values(), committed_records(runs).values())}")
     verdict = write_verdict(plan, only)
     done = len(current_records(read_plan(plan, only)))
     others = ""

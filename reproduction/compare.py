@@ -90,9 +90,12 @@ MAIN = {
 # the runs of README's column with its first calibration sample, and the command that makes them
 ONE_SAMPLE = "*-60"
 CHECKS_README = f"make reproduce PLAN=full ONLY='{ONE_SAMPLE}'"
-OF_README = "README's table is made of this plan's records at 60 %. Not decided: any claim."
+OF_README = (
+    "README's table is made of this plan's records at 60 %. Not decided: any claim."
+)
 NOT_OF_README = (
-    f"Not checked: README's table ({CHECKS_README} does it, for one sample). Not decided: any claim."
+    f"Not checked: README's table ({CHECKS_README} does it, for one sample). "
+    "Not decided: any claim."
 )
 FOLDED = 0.01  # comparisons that use less of what is allowed are a line together
 WIDTH = 100  # of what is printed
