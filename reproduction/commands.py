@@ -54,7 +54,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
         f"{claims}"
         f"figures  {folder}/figures\n"
         f"records  {folder}/records\n"
-        f"verdict  {folder}/verdict.txt (every comparison)\n"
+        f"verdict  {folder}/verdict.txt (more, and every comparison)\n"
         f"next: {readme}make book (all of this as a site),\n"
         "      make lab (the notebooks, to change and to try)"
     )
@@ -133,7 +133,7 @@ def write_verdict(plan: str, only: str = "*") -> Any:
         lines = compare.comparison_lines(differing[:12], verdict.titles)
         write_line("\n".join(lines) + "\n")
     replace_file(results_dir(plan) / "verdict.txt", compare.verdict_page(verdict, plan))
-    write_line(compare.verdict_summary(verdict, plan))
+    write_line(compare.verdict_summary(verdict, plan, details=False))
     return verdict
 
 

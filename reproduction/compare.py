@@ -406,12 +406,13 @@ def main_number(record: Record) -> tuple[str, float] | None:
     return None
 
 
-def verdict_summary(verdict: Verdict, plan: str) -> str:
+def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
     """For a person: how many runs agree, how far numbers differ and where, and on which machine.
 
     And what that says of README's numbers and of claims: nothing, but for the plan full's numbers.
 
-    The first line says whether all is well; no line is longer than WIDTH.
+    The first line says whether all is well; no line is longer than WIDTH. Without details it leaves
+    out what is of interest only to who looks for a cause.
     """
     if not verdict.compared:
         return "nothing to compare: these runs have no committed record"
@@ -428,15 +429,11 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
         first = [f"Incomplete: {missing} more runs belong to it.", agree]
     else:
         first = [f"Reproduced: {agree}"]
-        what = (
-            f"Your runs of plan {plan} repeat ours: to {100 * SAME:g} % if your machine is of our "
-            "kind, within the limits of rounding if not."
-        )
-    lines = [
-        what,
-        OF_README if plan == "full" else NOT_OF_README,
-        "What could slip through: docs/numbers.md, What the verdict can see.",
-    ]
+        near = f"to {100 * SAME:g} %"
+        if any(verdict.machines.values()):
+            near = "as nearly as rounding on another kind of machine allows"
+        what = f"Your runs of plan {plan} repeat ours, {near}."
+    lines = [what]
     if missing:
         names = [
             verdict.titles[run] for run in verdict.committed if run not in verdict.pairs
@@ -448,8 +445,14 @@ def verdict_summary(verdict: Verdict, plan: str) -> str:
     if verdict.without:
         lines.append(f"Run here, without a committed record: {verdict.without}.")
     if verdict.machines:
-        lines[1:1] = machine_lines(verdict)
         lines += _differences(verdict, plan)
+        lines.append(" ".join(machine_lines(verdict)))
+    lines += [
+        OF_README if plan == "full" else NOT_OF_README,
+        "What could slip through: docs/numbers.md, What the verdict can see.",
+    ]
+    if details:
+        lines += _details(verdict)
     fill = functools.partial(textwrap.fill, width=WIDTH, break_on_hyphens=False)
     items = (fill(f"- {line}", subsequent_indent="  ") for line in lines)
     return "\n".join([*first, *items])
@@ -486,8 +489,12 @@ def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
                 f"(fewest: {titles[worst.run]}; {_percent(worst.limit)} may differ)."
             )
         yield text
-    yield from _continuations(verdict)
     yield from _ranks(verdict)
+
+
+def _details(verdict: Verdict) -> Iterator[str]:
+    """Sentences on texts, on what no processor moves, and on the errors of deep layers."""
+    yield from _continuations(verdict)
     steady = [
         item for item in verdict.comparisons if item.kind and item.limit <= ROUNDING
     ]
@@ -502,12 +509,19 @@ def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
             "What does not depend on the processor (texts, sparsities, runs that read no "
             f"calibration text) {how}."
         )
-    deep = [item for item in moving if item.what.startswith("error/") and not item.same]
-    if deep and deep[0].difference:
-        worst = deep[0]
+    deep = [
+        item
+        for item in verdict.comparisons
+        if item.what.startswith("error/")
+        and item.limit > ROUNDING
+        and math.isfinite(item.difference)
+        and not item.same
+    ]
+    worst = max(deep, key=lambda item: abs(item.difference), default=None)
+    if worst and worst.difference:
         yield (
             "Errors of single layers deep in the model differ by up to "
-            f"{_percent(worst.difference)} ({titles[worst.run]}; "
+            f"{_percent(worst.difference)} ({verdict.titles[worst.run]}; "
             f"{_percent(worst.limit)} allowed): small differences grow from block to block."
         )
 
@@ -537,7 +551,10 @@ def _nearest(verdict: Verdict, plan: str) -> Iterator[str]:
     what = f"{item.what.partition(',')[0]} of {verdict.titles[item.run]}"
     if item.within:
         if item.used:
-            yield f"The nearest to its limit used {100 * item.used:.0f} % of it ({what})."
+            yield (
+                f"Of all numbers the nearest to its limit used {100 * item.used:.0f} % of it "
+                f"({what})."
+            )
         return
     if math.isfinite(item.difference):
         times = f"{item.used:.1f}" if item.used < 100 else "over 100"

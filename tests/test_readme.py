@@ -67,8 +67,8 @@ def test_a_row_is_the_mean_of_its_records(name):
     ("rival", "sentence"),
     [
         ("sparsegpt", "At 60 % its perplexity is {} and"),
-        ("wanda", "and {} below theirs"),
-        ("admm1", "{} below ADMM1"),
+        ("wanda", "and {} lower"),
+        ("admm1", "{} below that of ADMM1"),
         ("alps", "ADMM-Grad is {} above it at 60 %"),
     ],
 )
@@ -150,7 +150,7 @@ def test_budgets_of_wanda_and_admm1_differ_as_said():
         for name in ("wanda", "admm1")
     ]
     assert budgets == ["output", "matrix"]
-    assert "counts its zeros over a whole matrix" in FLAT
+    assert "counts its zeros over a whole matrix" in NUMBERS
 
 
 def test_it_says_how_many_records_are_of_earlier_code(tmp_path, monkeypatch):
