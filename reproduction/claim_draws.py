@@ -69,8 +69,16 @@ class Quantity(NamedTuple):
     timed: bool = False  # seconds, which decide only in runs that were timed alone
 
     def show(self, value: float, half: float = math.nan) -> str:
-        """A value, and ± half of its interval unless that is NaN: "−28.4 ± 3.0 %"."""
+        """A value, and ± half of its interval unless that is NaN: "−28.4 ± 3.0 %".
+
+        Of a change whose ± would reach below −100 % the ends of its interval: "−98 % (−99 to −90)".
+        """
         text = self.number.format(self.scale * value)
+        if self.logarithm and half >= 1 + value:
+            far = half / (1 + value)  # of the logarithm
+            ends = (math.expm1(math.log1p(value) + side * far) for side in (-1, 1))
+            text += f"{self.unit} ({' to '.join(map(self.show, ends))})"
+            return text.replace("-", "−")
         if half >= 0:
             text += " ± " + self.number.replace("+", "").format(self.scale * half)
         return text.replace("-", "−").replace("inf", "∞") + self.unit

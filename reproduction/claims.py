@@ -37,6 +37,7 @@ LEVEL = 0.05
 # a change of perplexity that is none: rounding on another processor does as much
 NEGLIGIBLE = 0.02
 OVERHEAD = 0.25  # seconds that count as "about as long"
+MANY = 100  # draws that nobody will make
 FEWEST_LAYERS = 8  # fewer say nothing about "nearly all" layers
 MOST, HALF = 0.9, 0.5  # shares of layer problems on which a claim holds, does not hold
 RUNS, ALONE = "runs", "runs that were timed alone"  # what a column may lack
@@ -85,6 +86,7 @@ class Claim(NamedTuple):
     conditions: tuple[Condition, ...]
     # changes to the solver with which it does not hold, see tests/test_mutants_of_claims.py
     mutants: tuple[str, ...] = ()
+    remark: str = ""  # what a reader of the verdict should know
 
 
 class Untested(NamedTuple):
@@ -199,8 +201,7 @@ CLAIMS = (
     ),
     Claim(
         7,
-        "With preconditioning ρ needs no tuning: ρ = 1 is the best of those tried. (Reworded: an "
-        "earlier, stronger form does not hold.)",
+        "With preconditioning ρ needs no tuning: ρ = 1 is the best of those tried.",
         METHOD,
         "Preconditioning gives all inputs unit norm. The best ρ gets the damped objective to "
         "within 1 % of its optimum in the fewest iterations; five were tried, a factor of three "
@@ -216,6 +217,7 @@ CLAIMS = (
             Condition("unscaled", 1, 20.0, decides=False),
         ),
         ("no preconditioning", "ρ = 2"),
+        "reworded: an earlier, stronger form does not hold",
     ),
     Claim(
         8,
@@ -229,14 +231,14 @@ CLAIMS = (
     ),
     Claim(
         9,
-        "One ρ = 1 fits every layer, to within a factor of two. (It follows from claim 7, and "
-        "could hardly fail: the ρ tried are a factor of three apart.)",
+        "One ρ = 1 fits every layer, to within a factor of two.",
         METHOD,
         "With it the damped objective is within 1 % of its optimum in at most twice the iterations "
         "that the best ρ tried for the layer needs. Claim 7 asks for more.",
         "weight_update",
         (Condition("one rho", -1, 2.0),),
         ("no preconditioning", "damping 0", "U not updated"),
+        "follows from 7, and could hardly fail: the ρ tried are a factor of three apart",
     ),
     Claim(
         10,
@@ -638,8 +640,8 @@ def judge_claims(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The verdicts on the claims, and the `evidence` that they rest on.
 
-    Verdicts have a row a claim: number, sentence, source, how, table, mutants; verdict, one of
-    HOLDS, FAILS, OPEN, UNTESTED; columns, the verdict on each of its columns; alone, the verdict
+    Verdicts have a row a claim: number, sentence, source, how, table, mutants, remark; verdict, one
+    of HOLDS, FAILS, OPEN, UNTESTED; columns, the verdict on each of its columns; alone, the verdict
     without correction; p, corrected, and family, the number of claims that it is corrected for, 0
     for counts; points, where the means point that are clear of the limit, HOLDS, FAILS or "";
     quantity, at, mean, half and n of the column that decides; lacks, RUNS, ALONE or ""; scale. The
@@ -727,6 +729,25 @@ def _judge(rows: pd.DataFrame) -> dict[str, Any]:
         "points": points,
         "scale": tuple(dict.fromkeys(itertools.chain(*rows["scale"]))),
     }
+
+
+def draws_needed(row: Any, rows: pd.DataFrame) -> int | None:
+    """How many draws a column would decide an undecided claim, if means and spreads stay.
+
+    None: more than MANY. Args: row, of the verdicts; rows, its evidence.
+    """
+    own = rows[rows["decides"] & (rows["lacks"] == "")]
+    wrong = own[own["lead"] <= 0]
+    level = LEVEL / row.family / (len(own) if len(wrong) else 1)
+    counts = []
+    for each in (wrong if len(wrong) else own).itertuples():
+        # its distance from the limit in standard deviations of one draw
+        far = stats.t.isf(each.p / 2, each.n - 1) / math.sqrt(each.n)
+        n = np.arange(FEWEST, MANY + 1)
+        enough = n[2 * stats.t.sf(far * np.sqrt(n), n - 1) <= level]
+        counts.append(enough[0] if len(enough) else math.inf)
+    count = min(counts) if len(wrong) else max(counts)
+    return int(count) if count < math.inf else None
 
 
 def holm(p: pd.Series) -> pd.Series:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.explore.names import display_name
-from helpers.paths import reference_dir, replace_file, root
+from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir, replace_file, root
 from reproduction.claim_draws import QUANTITIES
 from reproduction.claims import (
     ALONE,
@@ -27,6 +27,7 @@ from reproduction.claims import (
     HALF,
     HOLDS,
     LEVEL,
+    MANY,
     MOST,
     NEGLIGIBLE,
     NOWHERE,
@@ -35,6 +36,7 @@ from reproduction.claims import (
     UNTESTED,
     Condition,
     Mean,
+    draws_needed,
     holm,
     judge_claims,
     with_margin,
@@ -59,9 +61,13 @@ COUNTED = {  # a verdict on one claim, and on several
     FAILS: ("does not hold", "do not hold"),
     OPEN: ("is undecided", "are undecided"),
     UNTESTED: ("has too few runs", "have too few runs"),
-    ALONE: ("was not timed alone", "were not timed alone"),
+    ALONE: ("lacks runs that were timed alone", "lack runs that were timed alone"),
 }
 OLD_MARGIN = 0.01  # up to 0.10.0
+SIDES = (
+    "The number of draws stands in brackets. ✓: on the claim's side of the limit by more than ±; "
+    "✗: on the other side by more than ±; neither: the interval straddles it, or has too few draws."
+)
 SCALE = ("model", "calibrated on", "evaluated on", "hardware", "minutes")
 PAPER = (  # as the plan `paper` lays it out
     "LLaMA-7B; LLaMA-2-7B, 13B and 70B",
@@ -71,9 +77,9 @@ PAPER = (  # as the plan `paper` lays it out
     "not known to us",
 )
 RULES = (
-    "Methods are compared **in pairs** of one calibration draw (seed), one setting (that of most "
-    "runs), one processor and, of answers, the same questions. Several records of one draw count "
-    "once, with their mean.",
+    "Methods are compared **in pairs** of one calibration draw (a sample of text, by its seed), "
+    "one setting (that of most runs), one processor and, of answers, the same questions. Several "
+    "records of one draw count once, with their mean.",
     f"**A column** (a sparsity or a pattern) decides by its own draws, {FEWEST} at the least. One "
     "with fewer is shown without ± over draws (of answers, ± over questions alone is shown) and "
     "decides nothing. The number of draws stands in brackets.",
@@ -81,9 +87,10 @@ RULES = (
     "logarithms, turned back, so that a change in % is that of the geometric mean, and ± of a "
     "large one is approximate. Where draws "
     "answer the same questions, two standard errors over these are added in quadrature, and are "
-    "all of it if there are too few draws. It is a little too small: all draws are of one pool of "
-    "text, and all runs share the evaluation windows (where records keep the loss "
-    "of each, ± over windows is shown too, and decides nothing).",
+    "all of it if there are too few draws. It speaks of these texts alone: all draws are of one "
+    "pool, and all runs share the evaluation windows (what others would move, the table of "
+    "perplexity says; where all records of a claim keep the loss of each, ± over windows is shown, "
+    "and decides nothing).",
     "**A verdict.** A claim of several columns holds if every column is on its side of the limit "
     "by more than ± (so its p is the largest), and does not hold if one is on the other side by "
     f"more than ± (p is the smallest, times the number of columns with {FEWEST} draws). "
@@ -97,7 +104,7 @@ RULES = (
     f"{NEGLIGIBLE:g}), added in quadrature.",
     "**p** is that of Student's t-test, two-sided. Interval claims of a page are one family: p is "
     f"corrected for their number by Holm's method, and must be at most {LEVEL:g}. ± is not "
-    "corrected.",
+    "corrected, and p is not for looking again: columns had three draws when five were planned.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another would move a run by as much (the page of `full` "
     "has what was measured), so a smaller change is no property of a method.",
@@ -135,8 +142,10 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
     parts = [
         f"**{here.opening()}**",
         f"{model_sentence(records)} It is a *toy* beside the paper's models: a verdict is about it "
-        "and these texts, and no number here carries over to a large model. The wording of the "
-        "claims and all limits (2 %, 25 %, within 1 % ...) are ours.",
+        "and these texts, and no number here carries over to a large model. The paper's tables "
+        "could not be read where this was written. So none of its numbers stand here, a source is "
+        "named by its kind, and the wording of the claims and all limits (2 %, 25 %, within 1 % "
+        "...) are ours.",
         *here.lines(),
         here.notes(),
         f"**These runs and the paper's**\n\n{here.scale()}",
@@ -147,7 +156,7 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         ),
         here.part(
             "How each claim was tested, with all numbers",
-            "\n\n".join(map(here.details, here.shown.itertuples())),
+            "\n\n".join([SIDES, *map(here.details, here.shown.itertuples())]),
         ),
     ]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
@@ -215,8 +224,9 @@ class _Page:
         if self.decides:
             text += (
                 f" There are {counts['n'].max()}, a sample of the model: the 7 layers of blocks "
-                "0, 1, 11 and 27 at 60 %, and o_proj of block 12 at four sparsities, which are 29 "
-                "of 210 layers."
+                "0, 1, 11 and 27 (the first two, that of the massive input of notebook 01, and one "
+                "of the last) at 60 %, and o_proj of block 12 at four sparsities, which are 29 of "
+                "210 layers."
             )
         return [text]
 
@@ -268,6 +278,8 @@ class _Page:
         verdict = verdict_words(row, rows)
         if row.verdict in (HOLDS, FAILS) and every > LEVEL:
             verdict += f"; {OPEN} if p is corrected for all pages"
+        if row.remark:
+            verdict += f" ({row.remark})"
         cells += [verdict, _measured(row, rows)]
         return cells if row.source == OURS else [*cells, row.source]
 
@@ -341,9 +353,6 @@ class _Page:
             )
         notes.append(GONE)
         if self.decides:
-            notes.append(
-                "A source is named by its kind, since the paper's tables were not at hand."
-            )
             notes.append(self.cost())
         return "\n".join(f"- {note}" for note in notes)
 
@@ -474,6 +483,10 @@ def count_sentence(verdicts: pd.DataFrame) -> str:
             for kind, words in COUNTED.items()
             if kind in counts
         ]
+        remarked = own["number"][(own["verdict"] == HOLDS) & (own["remark"] != "")]
+        if len(remarked):  # the first kind is those that hold
+            numbers = " and ".join(map(str, remarked))
+            kinds[0] += f" ({numbers} with a reservation)"
         listed = " and ".join([", ".join(kinds[:-1]), kinds[-1]]).removeprefix(" and ")
         texts.insert(0, f"of {owner} {len(own)} claims {listed}")
     text = "; ".join(texts)
@@ -483,6 +496,8 @@ def count_sentence(verdicts: pd.DataFrame) -> str:
 def main_number(row: Any, rows: pd.DataFrame) -> str:
     """The numbers of the column that decides a claim, or of its layer problems."""
     own = rows[(rows["at"] == row.at) & rows["decides"] & (rows["n"] > 0)]
+    decisive = own[own["mean"] == row.mean]
+    own = own if decisive.empty or row.verdict == UNTESTED else decisive
     if not row.at:
         (each,) = own[own["quantity"] == row.quantity].itertuples()
         quantity = QUANTITIES[each.quantity]
@@ -510,6 +525,8 @@ def verdict_words(row: Any, rows: pd.DataFrame) -> str:
     for at, verdict in row.columns.items():
         by_verdict.setdefault(verdict, []).append(at)
     missing = by_verdict.pop(UNTESTED, [])
+    if row.verdict == OPEN and row.alone != OPEN:
+        return f"**{OPEN} after correction**; by its own ± it {COUNTED[row.alone][0]}"
     if row.verdict != UNTESTED:
         return f"**{row.verdict}**"
     lacking = rows[rows["needed"] & rows["decides"] & (rows["lacks"] != "")]
@@ -534,8 +551,12 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
     if row.verdict == UNTESTED:
         return f"{_points_to(row, rows)}; needs {_needs(rows)}"
     text = main_number(row, rows)
-    if row.alone != row.verdict:
-        text += f"; {row.alone} alone, not after correction for {row.family} claims"
+    # draws on questions of their own do more for answers
+    answers = QUANTITIES[row.quantity].notebook == ZERO_SHOT_NOTEBOOK
+    if row.verdict == OPEN and not answers:
+        needed = draws_needed(row, rows)
+        about = f"about {needed}" if needed else f"more than {MANY}"
+        text += f"; {about} draws would decide, if mean and spread stay"
     # claim 7: the same quantity of what it is contrasted with
     beside = rows[rows["quantity"].str.startswith(f"{row.quantity},") & (rows["n"] > 0)]
     for each in itertools.islice(beside.itertuples(), 1):
@@ -569,8 +590,10 @@ def _overturned(row: Any, rows: pd.DataFrame) -> str:
         texts.append(f"a broken solver: {', '.join(row.mutants)}")
     controls = rows[(rows["control"] != "") & (rows["n"] > 0)]
     for words, own in controls.groupby("control", sort=False):
-        own = own.assign(few=own["n"] < FEWEST)
-        worst = next(own.sort_values(["few", "lead"]).itertuples())
+        own = own.assign(few=own["n"] < FEWEST, stands=own["lead"] > 0)
+        own["elsewhere"] = own["at"] != row.at
+        own = own.sort_values(["few", "stands", "elsewhere", "lead"])
+        worst = next(own.itertuples())
         number = f"{_number(worst)} at {worst.at} ({_draws(worst.n)})"
         passes = "" if worst.lead <= 0 else "; it would hold all the same"
         texts.append(f"{words} in its place: {number}{passes}")
@@ -618,7 +641,7 @@ def _numbers(row: Any, rows: pd.DataFrame) -> str:
             words += f": {_limit(first)}"
         if row.at:
             cells = {
-                each.at: f"{_number(each)} ({each.n})" if each.n else "–"
+                each.at: f"{_number(each)} ({each.n}){_side(each)}" if each.n else "–"
                 for each in own.itertuples()
             }
             numbers = [cells.get(at, "–") for at in heads[1:]]
@@ -627,6 +650,11 @@ def _numbers(row: Any, rows: pd.DataFrame) -> str:
             numbers.append(_right(first))
         table.append([words, *numbers])
     return text_table(heads, table)
+
+
+def _side(row: Any) -> str:
+    """A mark for a number that is on one side of its limit by more than ±."""
+    return {HOLDS: " ✓", FAILS: " ✗"}.get(row.verdict, "") if row.decides else ""
 
 
 def _limit(row: Any) -> str:

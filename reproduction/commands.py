@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import RunError
+from helpers.explore.names import display_name
 from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir
 from reproduction.fingerprint import is_current, is_done
 from reproduction.plan import Run, plan_names, read_plan
@@ -35,7 +36,9 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
 
     runs = without_tables(read_plan(plan, only))
     records = current_records(runs)
-    write_line(f"\n{perplexities(records.values(), committed_records(runs).values())}")
+    write_line(
+        f"\n{perplexities(records.values(), committed_records(runs).values())}\n"
+    )
     verdict = write_verdict(plan, only)
     done = len(current_records(read_plan(plan, only)))
     others = ""
@@ -47,7 +50,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
         claims = ""
     readme = ""
     if plan != "full":
-        readme = f"{CHECKS_README} (README's table, one sample),\n      "
+        readme = f"{CHECKS_README} (README's table, with ALPS; one sample),\n      "
     write_line(
         f"\n{done} runs done, {verdict.compared} compared{others}\n"
         f"tables   {folder}/tables (records.md: which records a number is made of)\n"
@@ -56,7 +59,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
         f"records  {folder}/records\n"
         f"verdict  {folder}/verdict.txt (more, and every comparison)\n"
         f"next: {readme}make book (all of this as a site),\n"
-        "      make lab (the notebooks, to change and to try)"
+        "      make lab (the notebooks; 07 is for a method of your own)"
     )
     return int(verdict.reproduced < verdict.compared)
 
@@ -74,11 +77,29 @@ def perplexities(records: Iterable[Any], committed: Iterable[Any]) -> str:
     texts = []
     for table, own in zip(made, ours, strict=True):
         frame = beside(table, own)
-        note = f"{table.note} Ours have the same digits."
+        note = f"{table.note} –: not run. Ours have the same digits."
         if frame.map(lambda text: "(" in text).any(axis=None):
-            note = f"{table.note} In brackets: ours, where its digits differ."
-        texts.append(f"{textwrap.fill(note, 100)}\n\n{to_markdown(frame)}")
-    return "\n".join(texts)
+            note = (
+                f"{table.note} –: not run. In brackets: ours, where its digits differ."
+            )
+        note, below = (textwrap.fill(each, 100) for each in (note, lowest(table.frame)))
+        texts.append(f"{note}\n\n{to_markdown(frame)}\n{below}".rstrip())
+    return "\n\n".join(texts)
+
+
+def lowest(perplexities: Any) -> str:
+    """Which method has the lowest perplexity in each column of a table, in a sentence."""
+    pruned = perplexities.loc[
+        [not row.startswith("dense") for row in perplexities.index]
+    ]
+    pruned = pruned.loc[:, pruned.count() > 1]  # more than one method was run
+    if pruned.empty:
+        return ""
+    columns: dict[str, list[str]] = {}
+    for at, method in pruned.idxmin().items():
+        columns.setdefault(method, []).append(at)
+    parts = [f"{display_name(name)} at {', '.join(at)}" for name, at in columns.items()]
+    return f"Lowest perplexity of a pruned model: {'; '.join(parts)}."
 
 
 def tables(plan: str) -> None:

@@ -91,11 +91,11 @@ MAIN = {
 ONE_SAMPLE = "*-60"
 CHECKS_README = f"make reproduce PLAN=full ONLY='{ONE_SAMPLE}'"
 OF_README = (
-    "README's table is made of this plan's records at 60 %. Not decided: any claim."
+    "README's table is made of this plan's records at 60 %. No claim is decided here."
 )
 NOT_OF_README = (
     f"Not checked: README's table ({CHECKS_README} does it, for one sample). "
-    "Not decided: any claim."
+    "No claim is decided here."
 )
 FOLDED = 0.01  # comparisons that use less of what is allowed are a line together
 WIDTH = 100  # of what is printed
@@ -449,7 +449,7 @@ def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
         lines.append(" ".join(machine_lines(verdict)))
     lines += [
         OF_README if plan == "full" else NOT_OF_README,
-        "What could slip through: docs/numbers.md, What the verdict can see.",
+        f"{_unseen(verdict)} (docs/numbers.md, What the verdict can see).",
     ]
     if details:
         lines += _details(verdict)
@@ -459,8 +459,10 @@ def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
 
 
 def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
-    """Sentences about the numbers: the nearest to its limit, perplexities, answers, ranks."""
-    yield from _nearest(verdict, plan)
+    """Sentences about the numbers: what is beyond its limit, perplexities, answers, ranks."""
+    nearest = list(_nearest(verdict, plan))
+    if verdict.reproduced < len(verdict.pairs):
+        yield from nearest
     titles = verdict.titles
     found = [item for item in verdict.comparisons if math.isfinite(item.difference)]
     found.sort(key=lambda item: -abs(item.difference))
@@ -480,6 +482,8 @@ def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
                 f"{format_number(worst.reference)}; {_percent(worst.limit)} allowed)."
             )
         yield text
+    if verdict.reproduced == len(verdict.pairs):
+        yield from nearest
     if own := [item for item in found if item.kind == "answers"]:
         worst = own[0]
         text = f"Answers: all are equal, in each of {len(own)} runs that answered questions."
@@ -524,6 +528,19 @@ def _details(verdict: Verdict) -> Iterator[str]:
             f"{_percent(worst.difference)} ({verdict.titles[worst.run]}; "
             f"{_percent(worst.limit)} allowed): small differences grow from block to block."
         )
+
+
+def _unseen(verdict: Verdict) -> str:
+    """How large a change of a perplexity would not be noticed."""
+    limits = [
+        item.limit
+        for item in verdict.comparisons
+        if item.what.startswith("perplexity") and item.limit > ROUNDING
+    ]
+    if not limits:
+        return "What could slip through is on record"
+    ends = " to ".join(dict.fromkeys(_percent(end(limits)) for end in (min, max)))
+    return f"Not noticed: a change of a perplexity by less than {ends}, by method and sparsity"
 
 
 def _continuations(verdict: Verdict) -> Iterator[str]:

@@ -56,12 +56,13 @@ ALTERNATIVE_TEXTS = {
 def perplexity_figure(records: Iterable[Record]) -> Figure | None:
     """Perplexity on a log scale against sparsity, a line for each method of notebook 04.
 
-    The records are of one model; None without any. Points are means over seeds, as in the table.
+    The records are of one model; None without any. Points are means over seeds, and bars their 95 %
+    intervals where there are three or more, as in the table.
     The axis ends above the methods that refit, so that they can be distinguished. The title names
     the method that is lowest everywhere, or those that nearly are. Methods that this package does
     not have, a user's own, are drawn last and strongest.
     """
-    means, _ = over_seeds(perplexity_runs(records), "label", "perplexity")
+    means, halves = over_seeds(perplexity_runs(records), "label", "perplexity")
     if means.empty:
         return None
     figure, ax = new_figure(size=(7.0, 4.4))
@@ -72,6 +73,11 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
         line = lines.loc[label].dropna()
         look = line_style(label, position) | (OWN if label in own else {})
         ax.plot(line.index, line, label=display_name(label), **look)
+        bars = halves.loc[label].reindex([f"{at:g} %" for at in line.index])
+        bars = np.minimum(
+            bars, 0.999 * line.values
+        )  # on a log scale an end below 0 has no place
+        ax.errorbar(line.index, line, bars, fmt="none", ecolor=look["color"], capsize=3)
     refitting = means.drop(index=["dense", "magnitude", "wanda"], errors="ignore")
     top = (means if refitting.empty else refitting).max(axis=None)
     if "dense" in means:

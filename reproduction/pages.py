@@ -45,13 +45,17 @@ from reproduction.plan import read_plan
 from reproduction.published import ratio_table
 from reproduction.records import read_records, record_id
 from reproduction.runs import (
-    common_parameters,
     confidence_interval,
     perplexity_runs,
     processor_of,
     setting_sentences,
 )
-from reproduction.tables import accuracy_table, answers_frame, perplexity_table
+from reproduction.tables import (
+    accuracy_table,
+    answers_frame,
+    perplexity_table,
+    window_spread,
+)
 
 PAGES = ("README.md", "docs/numbers.md")
 AT = "60 %"  # README's one column
@@ -65,8 +69,15 @@ WHAT = {
     "admm-grad": "**the paper's method**: prunes step by step while it refits",
     "alps": "a method of the same year, not in the paper",
 }
-LOST = "undecided, but each holds by its own ±"
-SHORT = {  # the paper's claims in README, in a few words
+VERDICTS = {  # with the verdict by ± alone, of what is undecided
+    (HOLDS, HOLDS): "Hold",
+    (FAILS, FAILS): "Do not hold",
+    (OPEN, HOLDS): "Undecided after correction, hold by ± alone",
+    (OPEN, FAILS): "Undecided after correction, do not hold by ± alone",
+    (OPEN, OPEN): "Undecided",
+    (UNTESTED, UNTESTED): "Not tested (too few runs, or not timed alone)",
+}
+SHORT = {  # the claims in README, in a few words
     1: "ADMM needs fewer iterations than gradient methods",
     2: "ADMM needs less time than gradient methods",
     4: "on one mask its update leaves a smaller layer error than SparseGPT's",
@@ -81,6 +92,10 @@ SHORT = {  # the paper's claims in README, in a few words
     13: "ADMM-Grad answers more zero-shot questions than SparseGPT and Wanda",
     14: "SparseGPT answers more than Wanda",
     15: "the released code's schedule changes little",
+    3: "ADMM needs fewer iterations than conjugate gradients",
+    17: "ADMM-Grad beats ALPS",
+    21: "ADMM1 beats SparseGPT at every sparsity",
+    25: "the exact fit on the final mask gains no more than 2 %",
 }
 IN_PLACE_OF = "04_prune_model--admm-grad-60"
 STAND_INS = {  # records that the verdict should notice there; each draw has its own
@@ -269,12 +284,32 @@ def one_column() -> str:
 
 
 def plus_minus() -> str:
-    """What ± is, and what it leaves out."""
+    """What ± is, what one sample has, and what another choice of windows would move."""
     n = compared("sparsegpt")["n"]
-    windows = common_parameters(committed("full"))["windows"]
+    cells = perplexity_runs(committed("full"))
+    first = cells.query("target == @AT and seed == 0").groupby("label")["perplexity"]
+    first = first.mean()
+    *halves, windows = window_spread(cells)
+    alone, ratio = (f"{100 * np.median(each):.0f} %" for each in halves)
     return unbroken(
-        f"±: half of a 95 % interval over {n} calibration samples; the choice of the {windows} "
-        "evaluation windows is not in it."
+        f"±: half of a 95 % interval of the mean over {n} calibration samples. The command above "
+        f"makes the first of them: {first['sparsegpt']:.1f}\nfor SparseGPT, {first[BASE]:.1f} for "
+        f"ADMM-Grad. All share {windows} evaluation windows: others would move a perplexity by "
+        f"about\n{alone}, its ratio to ADMM-Grad's by {ratio}."
+    )
+
+
+def which_to_quote() -> str:
+    """The number to quote for ADMM-Grad at 60 %, and what the others on these pages are."""
+    means, halves = perplexity_table(committed("full"))
+    beyond = pipeline_table(committed("beyond"))
+    beyond = beyond.query("target == @AT and pipeline == @BASE")["perplexity"].mean()
+    laptop = perplexity_table(committed("laptop"))[0].loc[BASE, AT]
+    return unbroken(
+        f"ADMM-Grad at {AT} has several numbers in these pages. Quote "
+        f"{with_half(means.loc[BASE, AT], halves.loc[BASE, AT])}; {laptop:.1f} is one sample\nof "
+        f"the small plan `laptop`, with a quarter of the calibration text, and {beyond:.1f} the mean "
+        "of `beyond`, on other\nsamples."
     )
 
 
@@ -283,16 +318,6 @@ def processor_line() -> str:
     return unbroken(
         "Another kind of processor has moved single perplexities of smaller plans by up to "
         f"{processor_moves()}."
-    )
-
-
-def one_sample() -> str:
-    """What the one sample that README's line makes again has, beside the means."""
-    cells = perplexity_runs(committed("full")).query("target == @AT and seed == 0")
-    own = cells.groupby("label")["perplexity"].mean()
-    return unbroken(
-        f"`{CHECKS_README}` makes the first of the samples: "
-        f"{own['sparsegpt']:.1f} for SparseGPT, {own[BASE]:.1f} for ADMM-Grad at {AT}."
     )
 
 
@@ -310,23 +335,36 @@ def findings() -> str:
     more = listed([f"{apart('above', 'alps', at)} at {at}" for at in high])
     apart("below", "sparsegpt", plan="second")
     apart("above", "sparsegpt", of="admm1", plan="second")
+    apart("above", "sparsegpt", "80 %", of="admm1")
     bullets = [
         f"**The paper's method beats SparseGPT and Wanda** at {listed(columns)}. At {AT} its "
-        f"perplexity is {apart('below', 'sparsegpt')} and {apart('below', 'wanda')} lower.",
+        f"perplexity is {apart('below', 'sparsegpt')} and {apart('below', 'wanda')} lower "
+        f"({status(11)}).",
         f"**Choosing the mask again while ADMM runs pays.** At {AT} the perplexity is "
-        f"{apart('below', 'admm1')} below that of ADMM1, whose mask is chosen once. How slowly the "
-        "sparsity rises matters little.",
+        f"{apart('below', 'admm1')} below that of ADMM1, whose mask is chosen once ({status(10)}). "
+        "ADMM1 itself falls behind SparseGPT at 80 %.",
         "**ALPS, of the same year, is better from 60 % on.** ADMM-Grad is "
-        f"{apart('above', 'alps')} above it at {AT}, {more}.",
+        f"{apart('above', 'alps')} above it at {AT}, {more} ({status(17)}).",
         "**Two small models prove no rule.** On [Gemma-3-270M](docs/numbers.md#another-model) "
-        f"ADMM1 is behind SparseGPT ({samples(['sparsegpt'], [AT], 'second')}). On large models "
-        "[others](results/reference/full/tables/published_ratios.md) found ADMM-Grad "
+        f"ADMM1 is behind SparseGPT at {AT} already ({samples(['sparsegpt'], [AT], 'second')}). On "
+        "large models [others](results/reference/full/tables/published_ratios.md) found ADMM-Grad "
         f"{elsewhere()}.",
     ]
     return "\n".join(
-        textwrap.fill(unbroken(f"- {each}"), 118, subsequent_indent="  ")
+        textwrap.fill(
+            unbroken(f"- {each}"), 118, subsequent_indent="  ", break_on_hyphens=False
+        )
         for each in bullets
     )
+
+
+def status(number: int) -> str:
+    """The verdict on a claim in a few words: "claim 11 holds"."""
+    (row,) = judged("full")[0].query("number == @number").itertuples()
+    words = COUNTED[row.verdict][0]
+    if row.verdict == OPEN and row.alone != OPEN:
+        words += " after correction"
+    return f"claim {number} {words}"
 
 
 def elsewhere() -> str:
@@ -335,9 +373,14 @@ def elsewhere() -> str:
     below = (100 - 100 * table["/ sparsegpt"]).map("{:.0f} %".format)
     here = table["model"] == "here"
     parts = [
-        f"{number} below SparseGPT on {model.partition(',')[0]} at {at} (here {below[here][at]})"
-        for at, model, number in zip(
-            table.index[~here], table["model"][~here], below[~here], strict=True
+        f"{number} below SparseGPT on {model.partition(',')[0]} at {at} (here {below[here][at]}"
+        f"{'; second hand' * ('second hand' in source)})"
+        for at, model, number, source in zip(
+            table.index[~here],
+            table["model"][~here],
+            below[~here],
+            table["source"][~here],
+            strict=True,
         )
     ]
     return listed(parts)
@@ -358,7 +401,7 @@ def beyond() -> str:
         f"At {AT} it brings ADMM-Grad's {numbers[0]} (other samples than above) down to "
         f"**{numbers[1]}** ({len(after)} samples),\nin {after['times'].mean():.1f} times the "
         f"seconds. It undoes {closed} % of the loss that pruning adds, ln(perplexity / dense);\n"
-        f"{web} % on C4 text that nothing was fitted to."
+        f"{web} % on C4 text, on which nothing was fitted or chosen."
     )
 
 
@@ -367,13 +410,14 @@ def start_token() -> str:
     means, _ = perplexity_table(committed("second"))
     (without,) = (label for label in means.index if label.startswith("dense ("))
     return unbroken(
-        f"Without it the dense Gemma-3-270M has a perplexity of {means.loc[without, AT]:.2f} "
-        f"instead of {means.loc['dense', AT]:.2f}\n(plan `second`): say which you use."
+        "Gemma needs its start token, which is added automatically: without it the dense "
+        f"Gemma-3-270M has a perplexity\nof {means.loc[without, AT]:.2f} instead of "
+        f"{means.loc['dense', AT]:.2f}. Say which you use when you quote one."
     )
 
 
 def earlier_code() -> str:
-    """Which committed records today's code has not made, or nothing; `make accept` counts them."""
+    """What `make same` has not shown today's code to compute, or nothing; `make accept` counts."""
     plans = ("full", "beyond", "second")
     notes = [reference_dir(plan) / "earlier.txt" for plan in plans]
     lines = [
@@ -474,51 +518,37 @@ def claims_scope() -> str:
     verdicts = judged("full")[0]
     own = verdicts[(verdicts["verdict"] == HOLDS) & (verdicts["source"] != OURS)]
     layers = (own["at"] == "").sum()
-    models = len(own) - layers or "none"
+    models = len(own) - layers
+    what = f"Of those that hold, {layers} are about single layers (29 of 210, one sample) and "
+    what += f"{models} about the whole model."
+    if not models:
+        what = "All that hold are about single layers (29 of 210, one sample)."
     text = (
-        f"Of those that hold, {layers} are about single layers (29 of 210, one sample) and "
-        f"{models} about the whole model. Claim 7 was reworded after an earlier form failed, and "
-        "claim 9 follows from it. Wording and limits are ours."
+        f"{what} Claim 7 was reworded after an earlier form failed, and claim 9 follows from it. "
+        "Wording and limits are ours."
     )
-    lost = []
-    for verdict in (HOLDS, FAILS):
-        alone = verdicts[(verdicts["verdict"] == OPEN) & (verdicts["alone"] == verdict)]
-        if numbers := list(map(str, alone["number"])):
-            several = len(numbers) > 1
-            lost.append(
-                f"claim{'s' * several} {listed(numbers)} {COUNTED[verdict][several]}"
-            )
-    if lost:
-        text += (
-            f" By ± alone {' and '.join(lost)}: undecided only because p is corrected for the "
-            f"{verdicts['family'].max()} claims that are tested together."
-        )
     return textwrap.fill(text, 118)
 
 
 def claims_in_words() -> str:
-    """The paper's claims by their verdicts, in a few words each."""
+    """The claims by their verdicts, in a few words each."""
     verdicts = judged("full")[0]
-    own = verdicts[(verdicts["n"] > 0) & (verdicts["source"] != OURS)]
-    lost = (own["verdict"] == OPEN) & (own["alone"] == HOLDS)
-    groups = own.groupby(own["verdict"].mask(lost, LOST), sort=False)["number"]
-    found = {
-        verdict: "; ".join(SHORT[number] for number in numbers)
-        for verdict, numbers in groups
-    }
-    lines = [
-        f"- **{verdict.capitalize()}**: {found.pop(verdict)}."
-        for verdict in (HOLDS, FAILS)
-        if verdict in found
-    ]
-    reasons = {UNTESTED: "not tested (too few runs, or not timed alone)"}
-    parts = [
-        f"*{reasons.get(verdict, verdict).capitalize()}*: {text}."
-        for verdict, text in found.items()
-    ]
-    if parts:
-        lines.append(f"- **Open**. {' '.join(parts)}")
-    return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ") for line in lines)
+    own = verdicts[verdicts["n"] > 0]
+    lines = []
+    for (verdict, alone), words in VERDICTS.items():
+        these = own[own["verdict"] == verdict]
+        if verdict == OPEN:
+            these = these[these["alone"] == alone]
+        texts = [
+            f"{SHORT[row.number]}{' (ours)' * (row.source == OURS)}"
+            for row in these.itertuples()
+        ]
+        if texts:
+            lines.append(f"- **{words}**: {'; '.join(texts)}.")
+    return "\n".join(
+        textwrap.fill(line, 118, subsequent_indent="  ", break_on_hyphens=False)
+        for line in lines
+    )
 
 
 def answers() -> str:

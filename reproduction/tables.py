@@ -42,11 +42,10 @@ from reproduction.runs import (
 # ------------------------------------------------------------------ the pruning notebook
 
 PERPLEXITY_CAPTION = (
-    "± is half of Student's 95 % interval over seeds of the calibration text, where there are "
-    "three or more; cells of one column may have different seeds, and claims pair those that two "
-    "methods share. The choice of evaluation windows is not in ±: every cell has the same ones."
+    "± is half of Student's 95 % interval of the mean over samples of the calibration text "
+    "(seeds)"
 )
-NO_INTERVAL = "Too few seeds of the calibration text for ±."
+NO_INTERVAL = "Too few samples of the calibration text (seeds) for ±"
 
 
 def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -62,6 +61,22 @@ def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFr
             means["0 %"] = dense  # nothing but the dense model was run
         means = means.apply(lambda column: column.fillna(dense))
     return means.rename_axis("method"), halves
+
+
+def sample_counts(runs: pd.DataFrame) -> str:
+    """How many samples of the calibration text each column has: "3 at 50 %, 5 at 60 %"."""
+    reads = [bool((run["data"] or {}).get("calibration")) for run in runs["record"]]
+    counts = runs[reads].groupby(["target", "label"])["seed"].nunique()
+    if counts.empty:
+        return "none"
+    columns: dict[str, list[str]] = {}
+    for at in sorted(counts.index.unique(0), key=column_key):
+        own = sorted(set(counts[at]))
+        words = f"{own[0]}" if len(own) == 1 else f"{own[0]} to {own[-1]}"
+        columns.setdefault(words, []).append(at)
+    if len(columns) == 1:
+        return f"{next(iter(columns))} in each column"
+    return "; ".join(f"{words} at {', '.join(at)}" for words, at in columns.items())
 
 
 def window_spread(runs: pd.DataFrame) -> tuple[list[float], list[float], int]:
@@ -96,20 +111,14 @@ def window_sentence(runs: pd.DataFrame) -> str:
     if not alone:
         return ""
     text = (
-        f" The choice of windows adds: half of a 95 % interval over the {windows} is "
-        f"{_from_to(alone)} % of a perplexity"
+        f" All share the {windows} evaluation windows, whose choice is not in ±: over windows half "
+        f"of a 95 % interval is {100 * np.median(alone):.0f} % of a perplexity"
     )
     if ratios:
-        text += (
-            f", and, window by window, {_from_to(ratios)} % of its ratio to ADMM-Grad's"
-        )
-    return f"{text}."
-
-
-def _from_to(shares: list[float]) -> str:
-    """The range of some shares in percent: "1.2 to 3.4"."""
-    ends = [f"{100 * end(shares):.1f}" for end in (min, max)]
-    return " to ".join(dict.fromkeys(ends))
+        text += f", and {100 * np.median(ratios):.0f} % of its ratio to ADMM-Grad's"
+    return (
+        f"{text} (medians over the cells whose records keep the loss of each window)."
+    )
 
 
 COST_CAPTION = (
@@ -196,8 +205,9 @@ def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
     for group in by_windows(runs):
         table, spread = perplexity_table(group)
         caption = PERPLEXITY_CAPTION if spread.gt(0).any(axis=None) else NO_INTERVAL
-        note = f"{setting_sentences(group)} {caption}"
-        note += window_sentence(perplexity_runs(group))
+        own = perplexity_runs(group)
+        note = f"{setting_sentences(group)} {caption}: {sample_counts(own)}."
+        note += window_sentence(own)
         if "dense" not in table.index:
             note += " The dense model was not run on these."
         ids = ids_by(perplexity_runs(group), "label", "target")
