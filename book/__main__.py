@@ -44,6 +44,12 @@ COPIED = (
 )
 # in the order of README, wherever plans are listed
 PLANS = ("full", "beyond", "second", "laptop", "original", "smoke", "t4", "paper")
+PLAN_TITLES = {
+    "full": "Results on the paper: plan `full`",
+    "beyond": "Beyond the paper: plan `beyond`",
+    "second": "Another model: plan `second`",
+    "laptop": "The small plan: `laptop`",
+}
 # tables and figures, in the order of a plan's page
 PRODUCTS = (
     *("perplexity", "claims", "variants", "zero_shot", "weight_update"),
@@ -181,7 +187,8 @@ class Sources:
             opening = f"**Plan {plan}, made here: {verdict}**\n\n{notes}\n\n"
             every = f"<details><summary>Every comparison</summary>\n\n```text\n{lines}```\n\n"
             every += "</details>\n\n"
-        text = f"({plan}-plan)=\n# Results: plan `{plan}`\n\n{opening}{every}"
+        title = PLAN_TITLES.get(plan, f"Results: plan `{plan}`")
+        text = f"({plan}-plan)=\n# {title}\n\n{opening}{every}"
         if runs.ids:
             text += f"A number leads to the [records](#{plan}-records) that it is made of.\n\n"
         for name in PRODUCTS:

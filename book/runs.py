@@ -311,9 +311,9 @@ class Runs:
         elif self.is_current(whose, run_id):
             folder = FOLDERS[whose](self.plan) / "records"
             text = (
-                "was made by code that has been **rewritten since**. `make same` has run both: on "
-                "small probes and the plan smoke they compute the same, bit for bit. This run "
-                "itself was not repeated."
+                "was made by an earlier version of the code, and `make same` has shown that "
+                "today's **computes the same**, bit for bit (on small probes and the plan smoke; "
+                "this run itself was not repeated)."
             )
             if record["fingerprint"] == fingerprint(run, folder):
                 text = "was made by **today's code**."
@@ -341,10 +341,14 @@ class Runs:
         return text_table(heads, [[name, *row] for name, *row in frame.itertuples()])
 
     def rows(self) -> Iterator[list[str]]:
-        """The rows of the page of all runs."""
-        for run_id in self.ids:
-            found = [own[run_id] for own in self.records.values() if run_id in own]
-            record = found[-1]
+        """The rows of the page of all runs, each beside its other seeds."""
+        found = {
+            run_id: [own[run_id] for own in self.records.values() if run_id in own][-1]
+            for run_id in self.ids
+        }
+        for run_id, record in sorted(
+            found.items(), key=lambda item: (item[1]["notebook"], run_title(item[1]))
+        ):
             yield [
                 f"[{run_title(record)}](/runs/{self.plan}/{run_id}.md)",
                 self.plan,

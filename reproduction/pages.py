@@ -308,8 +308,8 @@ def which_to_quote() -> str:
     return unbroken(
         f"ADMM-Grad at {AT} has several numbers in these pages. Quote "
         f"{with_half(means.loc[BASE, AT], halves.loc[BASE, AT])}; {laptop:.1f} is one sample\nof "
-        f"the small plan `laptop`, with a quarter of the calibration text, and {beyond:.1f} the mean "
-        "of `beyond`, on other\nsamples."
+        "the small plan `laptop`, with a quarter of the calibration text, and "
+        f"{beyond:.1f} the mean of `beyond`, on other\nsamples."
     )
 
 
