@@ -292,10 +292,10 @@ def plus_minus() -> str:
     *halves, windows = window_spread(cells)
     alone, ratio = (f"{100 * np.median(each):.0f} %" for each in halves)
     return unbroken(
-        f"±: half of a 95 % interval of the mean over {n} calibration samples. The command above "
-        f"makes the first of them: {first['sparsegpt']:.1f}\nfor SparseGPT, {first[BASE]:.1f} for "
-        f"ADMM-Grad. All share {windows} evaluation windows: others would move a perplexity by "
-        f"about\n{alone}, its ratio to ADMM-Grad's by {ratio}."
+        f"±: half of a 95 % interval of the mean over {n} calibration samples. (The first of them, "
+        f"`{CHECKS_README}`,\nhas {first['sparsegpt']:.1f} for SparseGPT and {first[BASE]:.1f} for "
+        f"ADMM-Grad.) All share {windows} evaluation windows: others would move a\nperplexity by "
+        f"about {alone}, its ratio to ADMM-Grad's by {ratio}."
     )
 
 
@@ -441,19 +441,18 @@ def machines(records: Iterable[dict]) -> list[str]:
 
 
 def perplexities(plan: str) -> str:
-    """The table of perplexity, all columns; the last has the number of samples in each."""
+    """The table of perplexity, all columns; the last says how many samples each of them has."""
     means, halves = perplexity_table(committed(plan))
     runs = perplexity_runs(committed(plan)).dropna(subset="perplexity")
     counts = runs.groupby(["label", "target"])["seed"].nunique()
     read = set(
         runs["label"][[bool(r["data"].get("calibration")) for r in runs["record"]]]
     )
-    samples = [
-        ", ".join(str(counts.get((label, at), "–")) for at in means)
-        if label in read
-        else "reads no text"
-        for label in means.index
-    ]
+    samples = []
+    for label in means.index:
+        own = [str(counts.get((label, at), "–")) for at in means]
+        text = f"{own[0]} each" if len({*own}) == 1 else ", ".join(own)
+        samples.append(text if label in read else "reads no text")
     return to_markdown(means.assign(samples=samples), halves).rstrip()
 
 

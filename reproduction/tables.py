@@ -65,7 +65,7 @@ def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFr
 
 def sample_counts(runs: pd.DataFrame) -> str:
     """How many samples of the calibration text each column has: "3 at 50 %, 5 at 60 %"."""
-    reads = [bool((run["data"] or {}).get("calibration")) for run in runs["record"]]
+    reads = ["calibration" in (run["data"] or {}) for run in runs["record"]]
     counts = runs[reads].groupby(["target", "label"])["seed"].nunique()
     if counts.empty:
         return "none"

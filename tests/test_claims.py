@@ -733,20 +733,42 @@ def test_a_claim_has_a_table_of_all_its_numbers(committed, tmp_path):
     assert models[0] == "50 % | 60 % | 70 % | 80 % | 2:4 | 4:8 |"
     name, *cells, _ = models[2].strip("| ").split(" | ")
     assert name == "perplexity against ADMM1: below 0"
-    assert cells == [*["−10.0 ± 2.2 % (5)"] * 3, "+47.0 % (2)", "−10.0 ± 2.2 % (5)"]
+    clear = "−10.0 ± 2.2 % (5) ✓"
+    assert cells == [*[clear] * 3, "+47.0 % (2)", clear]
 
 
 def test_a_row_says_that_only_the_correction_leaves_a_claim_open(committed, tmp_path):
     runs = timed(110.0, 115.0, 118.0) + CASES[14][OPEN]
-    verdicts, _ = judge_claims(runs)
+    verdicts, evidence = judge_claims(runs)
     row = next(row for row in verdicts.itertuples() if row.number == 12)
     assert (row.verdict, row.alone) == (OPEN, HOLDS)
     page = claims_markdown(runs, tmp_path)
     _, _, verdict, number, _ = rows_of(page)[12]
-    assert verdict == "**undecided**"
-    assert f"holds alone, not after correction for {row.family} claims" in number
+    assert verdict == "**undecided after correction**; by its own ± it holds"
+    needed = claims.draws_needed(row, evidence[evidence["number"] == 12])
+    assert f"about {needed} draws would decide" in number
     both = f"{row.corrected:.2g}"  # no other page has claims
     assert sureness_of(page)[12][:3] == [f"{row.p:.2g}", both, both]
+
+
+@pytest.mark.parametrize("change", [-0.005, -0.04])
+def test_so_many_draws_of_the_same_mean_and_spread_decide(change):
+    """Of claim 6, more than 2 % lower or not, with draws that have a deviation of 1.5 %."""
+
+    def verdict(n):
+        z = np.arange(n) - (n - 1) / 2
+        logs = math.log1p(change) + 0.015 * z / z.std(ddof=1)
+        options = {"iterations": 50}
+        runs = draws("admm-grad", "60 %", 20.0, np.exp(logs), options=options)
+        runs += draws("admm-grad", "60 %", 20.0, [1.0] * n)
+        return judged(6, runs)
+
+    row, rows = verdict(3)
+    assert row["verdict"] == OPEN
+    needed = claims.draws_needed(row, rows)
+    assert 3 < needed < 30
+    assert verdict(needed - 1)[0]["verdict"] == OPEN
+    assert verdict(needed)[0]["verdict"] == (HOLDS if change > -0.02 else FAILS)
 
 
 @pytest.mark.parametrize(
@@ -760,7 +782,7 @@ def test_a_row_says_that_only_the_correction_leaves_a_claim_open(committed, tmp_
 def test_it_counts_the_verdicts(number, words):
     kinds = {1: [OPEN], 2: [HOLDS] * 2, 3: [FAILS, HOLDS, FAILS]}[number]
     verdicts = pd.DataFrame({"verdict": kinds, "source": "figure", "n": 1})
-    verdicts["lacks"] = ""
+    verdicts = verdicts.assign(lacks="", remark="", number=range(1, number + 1))
     assert count_sentence(verdicts) == f"O{words[1:]}."
     both = pd.concat([verdicts, verdicts.assign(source=OURS), verdicts.assign(n=0)])
     text = f"O{words[1:]}; {words.replace('the paper', 'our own').replace(chr(39) + 's', '')}."

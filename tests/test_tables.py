@@ -424,8 +424,10 @@ def test_what_windows_add_is_said_where_records_keep_their_losses():
     assert found[1] == pytest.approx([ratio], rel=1e-3)
     assert found[2] == 3
     note = all_tables(runs)["perplexity"][0].note
-    assert f"the 3 is {100 * alone[0]:.1f} to {100 * alone[1]:.1f} % of a" in note
-    assert f"{100 * ratio:.1f} % of its ratio to ADMM-Grad's" in note
+    assert f"{100 * sum(alone) / 2:.0f} % of a perplexity" in note
+    assert f"{100 * ratio:.0f} % of its ratio to ADMM-Grad's" in note
+    # and how many samples each column has: two of both methods
+    assert "(seeds) for ±: 2 in each column." in note
 
 
 def test_nothing_is_said_of_windows_where_no_record_keeps_them(runs):
