@@ -104,7 +104,8 @@ RULES = (
     f"{NEGLIGIBLE:g}), added in quadrature.",
     "**p** is that of Student's t-test, two-sided. Interval claims of a page are one family: p is "
     f"corrected for their number by Holm's method, and must be at most {LEVEL:g}. ± is not "
-    "corrected, and p is not for looking again: columns had three draws when five were planned.",
+    "corrected, and p is not for looking again: five draws a column were planned when three were "
+    "seen.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another would move a run by as much (the page of `full` "
     "has what was measured), so a smaller change is no property of a method.",
