@@ -60,6 +60,7 @@ DRAWN_IN = {
     "perplexity": ("06_tables_and_plots", "perplexity-text"),
     "convergence": ("02_admm_layer_solve", "convergence-text"),
     "schedule": ("03_mask_schedule", "figure-text"),
+    "beyond": ("06_tables_and_plots", "beyond-text"),
 }
 YOURS = "`make reproduce` puts yours {} (runs made in JupyterLab are not shown)."
 NOTHING_RUN = f"The numbers in this book came with the repository; {YOURS.format('beside them')}\n"

@@ -23,6 +23,8 @@ from helpers.explore.style import (
     to_png,
 )
 from helpers.paths import replace_file
+from reproduction.pipelines import BASE, GUIDED, REPAIRED, pipeline_table
+from reproduction.pipelines import perplexity_table as pipeline_perplexities
 from reproduction.records import Record
 from reproduction.runs import by_model, over_seeds, perplexity_runs, with_series
 
@@ -50,6 +52,15 @@ ALTERNATIVE_TEXTS = {
         "with a marker where the mask is chosen; right, the error as a share of the one-shot "
         "mask's, a group of bars for each pattern."
     ),
+    "beyond": (
+        "Bars of the perplexity after ADMM-Grad, with a guide, and with a repair too, each lower "
+        "than the one before; a dashed line is the dense model."
+    ),
+}
+STEPS = {  # of the recipe, by the pipelines that end with them
+    "ADMM-Grad": BASE,
+    "+ guide": GUIDED,
+    "+ guide + repair": REPAIRED,
 }
 
 
@@ -74,9 +85,7 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
         look = line_style(label, position) | (OWN if label in own else {})
         ax.plot(line.index, line, label=display_name(label), **look)
         bars = halves.loc[label].reindex([f"{at:g} %" for at in line.index])
-        bars = np.minimum(
-            bars, 0.999 * line.values
-        )  # on a log scale an end below 0 has no place
+        bars = bars.where(bars.values < line.values)  # one that reaches 0 has no log
         ax.errorbar(line.index, line, bars, fmt="none", ecolor=look["color"], capsize=3)
     refitting = means.drop(index=["dense", "magnitude", "wanda"], errors="ignore")
     top = (means if refitting.empty else refitting).max(axis=None)
@@ -94,6 +103,31 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
         ylim=(means.min(axis=None) / 1.3, 2.5 * top),
     )
     label_line_ends(ax)
+    return figure
+
+
+def beyond_figure(records: Iterable[Record], target: str = "60 %") -> Figure | None:
+    """Perplexity after each step of the recipe of notebook 08, a bar for each, with its interval.
+
+    The records are of one model; None if they lack a step.
+    """
+    pipelines = pipeline_table(records)
+    own = pipelines[pipelines["target"] == target]
+    if not set(STEPS.values()) <= set(own["pipeline"]):
+        return None
+    means, halves = pipeline_perplexities(own, "perplexity")
+    values, bars = (each[target].reindex(STEPS.values()) for each in (means, halves))
+    figure, ax = new_figure(size=(7.0, 2.4))
+    colour = line_style(BASE)["color"]
+    drawn = ax.barh(list(STEPS), values, xerr=bars.fillna(0), color=colour, capsize=3)
+    ax.bar_label(drawn, fmt="%.1f", padding=4)
+    dense = means.loc["dense", target]
+    look = {key: line_style("dense")[key] for key in ("color", "linestyle")}
+    ax.axvline(dense, **look)
+    ax.text(dense + 0.5, -0.65, f"Dense {dense:.1f}", color=look["color"])
+    top = f"Perplexity with {target} of the weights at zero (lower is better)"
+    widest = 1.15 * (values + bars.fillna(0)).max()
+    set_up_axes(ax, "", xlabel=top, xlim=(0, widest), ylim=(len(STEPS) - 0.5, -1))
     return figure
 
 
@@ -207,6 +241,7 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
 # ------------------------------------------------------------------ all figures of a plan
 
 
+MODEL_FIGURES = {"perplexity": perplexity_figure, "beyond": beyond_figure}
 SERIES_FIGURES = {"convergence": convergence_figure, "schedule": schedule_figure}
 
 
@@ -222,8 +257,9 @@ def all_figures(records: Iterable[Record]) -> dict[str, Figure]:
     figures = {}
     for model, runs in models.items():
         end = f"_{model.rpartition('/')[2].lower()}" if len(models) > 1 else ""
-        if figure := perplexity_figure(runs):
-            figures[f"perplexity{end}"] = figure
+        for name, draw in MODEL_FIGURES.items():
+            if figure := draw(runs):
+                figures[f"{name}{end}"] = figure
         for name, draw in SERIES_FIGURES.items():
             having = with_series(runs, name)
             if having:

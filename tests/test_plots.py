@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from handmade import pruned, with_series
+from handmade import pruned, repaired, with_series
 
 from helpers.errors import FileError
 from helpers.explore import figures as notebook_figures
@@ -148,8 +148,39 @@ def test_pictures_of_masks():
     assert picture._repr_png_().startswith(b"\x89PNG")  # how Jupyter shows it
 
 
+def recipe(seeds=1):
+    """Runs of notebook 08: perplexities 80 (ADMM-Grad), 60 (guide), 40 (repair), 2 more a seed."""
+    runs = []
+    for seed in range(seeds):
+        more = 2.0 * seed
+        runs.append(repaired("admm-grad", "60 %", 80.0 + more, seed=seed))
+        guided = {"allocation": "guide", "passes": 1, "seed": seed}
+        runs.append(repaired("admm-grad", "60 %", 60.0 + more, 40.0 + more, **guided))
+    return runs
+
+
+def test_the_recipes_steps_are_bars():
+    (ax,) = plots.beyond_figure(recipe(seeds=3)).axes
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([82, 62, 42])
+    (bars,) = (each for each in ax.collections if len(each.get_segments()) == 3)
+    # three draws that are 2 apart: Student's quantile with two degrees of freedom is 4.303
+    (left, _), (right, _) = bars.get_segments()[0]
+    assert (right - left) / 2 == pytest.approx(4.303 * 2 / 3**0.5, rel=1e-3)
+    assert plots.beyond_figure(recipe()[:1]) is None, "without the repair"
+
+
+def test_an_interval_is_a_bar_unless_it_reaches_zero(records):
+    runs = [pruned("alps", "50 %", 30.0 + 2 * seed, seed) for seed in range(3)]
+    runs += [pruned("wanda", "50 %", 10.0**seed, seed) for seed in range(3)]
+    (ax,) = plots.perplexity_figure([*records, *runs]).axes
+    ends = [s[:, 1] for c in ax.collections for s in c.get_segments() if len(s)]
+    found = [np.ptp(each) / 2 for each in ends if np.ptp(each) > 0]
+    assert found == pytest.approx([4.303 * 2 / 3**0.5], rel=1e-3)
+
+
 def test_files_of_figures(records, tmp_path, one_line_error):
-    assert set(plots.all_figures(records)) == set(plots.ALTERNATIVE_TEXTS)
+    shown = set(plots.all_figures(records)) | set(plots.all_figures(recipe()))
+    assert shown == set(plots.ALTERNATIVE_TEXTS)
     other = pruned(
         "dense", "0 %", 5.6, model="huggyllama/llama-7b"
     )  # models get a figure each
