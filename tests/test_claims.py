@@ -852,6 +852,20 @@ def test_a_line_names_its_source_and_what_overturns_it(committed, tmp_path):
     assert "hold all the same" in sureness_of(claims_markdown(low, tmp_path))[11][-1]
 
 
+def test_what_a_reader_of_a_verdict_should_know_stands_beside_it(committed, tmp_path):
+    runs = CASES[7][HOLDS]
+    page = claims_markdown(runs, tmp_path)
+    assert rows_of(page)[7][2].startswith("**holds** (reworded")
+    assert "hold (7 and 9 with a reservation)" in page.splitlines()[0]
+
+
+def test_a_change_does_not_reach_below_all_of_it():
+    """ln of 0.019 ± 0.035 / 0.019 is −3.963 ± 1.842: factors of 0.0030 and 0.1199."""
+    show = claims.QUANTITIES["perplexity"].show
+    assert show(-0.981, 0.035) == "−98.1 % (−99.7 % to −88.0 %)"
+    assert show(-0.45, 0.035) == "−45.0 ± 3.5 %"
+
+
 def test_what_no_run_tests_stands_on_the_page(committed, tmp_path):
     page = claims_markdown(against(-0.1, ["admm1"], COLUMNS[:5]), tmp_path)
     lists = page.split("**Not tested here**; it would take ")[1:]
