@@ -285,8 +285,10 @@ def one_column() -> str:
 
 def plus_minus() -> str:
     """What ± is, what one sample has, and what another choice of windows would move."""
-    n = compared("sparsegpt")["n"]
     cells = perplexity_runs(committed("full"))
+    counts = cells.query("target == @AT").groupby("label")["seed"].nunique()
+    counts = counts[counts > 1]  # of methods that read text
+    n = " to ".join(dict.fromkeys(f"{end(counts)}" for end in (min, max)))
     first = cells.query("target == @AT and seed == 0").groupby("label")["perplexity"]
     first = first.mean()
     *halves, windows = window_spread(cells)
@@ -344,7 +346,7 @@ def findings() -> str:
         f"{apart('below', 'admm1')} below that of ADMM1, whose mask is chosen once ({status(10)}). "
         "ADMM1 itself falls behind SparseGPT at 80 %.",
         "**ALPS, of the same year, is better from 60 % on.** ADMM-Grad is "
-        f"{apart('above', 'alps')} above it at {AT}, {more} ({status(17)}).",
+        f"{apart('above', 'alps')} above it at {AT}, {more}: {status(17)}.",
         "**Two small models prove no rule.** On [Gemma-3-270M](docs/numbers.md#another-model) "
         f"ADMM1 is behind SparseGPT at {AT} already ({samples(['sparsegpt'], [AT], 'second')}). On "
         "large models [others](results/reference/full/tables/published_ratios.md) found ADMM-Grad "
