@@ -83,10 +83,10 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
     for position, label in enumerate([*lines.index.difference(own, sort=False), *own]):
         line = lines.loc[label].dropna()
         look = line_style(label, position) | (OWN if label in own else {})
-        ax.plot(line.index, line, label=display_name(label), **look)
         bars = halves.loc[label].reindex([f"{at:g} %" for at in line.index])
         bars = bars.where(bars.values < line.values)  # one that reaches 0 has no log
         ax.errorbar(line.index, line, bars, fmt="none", ecolor=look["color"], capsize=3)
+        ax.plot(line.index, line, label=display_name(label), **look)
     refitting = means.drop(index=["dense", "magnitude", "wanda"], errors="ignore")
     top = (means if refitting.empty else refitting).max(axis=None)
     if "dense" in means:

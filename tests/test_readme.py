@@ -20,7 +20,12 @@ from reproduction.records import read_records
 README = (root() / "README.md").read_text("utf-8")
 NUMBERS = (root() / "docs/numbers.md").read_text("utf-8")
 FLAT = re.sub(r"\s+", " ", README)
-T = {3: 4.303, 4: 3.182, 5: 2.776, 8: 2.365}  # Student's t at 97.5 %, by the number of draws
+T = {
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    8: 2.365,
+}  # Student's t at 97.5 %, by the number of draws
 
 
 def test_the_pages_are_as_the_committed_records_fill_them():
