@@ -259,6 +259,22 @@ def test_layer_error_and_perplexity_disagree_where_06_says_so():
             assert sign * (high - low) > 0
 
 
+def test_a_budget_per_output_changes_a_model_as_03_says():
+    ours, others = (
+        [run["metrics"]["perplexity"]["value"] for run in runs("full", name)]
+        for name in (
+            "04_prune_model--admm-grad-60",
+            "04_prune_model--admm-grad-60-budget-output",
+        )
+    )
+    logs = [math.log(b / a) for a, b in zip(ours, others, strict=False)]
+    assert len(logs) == 4  # Student's quantile with three degrees of freedom is 3.182
+    ratio = math.exp(statistics.mean(logs))
+    half = 100 * ratio * 3.182 * statistics.stdev(logs) / 2
+    change = f"{100 * (ratio - 1):+.1f} ± {half:.1f} %".replace("-", "−")
+    assert f"{change} in four pairs" in text_of("03_mask_schedule")
+
+
 def test_errors_beside_published_ones_as_02_says():
     text = text_of("02_admm_layer_solve")
     theirs = read_published().query("metric == 'relative_layer_error'")
