@@ -248,7 +248,7 @@ class _Page:
 
     def lines(self) -> list[str]:
         """The tables of the paper's claims, of what it says and no run tests, and of our own."""
-        heads = ["#", "claim", "verdict", "measured", "source"]
+        heads = ["#", "claim", "verdict", "measured, where it is weakest", "source"]
         if not self.decides:
             model = f" ({' and '.join(sorted(self.models))})" if self.models else ""
             heads[2:] = ["these runs point to", "measured here"]
@@ -487,7 +487,7 @@ def count_sentence(verdicts: pd.DataFrame) -> str:
         remarked = own["number"][(own["verdict"] == HOLDS) & (own["remark"] != "")]
         if len(remarked):  # the first kind is those that hold
             numbers = " and ".join(map(str, remarked))
-            kinds[0] += f" ({numbers} with a reservation)"
+            kinds[0] += f" (claims {numbers} with a reservation)"
         listed = " and ".join([", ".join(kinds[:-1]), kinds[-1]]).removeprefix(" and ")
         texts.insert(0, f"of {owner} {len(own)} claims {listed}")
     text = "; ".join(texts)

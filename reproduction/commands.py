@@ -99,7 +99,8 @@ def lowest(perplexities: Any) -> str:
     for at, method in pruned.idxmin().items():
         columns.setdefault(method, []).append(at)
     parts = [f"{display_name(name)} at {', '.join(at)}" for name, at in columns.items()]
-    return f"Lowest perplexity of a pruned model: {'; '.join(parts)}."
+    others = "" if "alps" in perplexities.index else " ALPS (in README) was not run."
+    return f"Lowest of these methods: {'; '.join(parts)}.{others}"
 
 
 def tables(plan: str) -> None:

@@ -856,7 +856,7 @@ def test_what_a_reader_of_a_verdict_should_know_stands_beside_it(committed, tmp_
     runs = CASES[7][HOLDS]
     page = claims_markdown(runs, tmp_path)
     assert rows_of(page)[7][2].startswith("**holds** (reworded")
-    assert "hold (7 and 9 with a reservation)" in page.splitlines()[0]
+    assert "hold (claims 7 and 9 with a reservation)" in page.splitlines()[0]
 
 
 def test_a_change_does_not_reach_below_all_of_it():
