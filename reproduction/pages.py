@@ -404,7 +404,7 @@ def beyond() -> str:
         f"At {AT} it brings ADMM-Grad's {numbers[0]} (other samples than above) down to "
         f"**{numbers[1]}** ({len(after)} samples),\nin {after['times'].mean():.1f} times the "
         f"seconds. It undoes {closed} % of the loss that pruning adds, ln(perplexity / dense);\n"
-        f"{web} % on C4 text, on which nothing was fitted or chosen."
+        f"{web} % on C4 text that nothing was fitted to."
     )
 
 
@@ -420,7 +420,7 @@ def start_token() -> str:
 
 
 def earlier_code() -> str:
-    """What `make same` has not shown today's code to compute, or nothing; `make accept` counts."""
+    """Which committed records today's code has not made, or nothing; `make accept` counts them."""
     plans = ("full", "beyond", "second")
     notes = [reference_dir(plan) / "earlier.txt" for plan in plans]
     lines = [
