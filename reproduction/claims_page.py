@@ -64,6 +64,7 @@ COUNTED = {  # a verdict on one claim, and on several
     ALONE: ("lacks runs that were timed alone", "lack runs that were timed alone"),
 }
 OLD_MARGIN = 0.01  # up to 0.10.0
+MARKS = {HOLDS: " ✓", FAILS: " ✗"}  # of a number by its own ±, as SIDES says
 SIDES = (
     "The number of draws stands in brackets. ✓: on the claim's side of the limit by more than ±; "
     "✗: on the other side by more than ±; neither: the interval straddles it, or has too few draws."
@@ -642,7 +643,10 @@ def _numbers(row: Any, rows: pd.DataFrame) -> str:
             words += f": {_limit(first)}"
         if row.at:
             cells = {
-                each.at: f"{_number(each)} ({each.n}){_side(each)}" if each.n else "–"
+                each.at: f"{_number(each)} ({each.n})"
+                + (MARKS.get(each.verdict, "") if each.decides else "")
+                if each.n
+                else "–"
                 for each in own.itertuples()
             }
             numbers = [cells.get(at, "–") for at in heads[1:]]
@@ -651,11 +655,6 @@ def _numbers(row: Any, rows: pd.DataFrame) -> str:
             numbers.append(_right(first))
         table.append([words, *numbers])
     return text_table(heads, table)
-
-
-def _side(row: Any) -> str:
-    """A mark for a number that is on one side of its limit by more than ±."""
-    return {HOLDS: " ✓", FAILS: " ✗"}.get(row.verdict, "") if row.decides else ""
 
 
 def _limit(row: Any) -> str:

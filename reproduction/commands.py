@@ -75,14 +75,13 @@ def perplexities(records: Iterable[Any], committed: Iterable[Any]) -> str:
     if len(made) != len(ours):  # some models or windows have no committed record
         return "\n".join(table.markdown for table in made)
     texts = []
-    for table, own in zip(made, ours, strict=True):
-        frame = beside(table, own)
-        note = f"{table.note} –: not run. Ours have the same digits."
+    for table, other in zip(made, ours, strict=True):
+        frame = beside(table, other)
+        own = "Ours have the same digits."
         if frame.map(lambda text: "(" in text).any(axis=None):
-            note = (
-                f"{table.note} –: not run. In brackets: ours, where its digits differ."
-            )
-        note, below = (textwrap.fill(each, 100) for each in (note, lowest(table.frame)))
+            own = "In brackets: ours, where its digits differ."
+        note = textwrap.fill(f"{table.note} –: not run. {own}", 100)
+        below = textwrap.fill(lowest(table.frame), 100)
         texts.append(f"{note}\n\n{to_markdown(frame)}\n{below}".rstrip())
     return "\n\n".join(texts)
 

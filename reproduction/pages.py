@@ -54,6 +54,7 @@ from reproduction.tables import (
     accuracy_table,
     answers_frame,
     perplexity_table,
+    samples_per_cell,
     window_spread,
 )
 
@@ -198,6 +199,14 @@ def unbroken(text: str) -> str:
     return text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
 
 
+def bulleted(texts: Iterable[str]) -> str:
+    """A list in Markdown, in lines of a page's width."""
+    return "\n".join(
+        textwrap.fill(f"- {each}", 118, subsequent_indent="  ", break_on_hyphens=False)
+        for each in texts
+    )
+
+
 def grid(rows: Iterable[Sequence[str]], align: str) -> str:
     """A Markdown table, the first row its head; align has l or r for each column."""
     head, *others = rows
@@ -286,8 +295,7 @@ def one_column() -> str:
 def plus_minus() -> str:
     """What ± is, what one sample has, and what another choice of windows would move."""
     cells = perplexity_runs(committed("full"))
-    counts = cells.query("target == @AT").groupby("label")["seed"].nunique()
-    counts = counts[counts > 1]  # of methods that read text
+    counts = samples_per_cell(cells)[AT]
     n = " to ".join(dict.fromkeys(f"{end(counts)}" for end in (min, max)))
     first = cells.query("target == @AT and seed == 0").groupby("label")["perplexity"]
     first = first.mean()
@@ -353,12 +361,7 @@ def findings() -> str:
         "large models [others](results/reference/full/tables/published_ratios.md) found ADMM-Grad "
         f"{elsewhere()}.",
     ]
-    return "\n".join(
-        textwrap.fill(
-            unbroken(f"- {each}"), 118, subsequent_indent="  ", break_on_hyphens=False
-        )
-        for each in bullets
-    )
+    return bulleted(map(unbroken, bullets))
 
 
 def status(number: int) -> str:
@@ -447,15 +450,13 @@ def perplexities(plan: str) -> str:
     """The table of perplexity, all columns; the last says how many samples each of them has."""
     means, halves = perplexity_table(committed(plan))
     runs = perplexity_runs(committed(plan)).dropna(subset="perplexity")
-    counts = runs.groupby(["label", "target"])["seed"].nunique()
-    read = set(
-        runs["label"][[bool(r["data"].get("calibration")) for r in runs["record"]]]
-    )
+    counts = samples_per_cell(runs)
     samples = []
     for label in means.index:
-        own = [str(counts.get((label, at), "–")) for at in means]
+        own = [str(counts.get((at, label), "–")) for at in means]
         text = f"{own[0]} each" if len({*own}) == 1 else ", ".join(own)
-        samples.append(text if label in read else "reads no text")
+        read = label in counts.index.unique("label")
+        samples.append(text if read else "reads no text")
     return to_markdown(means.assign(samples=samples), halves).rstrip()
 
 
@@ -546,11 +547,8 @@ def claims_in_words() -> str:
             for row in these.itertuples()
         ]
         if texts:
-            lines.append(f"- **{words}**: {'; '.join(texts)}.")
-    return "\n".join(
-        textwrap.fill(line, 118, subsequent_indent="  ", break_on_hyphens=False)
-        for line in lines
-    )
+            lines.append(f"**{words}**: {'; '.join(texts)}.")
+    return bulleted(lines)
 
 
 def answers() -> str:

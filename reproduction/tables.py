@@ -63,10 +63,15 @@ def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFr
     return means.rename_axis("method"), halves
 
 
+def samples_per_cell(runs: pd.DataFrame) -> pd.Series:
+    """How many samples of the calibration text a row of a column has, of methods that read it."""
+    reads = ["calibration" in (run["data"] or {}) for run in runs["record"]]
+    return runs[reads].groupby(["target", "label"])["seed"].nunique()
+
+
 def sample_counts(runs: pd.DataFrame) -> str:
     """How many samples of the calibration text each column has: "3 at 50 %, 5 at 60 %"."""
-    reads = ["calibration" in (run["data"] or {}) for run in runs["record"]]
-    counts = runs[reads].groupby(["target", "label"])["seed"].nunique()
+    counts = samples_per_cell(runs)
     if counts.empty:
         return "none"
     columns: dict[str, list[str]] = {}
