@@ -31,6 +31,7 @@ from reproduction.figures import figure_alt
 from reproduction.pages import (
     claims,
     findings,
+    in_short,
     on_shared_samples,
     one_column,
     plus_minus,
@@ -361,6 +362,7 @@ def main() -> int:
             sources.copy(root() / name, name)
         sources.write("claims_line.txt", claims_line())
         sources.write("one_column.txt", sources.link_cells(one_column()))
+        sources.write("in_short.txt", in_short())
         sources.write("plus_minus.txt", plus_minus())
         sources.write("findings.txt", sources.localise(findings(), "results.md"))
         sources.write("shared_line.txt", shared_line("full"))

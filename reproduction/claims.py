@@ -245,7 +245,7 @@ CLAIMS = (
         "The gradual mask gives a lower perplexity than the one-shot mask at every sparsity.",
         PERPLEXITIES,
         "Perplexity of ADMM-Grad against that of ADMM1, at 50, 60, 70 and 80 %; 2:4 and 4:8 count "
-        "where they have three draws.",
+        "where they have three samples.",
         "perplexity",
         (Condition("perplexity", -1, against="admm1", **EVERYWHERE),),
     ),
@@ -328,7 +328,7 @@ CLAIMS = (
         17,
         "ADMM-Grad has a lower perplexity than ALPS, a strong peer of the same year.",
         OURS,
-        "Lower perplexity at 50, 60, 70 and 80 %; 2:4 and 4:8 count where they have three draws.",
+        "Lower perplexity at 50, 60, 70 and 80 %; 2:4 and 4:8 count where they have three samples.",
         "perplexity",
         (Condition("perplexity", -1, against="alps", **EVERYWHERE),),
     ),
@@ -380,7 +380,7 @@ CLAIMS = (
         "ADMM1, the update alone, has a lower perplexity than SparseGPT at every sparsity.",
         OURS,
         "Lower perplexity at 50, 60, 70 and 80 %; 2:4 and 4:8 count where they have three "
-        "draws. ADMM1's mask is by Wanda's score, with its zeros counted over a whole matrix.",
+        "samples. ADMM1's mask is by Wanda's score, with its zeros counted over a whole matrix.",
         "perplexity",
         (Condition("perplexity", -1, of="admm1", against="sparsegpt", **EVERYWHERE),),
     ),
@@ -389,7 +389,7 @@ CLAIMS = (
         "The recipe answers more zero-shot questions than ADMM-Grad.",
         OURS,
         "As claim 13, against the answers of ADMM-Grad in the plan `full`. The recipe reads more "
-        "text, so draws of one number are other draws.",
+        "text, so samples of one seed are other samples.",
         "zero_shot",
         (Condition("answers", 1, of=RECIPE, against=BASE, **AT_50),),
     ),
@@ -461,7 +461,7 @@ NOWHERE = (
     Untested(
         "The pattern 4:8",
         f"a column of the {PERPLEXITIES}",
-        "runs of the plan `full` that are still to come (three draws of SparseGPT and ADMM-Grad)",
+        "runs of the plan `full` that are still to come (three samples of SparseGPT and ADMM-Grad)",
         "4:8",
     ),
     Untested("Seconds on a GPU", "abstract (“fast”), table of overhead", ON_A_GPU),
@@ -520,7 +520,7 @@ def _column(condition: Condition, draws: pd.DataFrame) -> dict[str, Any]:
     else:
         row = _count(condition, draws)
     if quantity.timed and not draws["timed"].any():
-        row["lacks"] = ALONE
+        row |= {"lacks": ALONE, "points": 0}
     ids = tuple(dict.fromkeys(itertools.chain(*draws["ids"])))
     return NOTHING | row | {"scale": tuple(draws["scale"].unique()), "ids": ids}
 
@@ -559,7 +559,7 @@ def _mean(condition: Condition, logarithm: bool, draws: pd.DataFrame) -> dict[st
         "p": 2 * stats.t.sf(errors, n - 1) if enough else math.nan,
         "lead": condition.side * far,
         "points": int(np.sign(condition.side * far)) * (abs(far) > doubt),
-        "lacks": "" if enough else f"{FEWEST} draws",
+        "lacks": "" if enough else f"{FEWEST} samples",
     }
     windows = draws["windows"].tolist()
     if all(each is not None for each in windows):
@@ -644,8 +644,9 @@ def judge_claims(
     of HOLDS, FAILS, OPEN, UNTESTED; columns, the verdict on each of its columns; alone, the verdict
     without correction; p, corrected, and family, the number of claims that it is corrected for, 0
     for counts; points, where the means point that are clear of the limit, HOLDS, FAILS or "";
-    quantity, at, mean, half and n of the column that decides; lacks, RUNS, ALONE or ""; scale. The
-    evidence also has the verdict on each of its rows.
+    quantity, at, mean, half and n of the column that is shown (`_judge` says which), and main, its
+    row in the evidence; lacks, RUNS, ALONE or ""; scale. The evidence also has the verdict on each
+    of its rows.
     """
     rows = evidence(records, claims)
     decisive = rows[rows["decides"]]
@@ -702,7 +703,9 @@ def _judge(rows: pd.DataFrame) -> dict[str, Any]:
     """What the columns of a claim say together: the answer if p is small enough, or otherwise.
 
     It holds if all lie on the right side, so p is the largest (an intersection-union test). It does
-    not if one lies on the other, so p is the smallest of those, times the number of columns.
+    not if one lies on the other, so p is the smallest of those, times the number of columns. Shown
+    is the column that p is of; of a claim whose columns all hold the one that is nearest to its
+    limit, and of one that is not tested the one that is furthest behind, or has most draws.
     """
     tested = rows[rows["lacks"] == ""]
     missing = rows["lacks"][rows["needed"] & (rows["lacks"] != "")]
@@ -716,12 +719,16 @@ def _judge(rows: pd.DataFrame) -> dict[str, Any]:
     if len(wrong):
         answer, p, main = FAILS, min(1.0, len(tested) * wrong.min()), wrong.idxmin()
     elif lacking:
-        # it cannot hold; shown is what is most behind, or has most draws
+        # it cannot hold
         answer, p = UNTESTED, 1.0 if len(tested) else math.nan
         main = leads.idxmin() if points == FAILS else rows["n"].idxmax()
     else:
         answer, p, main = HOLDS, tested["p"].max(), tested["p"].idxmax()
+        # leads of one unit
+        if p <= LEVEL and tested["quantity"].nunique() == 1:
+            main = tested["lead"].idxmin()
     return rows.loc[main, ["at", "quantity", "mean", "half", "n"]].to_dict() | {
+        "main": main,
         "answer": answer,
         "otherwise": UNTESTED if lacking else OPEN,
         "lacks": ALONE if (missing == ALONE).any() else RUNS if lacking else "",

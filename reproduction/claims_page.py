@@ -55,7 +55,9 @@ from reproduction.runs import (
 )
 
 POINTS = {HOLDS: "yes", FAILS: "no"}
+SIDE = POINTS | {OPEN: "open"}  # of one column
 TOO_CLOSE = "too close to call"
+ALONE_ONLY = "neither: not timed alone"
 COUNTED = {  # a verdict on one claim, and on several
     HOLDS: ("holds", "hold"),
     FAILS: ("does not hold", "do not hold"),
@@ -66,8 +68,9 @@ COUNTED = {  # a verdict on one claim, and on several
 OLD_MARGIN = 0.01  # up to 0.10.0
 MARKS = {HOLDS: " ✓", FAILS: " ✗"}  # of a number by its own ±, as SIDES says
 SIDES = (
-    "The number of draws stands in brackets. ✓: on the claim's side of the limit by more than ±; "
-    "✗: on the other side by more than ±; neither: the interval straddles it, or has too few draws."
+    "The number of samples stands in brackets. ✓: on the claim's side of the limit by more than ±; "
+    "✗: on the other side by more than ±; neither: the interval straddles it, or has too few "
+    "samples."
 )
 SCALE = ("model", "calibrated on", "evaluated on", "hardware", "minutes")
 PAPER = (  # as the plan `paper` lays it out
@@ -78,35 +81,29 @@ PAPER = (  # as the plan `paper` lays it out
     "not known to us",
 )
 RULES = (
-    "Methods are compared **in pairs** of one calibration draw (a sample of text, by its seed), "
-    "one setting (that of most runs), one processor and, of answers, the same questions. Several "
-    "records of one draw count once, with their mean.",
-    f"**A column** (a sparsity or a pattern) decides by its own draws, {FEWEST} at the least. One "
-    "with fewer is shown without ± over draws (of answers, ± over questions alone is shown) and "
-    "decides nothing. The number of draws stands in brackets.",
-    "**±** is half of Student's 95 % interval over draws; of ratios it is that of their "
-    "logarithms, turned back, so that a change in % is that of the geometric mean, and ± of a "
-    "large one is approximate. Where draws "
-    "answer the same questions, two standard errors over these are added in quadrature, and are "
-    "all of it if there are too few draws. It speaks of these texts alone: all draws are of one "
-    "pool, and all runs share the evaluation windows (what others would move, the table of "
-    "perplexity says; where all records of a claim keep the loss of each, ± over windows is shown, "
-    "and decides nothing).",
-    "**A verdict.** A claim of several columns holds if every column is on its side of the limit "
-    "by more than ± (so its p is the largest), and does not hold if one is on the other side by "
-    f"more than ± (p is the smallest, times the number of columns with {FEWEST} draws). "
-    f"*{OPEN.capitalize()}*: the interval straddles the limit, or p after correction is above "
-    f"{LEVEL:g} (rule 5). *Too few "
-    "runs*, *no runs*, *not timed alone*: it is not tested, for that reason; columns that have "
-    "enough are named, with what their own ± says. *Measured* shows the column that p is of; of a "
-    "claim that is not tested the one that is furthest behind, or has most draws. "
-    "*Points to*: where means lie that are clear of the limit by ±; of fewer than "
-    f"{FEWEST} draws by ± over questions, if any, and {100 * NEGLIGIBLE:.0f} % (of answers "
-    f"{NEGLIGIBLE:g}), added in quadrature.",
-    "**p** is that of Student's t-test, two-sided. Interval claims of a page are one family: p is "
-    f"corrected for their number by Holm's method, and must be at most {LEVEL:g}. ± is not "
-    "corrected, and p is not for looking again: five draws a column were planned when three were "
-    "seen.",
+    "Methods are compared **in pairs** of one sample of calibration text (a seed), one setting "
+    "(that of most runs), one processor and, of answers, the same questions. Several records of "
+    "one sample count once, with their mean.",
+    f"**A column** (a sparsity or a pattern) decides by its own samples, {FEWEST} at the least. "
+    "With fewer it has no ± over samples (of answers ± over questions is shown), and decides "
+    "nothing.",
+    "**±** is half of Student's 95 % interval over samples; of ratios over their logarithms, so "
+    "that a change in % is that of the geometric mean. Where samples answer the same questions, "
+    "two standard errors over these are added in quadrature. It speaks of these texts alone: all "
+    "samples are of one pool, and all runs share the evaluation windows. What other windows would "
+    "move is in brackets where every record of a claim keeps the loss of each, and decides "
+    "nothing.",
+    "**A verdict.** A claim *holds* if every column is on its side of the limit by more than ±, "
+    "and *does not hold* if one is on the other side by more than ±. Else it is "
+    f"*{OPEN}*, and so it is if p after correction (rule 5) is above {LEVEL:g}. *Too few runs*, "
+    "*no runs* and *not timed alone* are reasons why it is not tested. *Measured* shows the column "
+    "nearest to the limit; of a claim that does not hold the one that is surest. *Points to*, of "
+    f"runs that decide nothing: where all means lie, if clear of the limit by ±, or of fewer than "
+    f"{FEWEST} samples by {100 * NEGLIGIBLE:.0f} % (of answers by ± over questions too).",
+    "**p** is that of Student's t-test, two-sided. Of a claim that holds it is the largest of its "
+    "columns', of one that does not the smallest, times their number. It is corrected for the "
+    "interval claims of the page by Holm's method. ± is not corrected; nor are both for looking "
+    "again: the columns but 60 % were looked at after three samples, and stopped at four.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another would move a run by as much (the page of `full` "
     "has what was measured), so a smaller change is no property of a method.",
@@ -143,11 +140,11 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         return f"No claim has runs here: see {here.deciding}.\n"
     parts = [
         f"**{here.opening()}**",
-        f"{model_sentence(records)} It is a *toy* beside the paper's models: a verdict is about it "
-        "and these texts, and no number here carries over to a large model. The paper's tables "
-        "could not be read where this was written. So none of its numbers stand here, a source is "
-        "named by its kind, and the wording of the claims and all limits (2 %, 25 %, within 1 % "
-        "...) are ours.",
+        f"- {model_sentence(records)} It is a *toy* beside the paper's models: a verdict is about "
+        "it and these texts, and no number here carries over to a large model.\n- The paper's "
+        "tables could not be read where this was written, so none of its numbers stand here, and a "
+        "source is named by its kind. Words in quotes are its abstract's or title's; the claims "
+        "are our reading, and their wording and limits (2 %, 25 %, within 1 % ...) are ours.",
         *here.lines(),
         here.notes(),
         f"**These runs and the paper's**\n\n{here.scale()}",
@@ -211,7 +208,8 @@ class _Page:
     def opening(self) -> str:
         """How many claims hold, and so on."""
         if self.decides:
-            return count_sentence(self.verdicts)
+            scope = scope_sentence(self.verdicts)
+            return f"{count_sentence(self.verdicts)} {scope}".rstrip()
         return (
             f"These runs are too few to decide any of the {len(self.shown)} claims that they say "
             "something of."
@@ -222,7 +220,7 @@ class _Page:
         counts = self.shown.query("table == 'weight_update'")
         if counts.empty:
             return []
-        text = "A *problem* is a layer at a sparsity, of one calibration draw (seed)."
+        text = "A *problem* is a layer at a sparsity, of one calibration sample (seed)."
         if self.decides:
             text += (
                 f" There are {counts['n'].max()}, a sample of the model: the 7 layers of blocks "
@@ -249,7 +247,7 @@ class _Page:
 
     def lines(self) -> list[str]:
         """The tables of the paper's claims, of what it says and no run tests, and of our own."""
-        heads = ["#", "claim", "verdict", "measured, where it is weakest", "source"]
+        heads = ["#", "claim", "verdict", "measured", "source"]
         if not self.decides:
             model = f" ({' and '.join(sorted(self.models))})" if self.models else ""
             heads[2:] = ["these runs point to", "measured here"]
@@ -273,7 +271,9 @@ class _Page:
         link = f'<a href="#claim-{row.number}">{row.number}</a>'
         cells = [link, row.sentence.rstrip(".")]
         if not self.decides:
-            pointing = POINTS.get(row.points, TOO_CLOSE)
+            pointing = POINTS.get(
+                row.points, ALONE_ONLY if row.lacks == ALONE else TOO_CLOSE
+            )
             there = _verdict_there(row, rows, self.others.get(row.number))
             return [*cells, pointing, main_number(row, rows), *there]
         every = self.together.get(row.number, math.nan)
@@ -331,9 +331,7 @@ class _Page:
             ]
             text = f"{each.what} *({each.source})*."
             if draws:
-                text += (
-                    f" One draw of 0.8.0 had a perplexity that was {', '.join(draws)}."
-                )
+                text += f" One sample of 0.8.0 had a perplexity that was {', '.join(draws)}."
             parts.setdefault(each.needs, []).append(text)
         return "\n\n".join(
             f"**Not tested here**; it would take {needs}:\n\n"
@@ -390,10 +388,10 @@ class _Page:
                 f" (here {np.median(took):.0f} minutes, the longest {max(took):.0f})"
             )
         return (
-            f"A missing draw is one run of each of the two methods{minutes}. `make reproduce "
+            f"A missing sample is one run of each of the two methods{minutes}. `make reproduce "
             f"PLAN={plan}` makes the runs that have no record of this machine, and `ONLY=` "
-            "with a run's name (wildcards in quotes) some of them; a draw that it does not name is "
-            f"first written into a file of `runs/{plan}`."
+            "with a run's name (wildcards in quotes) some of them; a sample beyond those of the "
+            f"plan is first written into a file of `runs/{plan}`."
         )
 
     def margins(self) -> str:
@@ -422,13 +420,13 @@ class _Page:
                 cells += [_alone(mean, claims[number], margin) for margin in margins]
             lines.append([*cells, "–", "–", "–"][:7])
         new, less = (f"at {100 * margin:.0f} %" for margin in (NEGLIGIBLE, OLD_MARGIN))
-        heads = ["#", "today's draws", new, less]
-        heads += ["all draws", f"all, {new}", f"all, {less}"]
+        heads = ["#", "today's samples", new, less]
+        heads += ["all samples", f"all, {new}", f"all, {less}"]
         return (
-            f"The margin of {100 * NEGLIGIBLE:.0f} % was chosen after the draws of earlier "
+            f"The margin of {100 * NEGLIGIBLE:.0f} % was chosen after the samples of earlier "
             f"releases and before these, since the rounding of another "
             f"processor moves a perplexity by as much: {_moved()}. Up to "
-            f"0.10.0 it was {100 * OLD_MARGIN:.0f} %. What that would say, and what all draws "
+            f"0.10.0 it was {100 * OLD_MARGIN:.0f} %. What that would say, and what all samples "
             "would say, those of earlier releases with today's and without correction:\n\n"
             f"{text_table(heads, lines)}"
         )
@@ -496,12 +494,15 @@ def count_sentence(verdicts: pd.DataFrame) -> str:
 
 
 def main_number(row: Any, rows: pd.DataFrame) -> str:
-    """The numbers of the column that decides a claim, or of its layer problems."""
-    own = rows[(rows["at"] == row.at) & rows["decides"] & (rows["n"] > 0)]
-    decisive = own[own["mean"] == row.mean]
-    own = own if decisive.empty or row.verdict == UNTESTED else decisive
+    """The numbers of the column that `judge_claims` shows of a claim, or of its layer problems.
+
+    Of a claim that is not tested all numbers of that column.
+    """
+    own = rows.loc[[row.main]]
+    if row.at and row.verdict == UNTESTED:
+        own = rows[(rows["at"] == row.at) & rows["decides"] & (rows["n"] > 0)]
     if not row.at:
-        (each,) = own[own["quantity"] == row.quantity].itertuples()
+        (each,) = own.itertuples()
         quantity = QUANTITIES[each.quantity]
         return f"{quantity.words}: median {quantity.show(each.median)}, {_right(each)}"
     numbers = {}  # by their words; a dictionary keeps an order
@@ -510,12 +511,28 @@ def main_number(row: Any, rows: pd.DataFrame) -> str:
         text = f"{_number(each)} {_beside(each)}".strip()
         numbers.setdefault(words, {})[text] = None
     texts = [f"{words} {' and '.join(found)}" for words, found in numbers.items()]
-    return f"{', '.join(texts)}, at {row.at} ({_draws(row.n)})"
+    return f"{', '.join(texts)}, at {row.at} ({_samples(row.n)})"
 
 
-def _draws(n: int) -> str:
-    """So many draws."""
-    return "1 draw" if n == 1 else f"{n} draws"
+def scope_sentence(verdicts: pd.DataFrame) -> str:
+    """How many of the paper's claims that hold are about single layers, and about the model."""
+    own = verdicts[(verdicts["verdict"] == HOLDS) & (verdicts["source"] != OURS)]
+    layers = (own["at"] == "").sum()
+    models = len(own) - layers
+    if not layers:
+        return ""
+    what = "29 of 210, one sample"
+    if not models:
+        return f"All that hold are about single layers ({what})."
+    return (
+        f"Of those that hold, {layers} are about single layers ({what}) and {models} about the "
+        "whole model."
+    )
+
+
+def _samples(n: int) -> str:
+    """So many samples."""
+    return "1 sample" if n == 1 else f"{n} samples"
 
 
 # ------------------------------------------------------------------ the cells of a line
@@ -530,7 +547,14 @@ def verdict_words(row: Any, rows: pd.DataFrame) -> str:
     if row.verdict == OPEN and row.alone != OPEN:
         return f"**{OPEN} after correction**; by its own ± it {COUNTED[row.alone][0]}"
     if row.verdict != UNTESTED:
-        return f"**{row.verdict}**"
+        text = f"**{row.verdict}**"
+        if row.verdict == FAILS and len(row.columns) > 1:
+            sides = (
+                f"{SIDE[verdict]} at {_columns(at)}"
+                for verdict, at in by_verdict.items()
+            )
+            text += f"; by each column's own ±: {', '.join(sides)}"
+        return text
     lacking = rows[rows["needed"] & rows["decides"] & (rows["lacks"] != "")]
     why = "too few runs" if (lacking["n"] > 0).any() else "no runs"
     if row.lacks == ALONE:
@@ -558,7 +582,8 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
     if row.verdict == OPEN and not answers:
         needed = draws_needed(row, rows)
         about = f"about {needed}" if needed else f"more than {MANY}"
-        text += f"; {about} draws would decide, if mean and spread stay"
+        text += f"; {about} samples would decide, if mean and spread stay"
+    text += _range(row, rows)
     # claim 7: the same quantity of what it is contrasted with
     beside = rows[rows["quantity"].str.startswith(f"{row.quantity},") & (rows["n"] > 0)]
     for each in itertools.islice(beside.itertuples(), 1):
@@ -566,9 +591,26 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
     return text
 
 
+def _range(row: Any, rows: pd.DataFrame) -> str:
+    """What stands beside the smallest difference of a claim that holds: how large others are."""
+    own = rows[rows["decides"] & (rows["lacks"] == "")]
+    if row.verdict != HOLDS or not row.at or own["quantity"].nunique() > 1:
+        return ""
+    (most,) = own.loc[[own["lead"].idxmax()]].itertuples()
+    if most.Index == row.main:
+        return ""
+    beside = _beside(most) if own["against"].nunique() > 1 else ""
+    number = f"{_number(most)} {beside}".strip()
+    return (
+        f": the smallest of {len(own)} differences; the largest {number}, at {most.at}"
+    )
+
+
 def _points_to(row: Any, rows: pd.DataFrame) -> str:
     """Where runs point that decide nothing: "points to yes: perplexity −20.3 % against ADMM1"."""
     pointing = f"points to {POINTS[row.points]}" if row.points else TOO_CLOSE
+    if row.lacks == ALONE and not row.points:
+        pointing = ALONE_ONLY
     return f"{pointing}: {main_number(row, rows)}"
 
 
@@ -596,7 +638,7 @@ def _overturned(row: Any, rows: pd.DataFrame) -> str:
         own["elsewhere"] = own["at"] != row.at
         own = own.sort_values(["few", "stands", "elsewhere", "lead"])
         worst = next(own.itertuples())
-        number = f"{_number(worst)} at {worst.at} ({_draws(worst.n)})"
+        number = f"{_number(worst)} at {worst.at} ({_samples(worst.n)})"
         passes = "" if worst.lead <= 0 else "; it would hold all the same"
         texts.append(f"{words} in its place: {number}{passes}")
     return "; ".join(texts) or "no control was run"
@@ -712,13 +754,14 @@ def _earlier_draws(rows: pd.DataFrame) -> list[str]:
     texts = {}
     for row in rows.itertuples():
         own = [
-            f"{_show(row, each)} ({each.of}: {_draws(each.n)})" for each in row.earlier
+            f"{_show(row, each)} ({each.of}: {_samples(each.n)})"
+            for each in row.earlier
         ]
         if own and not row.control:
             what = f"{QUANTITIES[row.quantity].words} {_beside(row)}".strip()
             text = f"Earlier releases at {row.at}, {what}: {', '.join(own)}"
             if row.together:
-                text += f"; with today's {_show(row, row.together)} ({_draws(row.together.n)})"
+                text += f"; with today's {_show(row, row.together)} ({_samples(row.together.n)})"
             texts[f"{text}. They decide nothing."] = None
     return list(texts)
 

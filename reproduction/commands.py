@@ -7,6 +7,7 @@ comparison is in results/<plan>/verdict.txt.
 import os
 import shutil
 import textwrap
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ from reproduction.schedule import (
 
 def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     """Run a plan, write its tables and figures, and compare; 1 if a result is not reproduced."""
+    began = time.monotonic()
     run_plan(plan, only, jobs, scheduler)
+    minutes = (time.monotonic() - began) / 60
     tables(plan)
     from reproduction.compare import CHECKS_README  # here: pandas takes a second
+    from reproduction.pages import column_minutes
 
     runs = without_tables(read_plan(plan, only))
     records = current_records(runs)
@@ -50,9 +54,13 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
         claims = ""
     readme = ""
     if plan != "full":
-        readme = f"{CHECKS_README} (README's table, with ALPS; one sample),\n      "
+        readme = (
+            f"{CHECKS_README} (README's table, one sample: {column_minutes():.0f}\n"
+            "      minutes on a slow laptop),\n      "
+        )
     write_line(
-        f"\n{done} runs done, {verdict.compared} compared{others}\n"
+        f"\n{done} runs done, the last of them in {minutes:.0f} minutes; {verdict.compared} "
+        f"compared{others}\n"
         f"tables   {folder}/tables (records.md: which records a number is made of)\n"
         f"{claims}"
         f"figures  {folder}/figures\n"
@@ -67,11 +75,9 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
 def perplexities(records: Iterable[Any], committed: Iterable[Any]) -> str:
     """The tables of perplexity in Markdown, with our numbers in brackets where digits differ."""
     from reproduction.markdown import beside, to_markdown  # here: pandas takes a second
-    from reproduction.tables import all_tables
+    from reproduction.tables import perplexity_tables
 
-    made, ours = (
-        all_tables(each).get("perplexity", []) for each in (records, committed)
-    )
+    made, ours = map(perplexity_tables, (records, committed))
     if len(made) != len(ours):  # some models or windows have no committed record
         return "\n".join(table.markdown for table in made)
     texts = []
@@ -81,7 +87,10 @@ def perplexities(records: Iterable[Any], committed: Iterable[Any]) -> str:
         if frame.map(lambda text: "(" in text).any(axis=None):
             own = "In brackets: ours, where its digits differ."
         note = textwrap.fill(f"{table.note} –: not run. {own}", 100)
-        below = textwrap.fill(lowest(table.frame), 100)
+        below = lowest(table.frame)
+        if below and not table.spread.gt(0).any(axis=None):
+            below += " One sample decides nothing."
+        below = textwrap.fill(below, 100)
         texts.append(f"{note}\n\n{to_markdown(frame)}\n{below}".rstrip())
     return "\n\n".join(texts)
 

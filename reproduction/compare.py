@@ -97,6 +97,14 @@ NOT_OF_README = (
     f"Not checked: README's table ({CHECKS_README} does it, for one sample). "
     "No claim is decided here."
 )
+IN_WORDS = {  # metrics whose names say too little
+    "perplexity_int8": "the perplexity with 8-bit weights",
+    "perplexity_read_back": "the perplexity of the saved model",
+    "perplexity_web": "the perplexity on C4",
+    "perplexity_layers": "the perplexity before the repair",
+    "divergence_before": "the divergence before the repair",
+    "mean_layer_error": "the mean error of layers",
+}
 FOLDED = 0.01  # comparisons that use less of what is allowed are a line together
 WIDTH = 100  # of what is printed
 HEADS = ("run", "what", "here", "ours", "apart", "allowed", "used", "agrees")
@@ -531,16 +539,20 @@ def _details(verdict: Verdict) -> Iterator[str]:
 
 
 def _unseen(verdict: Verdict) -> str:
-    """How large a change of a perplexity would not be noticed."""
-    limits = [
-        item.limit
+    """How wrong a perplexity might be without being noticed."""
+    limits = {
+        item.limit: verdict.titles[item.run]
         for item in verdict.comparisons
         if item.what.startswith("perplexity") and item.limit > ROUNDING
-    ]
+    }
     if not limits:
         return "What could slip through is on record"
-    ends = " to ".join(dict.fromkeys(_percent(end(limits)) for end in (min, max)))
-    return f"Not noticed: a change of a perplexity by less than {ends}, by method and sparsity"
+    ends = dict.fromkeys(end(limits) for end in (min, max))
+    texts = (f"{_percent(limit)} ({limits[limit]})" for limit in ends)
+    return (
+        "Rounding may move a perplexity, so one that is wrong by less than this passes too: "
+        f"{' to '.join(texts)}"
+    )
 
 
 def _continuations(verdict: Verdict) -> Iterator[str]:
@@ -565,11 +577,12 @@ def _nearest(verdict: Verdict, plan: str) -> Iterator[str]:
             break
     else:
         return
-    what = f"{item.what.partition(',')[0]} of {verdict.titles[item.run]}"
+    what = item.what.partition(",")[0]
+    what = f"{IN_WORDS.get(what, what)} of {verdict.titles[item.run]}"
     if item.within:
         if item.used:
             yield (
-                f"Of all numbers the nearest to its limit used {100 * item.used:.0f} % of it "
+                f"The number nearest to its limit used {100 * item.used:.0f} % of what is allowed "
                 f"({what})."
             )
         return
@@ -603,7 +616,7 @@ def _ranks(verdict: Verdict) -> Iterator[str]:
     rows = [committed for _, committed in verdict.pairs.values()]
     if not any(ranks.values()):
         if ranks:
-            yield "Every method keeps its rank at every sparsity."
+            yield "In every column the methods stand in the same order as ours."
         return
     runs = perplexity_runs(rows)
     runs["beyond"] = [record_id(record) in beyond for record in runs["record"]]

@@ -32,7 +32,7 @@ def format_number(value: float | str) -> str:
 
 
 def with_half(value: float | str, half: float) -> str:
-    """Value ± half with equal decimals, at most two digits of half; no ± where half is NaN or 0.
+    """Value ± half rounded alike, at most two digits of half; no ± where half is NaN or 0.
 
     The decimals are never more than those of the value alone.
     """
@@ -40,8 +40,9 @@ def with_half(value: float | str, half: float) -> str:
     if not half > 0:
         return text
     exponent = int(f"{half:.1e}".partition("e")[2])
-    decimals = min(len(text.partition(".")[2]), max(0, 1 - exponent))
-    return f"{value:,.{decimals}f} ± {half:,.{decimals}f}"
+    decimals = min(len(text.partition(".")[2]), 1 - exponent)
+    value, half = (round(float(number), decimals) for number in (value, half))
+    return f"{value:,.{max(0, decimals)}f} ± {half:,.{max(0, decimals)}f}"
 
 
 def signed(change: float, half: float) -> str:

@@ -432,10 +432,19 @@ def zero_shot_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
         if not table.empty:
             table = pd.concat([chance_accuracy(table), table]).rename_axis("model")
             note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(records)}"
-            yield "zero_shot", Table(note, table, errors, cells(table))
+            parts = (table, errors, cells(table))
+            yield "zero_shot", Table(note, *map(_tasks_down, parts))
     table = paired_table(records)
     note = f"{model} {PAIRED_CAPTION}"
-    yield "zero_shot", Table(note, table, records=cells(table))
+    yield (
+        "zero_shot",
+        Table(note, _tasks_down(table), records=_tasks_down(cells(table))),
+    )
+
+
+def _tasks_down(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table with a row for each task: there are more tasks than fit a page side by side."""
+    return frame.T.rename_axis(index="task", columns=None)
 
 
 # ------------------------------------------------------------------ the layer studies
@@ -584,6 +593,15 @@ def all_tables(records: Iterable[Record]) -> dict[str, list[Table]]:
                 if not table.frame.empty:
                     tables[name].append(table)
     return dict(tables)
+
+
+def perplexity_tables(records: Iterable[Record]) -> list[Table]:
+    """The tables of perplexity alone, without making any other."""
+    tables = itertools.chain.from_iterable(
+        itertools.takewhile(lambda each: each[0] == "perplexity", pruning_tables(runs))
+        for runs in by_model(records).values()
+    )
+    return [table for _, table in tables if not table.frame.empty]
 
 
 def write_tables(records: Iterable[Record], folder: str | Path) -> list[Path]:

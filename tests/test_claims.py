@@ -367,7 +367,7 @@ def test_a_column_decides_by_its_own_draws():
     assert (verdict["verdict"], verdict["points"]) == (UNTESTED, FAILS)
     assert verdict["columns"] == dict.fromkeys(COLUMNS, HOLDS) | {"80 %": UNTESTED}
     row = column(rows, "80 %")
-    assert (row["n"], row["lacks"]) == (2, "3 draws")
+    assert (row["n"], row["lacks"]) == (2, "3 samples")
     assert math.isnan(row["half"])
     assert math.isnan(row["p"])
     # what is most behind is what is shown of it
@@ -436,6 +436,33 @@ def test_only_seconds_of_runs_that_were_timed_alone_decide():
     verdict, rows = judged(12, timed(117.0, 118.0, 119.0, alone=False))
     assert column(rows, "60 %", "seconds")["lacks"] == claims.ALONE
     assert column(rows, "60 %", "seconds")["n"] == 3  # they are shown
+    assert verdict["points"] == ""  # and point nowhere, on whichever side they are
+    slow = judged(12, timed(217.0, 218.0, 219.0, alone=False))[0]
+    assert slow["points"] == "" and slow["lacks"] == claims.ALONE
+
+
+def test_of_a_claim_that_holds_the_smallest_difference_is_shown(committed, tmp_path):
+    """Not the one whose p is largest, which may be a large difference with a wide interval."""
+    wide = {"80 %": (-0.9, FIVE**20), "50 %": (-0.05, FIVE**0.2)}
+    runs = against(-0.2, ["admm1"], **wide)
+    verdict, rows = judged(10, runs)
+    assert verdict["verdict"] == HOLDS and verdict["at"] == "50 %"
+    assert rows.loc[verdict["main"], "at"] == "50 %"
+    assert verdict["p"] == rows["p"].max() == column(rows, "80 %")["p"]
+    number = rows_of(claims_markdown(runs, tmp_path))[10][3]
+    assert number.startswith("perplexity −5.0 ± 0.5 %")
+    assert "the smallest of 6 differences; the largest −90" in number
+
+
+def test_of_a_claim_that_does_not_hold_each_column_says_what_it_does(
+    committed, tmp_path
+):
+    runs = against(-0.1, ["admm1"], **{"70 %": (0.15, FIVE), "2:4": (0.0, FIVE)})
+    verdict = rows_of(claims_markdown(runs, tmp_path))[10][2]
+    assert verdict == (
+        "**does not hold**; by each column's own ±: yes at 50, 60, 80 % and 4:8, no at 70 %, "
+        "open at 2:4"
+    )
 
 
 # ------------------------------------------------------------------ answers
@@ -695,12 +722,12 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     ]
     assert "needs runs at 50, 70, 80 %" in rows[10][3]
     assert "points to yes: perplexity −10.0 ± 2.2 %" in rows[10][3]
-    assert "(5 draws)" in rows[10][3]
+    assert "(5 samples)" in rows[10][3]
     assert rows[10][4] == "tables of perplexity"
     assert "Table: [perplexity](tables/perplexity.md)." in page
     for number in rows:
         assert f'<a id="claim-{number}"></a>**{number}. ' in page
-    assert page.startswith(f"**{count_sentence(judge_claims(runs)[0])}**")
+    assert page.startswith(f"**{count_sentence(judge_claims(runs)[0])} All that hold are")
 
 
 def test_no_number_of_a_claim_is_missing_without_a_word(committed, tmp_path):
@@ -746,7 +773,7 @@ def test_a_row_says_that_only_the_correction_leaves_a_claim_open(committed, tmp_
     _, _, verdict, number, _ = rows_of(page)[12]
     assert verdict == "**undecided after correction**; by its own ± it holds"
     needed = claims.draws_needed(row, evidence[evidence["number"] == 12])
-    assert f"about {needed} draws would decide" in number
+    assert f"about {needed} samples would decide" in number
     both = f"{row.corrected:.2g}"  # no other page has claims
     assert sureness_of(page)[12][:3] == [f"{row.p:.2g}", both, both]
 
@@ -844,7 +871,7 @@ def test_a_line_names_its_source_and_what_overturns_it(committed, tmp_path):
     assert "“state of the art”" in rows_of(page)[11][4]
     overturned = {number: cells[-1] for number, cells in sureness_of(page).items()}
     assert "(ADMM1) in its place: +5.0" in overturned[11]
-    assert overturned[11].endswith("at 70 % (5 draws)")
+    assert overturned[11].endswith("at 70 % (5 samples)")
     assert "U not updated" in overturned[5]
     # a control that does not overturn the claim is said to be none
     low = [run for run in runs if run["parameters"].get("method") != "admm1"]

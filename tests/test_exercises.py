@@ -12,10 +12,13 @@ from unittest import mock
 
 import nbformat
 import pytest
+import torch
 from shell import Shell
 
 from book.drawings import admm_steps
+from helpers import cubic_schedule, select
 from helpers.errors import BadParameter, RunError
+from helpers.paper.admm import admm, gradual_mask
 from helpers.paper.methods import METHODS
 from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, results_dir, root
 from reproduction.cell_order import needs_and_binds
@@ -46,6 +49,26 @@ PRUNES = {
     "07_your_own_method": "model",
     "08_beyond_the_paper": "prune",
 }
+
+
+def test_the_projection_that_03_shows_is_a_gradual_mask():
+    text = (notebooks_dir() / "03_mask_schedule.ipynb").read_text("utf-8")
+    cells = nbformat.reads(text, 4).cells
+    (code,) = (
+        code
+        for cell in cells
+        if cell.cell_type == "markdown"
+        for code in CODE.findall(cell.source)
+        if code.startswith("def project")
+    )
+    names = {"select": select, "cubic_schedule": cubic_schedule}
+    names |= {"mask_steps": 15, "sparsity": 0.6}
+    exec(code, names)
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(8, 12), torch.randn(40, 12)
+    gram = inputs.T @ inputs / 40 + torch.eye(12)
+    shown = admm(weight, gram, names["project"])
+    assert torch.equal(shown, admm(weight, gram, gradual_mask(0.6)))
 
 
 class Kernel(Shell):

@@ -275,6 +275,34 @@ def test_a_budget_per_output_changes_a_model_as_03_says():
     assert f"{change} in four pairs" in text_of("03_mask_schedule")
 
 
+def test_options_change_a_model_as_03_and_06_say():
+    """The released schedule by a few percent; ALPS by 2 % at 50 %."""
+    released, ours, alps, other = (
+        mean("full", f"04_prune_model--{name}")
+        for name in (
+            "admm-grad-60-released",
+            "admm-grad-60",
+            "alps-50",
+            "admm-grad-50",
+        )
+    )
+    assert abs(released / ours - 1) < 0.03
+    assert abs(alps / other - 1) < 0.02
+
+
+def test_halves_beside_numbers_of_08():
+    table = pipeline_table(read_records(reference_dir("beyond") / "records"))
+    text = text_of("08_beyond_the_paper")
+    guided = "admm-grad, guide, one pass"
+    for name in ("admm-grad", guided, f"{guided} + distil (64)"):
+        own = table.query("target == '60 %' and pipeline == @name")
+        assert len(own) == 3  # Student's quantile with two degrees of freedom is 4.303
+        value, half = own["perplexity"].mean(), 4.303 * own["perplexity"].sem()
+        assert f"**{value:.1f}** ± {half:.1f}" in text
+        closed, half = (100 * own["closed"].mean(), 430.3 * own["closed"].sem())
+        assert name == "admm-grad" or f"**{closed:.0f} %** ± {half:.0f}" in text
+
+
 def test_errors_beside_published_ones_as_02_says():
     text = text_of("02_admm_layer_solve")
     theirs = read_published().query("metric == 'relative_layer_error'")
