@@ -53,14 +53,14 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     if not (results_dir(plan) / "tables" / "claims.md").is_file():
         claims = ""
     readme = ""
-    if plan != "full":
+    if plan != "full" and "full" in plan_names():
         readme = (
             f"{CHECKS_README} (README's table, one sample: {column_minutes():.0f}\n"
             "      minutes on a slow laptop),\n      "
         )
     write_line(
-        f"\n{done} runs done, the last of them in {minutes:.0f} minutes; {verdict.compared} "
-        f"compared{others}\n"
+        f"\n{done} runs done (this call: {minutes:.0f} minutes), {verdict.compared} compared"
+        f"{others}\n"
         f"tables   {folder}/tables (records.md: which records a number is made of)\n"
         f"{claims}"
         f"figures  {folder}/figures\n"

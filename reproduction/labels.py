@@ -121,5 +121,8 @@ def run_title(run_id: str, parameters: Mapping[str, Any]) -> str:
     title += f", {parameters['model']}, "
     if parameters.get("start_token", "auto") != "auto":
         title += f"start_token={parameters['start_token']}, "
-    title += f"seed {parameters['calibration_seed']}"
-    return title.replace(", embedded,", ",").removesuffix(", seed 0")  # what is usual
+    seed, part = parameters["calibration_seed"], parameters.get("task_part", 0)
+    title += f"seed {seed}"
+    title = title.replace(", embedded,", ",").removesuffix(", seed 0")  # what is usual
+    # draws of answers have questions of their own; a dense model has no other seed
+    return f"{title}, questions {part + 1}" if part != seed and part else title

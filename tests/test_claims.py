@@ -727,7 +727,9 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     assert "Table: [perplexity](tables/perplexity.md)." in page
     for number in rows:
         assert f'<a id="claim-{number}"></a>**{number}. ' in page
-    assert page.startswith(f"**{count_sentence(judge_claims(runs)[0])} All that hold are")
+    assert page.startswith(
+        f"**{count_sentence(judge_claims(runs)[0])} All that hold are"
+    )
 
 
 def test_no_number_of_a_claim_is_missing_without_a_word(committed, tmp_path):

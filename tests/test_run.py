@@ -146,7 +146,12 @@ def test_runs_are_called_by_what_they_prune(plan):
     titles = {run_title(run.id, run.effective) for run in runs}
     assert len(titles) == len(runs)
     some = {
-        "full": {"ADMM-Grad at 60 %", "Wanda at 60 %, seed 1"},
+        "full": {
+            "ADMM-Grad at 60 %",
+            "Wanda at 60 %, seed 1",
+            "zero-shot, Dense, questions 2",
+            "zero-shot, Wanda at 50 %, seed 1",
+        },
         "laptop": {
             "recipe at 60 %",
             "zero-shot, ADMM-Grad at 50 %",
