@@ -29,6 +29,7 @@ from helpers.paths import notebooks_dir, results_dir, root
 from reproduction.claims import DECIDING
 from reproduction.figures import figure_alt
 from reproduction.pages import (
+    against_rivals,
     claims,
     findings,
     in_short,
@@ -366,6 +367,7 @@ def main() -> int:
         sources.write("plus_minus.txt", plus_minus())
         sources.write("findings.txt", sources.localise(findings(), "results.md"))
         sources.write("shared_line.txt", shared_line("full"))
+        sources.write("pairs.txt", against_rivals("full"))
         shown = [
             name for name in PLANS if (sources.folder / f"plans/{name}.md").exists()
         ]

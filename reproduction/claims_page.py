@@ -452,19 +452,24 @@ class _Page:
             there = self.others[row.number]
             notes.append(f"On {there.model}: {_points_to(there.verdict, there.rows)}.")
         ids = dict.fromkeys(each for own in rows["ids"] for each in own)
-        records = " · ".join(map(self.record_link, ids))
+        cells = {}  # runs by what they are, without their seeds
+        for each in sorted(ids, key=lambda each: "-seed" in each):
+            name, _, seed = each.partition("--")[2].partition("-seed")
+            text = f"seed {seed}" if seed and name in cells else each.partition("--")[2]
+            cells.setdefault(name, []).append(self.record_link(each, text))
+        records = " · ".join(map(", ".join, cells.values()))
         return (
             f'<a id="claim-{row.number}"></a>**{row.number}. {row.sentence}** {row.how} '
             f"Source: {row.source}.\n\n{_numbers(row, rows)}\n{' '.join(notes)}\n\n"
             f"{_fold(f'Its records ({len(ids)})', records)}"
         )
 
-    def record_link(self, name: str) -> str:
+    def record_link(self, name: str, text: str) -> str:
         """A link to a record of these runs, or of `full`, which answers are paired with."""
         own = {record_id(run) for run in self.records}
         folder = self.tables.parent if name in own else reference_dir("full")
         file = folder / "records" / f"{name}.json"
-        return f"[{name.partition('--')[2]}]({self.path(file)})"
+        return f"[{text}]({self.path(file)})"
 
 
 def count_sentence(verdicts: pd.DataFrame) -> str:

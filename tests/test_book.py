@@ -356,6 +356,20 @@ def test_a_commit_is_a_link_once_the_address_is_known(monkeypatch, tmp_path):
         assert (f"({address}/commit/{commit})" in text) == linked
 
 
+def test_a_runs_page_has_the_tree_of_all_others():
+    """It is written out in a template, since a run is in no tree itself."""
+    index = (root() / "book/index.md").read_text("utf-8")
+    trees = re.findall(r"(?s)```{toctree}\n(.*?)```", index)
+    entries = [
+        line.rpartition("<")[2].rstrip(">")
+        for tree in trees
+        for line in tree.splitlines()
+        if line and not line.startswith(":")
+    ]
+    template = (root() / "book/templates/short-nav.html").read_text("utf-8")
+    assert re.findall(r'\("([\w/]+)", "', template) == entries
+
+
 def test_one_page_lists_all_runs(built):
     links = {Path(link).stem for link in Page(built / "runs.html").links}
     for path in reference_dir("").glob("*/records/*.json"):
