@@ -384,6 +384,24 @@ def which_to_quote() -> str:
     )
 
 
+def dense_numbers() -> str:
+    """The dense model's perplexities, which differ by the text that it reads."""
+    shown = [  # runs, the metric of the dense model, and where it is shown
+        ("full", "04_prune_model--dense", "perplexity", "plan `full`"),
+        ("laptop", "04_prune_model--dense", "perplexity", "plan `laptop`"),
+        ("laptop", "08_beyond_the_paper--recipe-60", "perplexity_dense", "notebook 08"),
+        ("full", "00_start_here--tour", "perplexity_dense", "notebook 00"),
+    ]
+    texts = []
+    for plan, name, metric, where in shown:
+        (run,) = (run for run in committed(plan) if record_id(run) == name)
+        value, given = run["metrics"][metric]["value"], run["parameters"]
+        windows = f"{given['windows']} windows of {given['window']:,} tokens"
+        texts.append(f"{value:.2f} on {windows} ({where})")
+    text = f"The dense model is the same everywhere; what it reads is not: {listed(texts)}."
+    return unbroken(textwrap.fill(text, 118))
+
+
 def processor_line() -> str:
     """How far another processor moves a number."""
     return unbroken(
@@ -645,6 +663,7 @@ def answers() -> str:
         numbers[["mean"]].set_axis([head], axis=1) for numbers in (values, errors)
     )
     samples = answers_frame(runs).groupby("model")["seed"].nunique().map(str)
+    samples["dense"] = "reads no text"
     return to_markdown(mean.assign(samples=samples.reindex(mean.index)), half).rstrip()
 
 
@@ -654,14 +673,19 @@ def scored(plan: str) -> list:
 
 
 def answers_setting() -> str:
-    """The questions, and the processor that they were answered on."""
+    """The questions, and the processors that they were answered on."""
     runs = scored("full")
     tasks = runs[0]["series"]["zero_shot"]
     total = sum(len(task["items"]) for task in tasks.values())
-    return (
-        f"{total:,} questions of {len(tasks)} tasks, the same for every model, answered on "
+    parts = {run["parameters"].get("task_part", 0) for run in runs}
+    others = ""
+    if len(parts) > 1:
+        others = "; each calibration sample has others, as far as a task has them"
+    text = (
+        f"{total:,} questions of {len(tasks)} tasks, the same for every model{others}. Answered on "
         f"{listed(machines(runs))}. ± is one standard error over questions."
     )
+    return textwrap.fill(text, 118)
 
 
 def answers_in_pairs() -> str:
@@ -707,8 +731,13 @@ def other_difference() -> str:
 
 def alike_by_chance() -> str:
     """The answers of the recipe's model and of the dense one, as many of which are right."""
-    (dense,) = (r for r in scored("full") if r["parameters"]["method"] == "dense")
     (recipe,) = scored("beyond")
+    (dense,) = (
+        run
+        for run in scored("full")
+        if run["parameters"]["method"] == "dense"
+        and run["parameters"].get("task_part", 0) == 0  # the recipe's questions
+    )
     steps = {  # by task, question by question: 1 where the recipe alone is right, −1 the dense one
         task: np.subtract(recipe["series"]["zero_shot"][task]["acc"], found["acc"])
         for task, found in dense["series"]["zero_shot"].items()
@@ -718,7 +747,7 @@ def alike_by_chance() -> str:
     must(leads.sum() == 0, "the recipe and the dense model are level")
     more = leads[leads > 0].sort_values(ascending=False)
     return (
-        "That it has as many right answers as the dense model is chance. To "
+        "That it has as many right answers as the dense model, on these questions, is chance. To "
         f"{other} questions one of the two has the\nright answer alone: it has "
         f"{listed([f'{lead:.0f} more in `{task}`' for task, lead in more.items()])}, and "
         f"{more.sum():.0f} fewer in the other\ntasks. In `boolq` that is no better reading: it "

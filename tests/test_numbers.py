@@ -104,7 +104,9 @@ PROMISED = {
 def runs(plan, run):
     """The records of a run, one a seed."""
     folder = reference_dir(plan) / "records"
-    paths = [folder / f"{run}.json", *sorted(folder.glob(f"{run}-seed?.json"))]
+    paths = [folder / f"{run}.json"]
+    for others in ("seed", "part"):  # of the dense model: other questions
+        paths += sorted(folder.glob(f"{run}-{others}?.json"))
     return [read_record(path) for path in paths]
 
 
