@@ -103,7 +103,7 @@ RULES = (
     "**p** is that of Student's t-test, two-sided. Of a claim that holds it is the largest of its "
     "columns', of one that does not the smallest, times their number. It is corrected for the "
     "interval claims of the page by Holm's method. ± is not corrected; nor are both for looking "
-    "again: the columns but 60 % were looked at after three samples, and stopped at four.",
+    "again: the columns of `full` but 60 % were seen after three samples, and end with four.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another would move a run by as much (the page of `full` "
     "has what was measured), so a smaller change is no property of a method.",
