@@ -31,6 +31,7 @@ from reproduction.figures import figure_alt
 from reproduction.pages import (
     against_rivals,
     claims,
+    column_setting,
     findings,
     in_short,
     on_shared_samples,
@@ -202,7 +203,9 @@ class Sources:
                     self.claims += CLAIMS_OF.format(
                         title=CLAIMS_TITLES[plan], plan=plan, part=part
                     )
-                    part = f"[The claims, one by one](#{plan}-claims)\n\n"
+                    part = (
+                        f"{claims(plan)} [The claims, one by one](#{plan}-claims)\n\n"
+                    )
                 parts += f"**{whose}**\n\n{part}" if part and len(shown) > 1 else part
             label = f"({plan}-{name})=\n"
             if label in self.claims:
@@ -327,9 +330,9 @@ def shared_line(plan: str) -> str:
     if not shared:
         return ""
     return (
-        "**To compare two cells of a column, take the calibration samples that both have.** A "
-        "cell with ± is the mean of several, one without is of a single sample, and samples "
-        f"differ too. {shared}\n\n"
+        "**To compare two cells of a column, take the calibration samples that both have**, since "
+        "samples differ too. Dense and Magnitude read no calibration text, so they have no ±. "
+        f"{shared}\n\n"
     )
 
 
@@ -364,6 +367,7 @@ def main() -> int:
         sources.write("claims_line.txt", claims_line())
         sources.write("one_column.txt", sources.link_cells(one_column()))
         sources.write("in_short.txt", in_short())
+        sources.write("column_setting.txt", column_setting())
         sources.write("plus_minus.txt", plus_minus())
         sources.write("findings.txt", sources.localise(findings(), "results.md"))
         sources.write("shared_line.txt", shared_line("full"))

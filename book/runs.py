@@ -312,8 +312,8 @@ class Runs:
             folder = FOLDERS[whose](self.plan) / "records"
             text = (
                 "was made by an earlier version of the code, and `make same` has shown that "
-                "today's **computes the same**, bit for bit (on small probes and the plan smoke; "
-                "this run itself was not repeated)."
+                "today's computes the same on small probes and the plan smoke, bit for bit. "
+                "This run itself was not repeated."
             )
             if record["fingerprint"] == fingerprint(run, folder):
                 text = "was made by **today's code**."

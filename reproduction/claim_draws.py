@@ -15,13 +15,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir
+from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir, results_dir
 from reproduction.pipelines import BASE, pipeline_table
 from reproduction.pipelines import NOTEBOOK as PIPELINES
 from reproduction.records import Record, Records, read_records, record_id
 from reproduction.runs import (
     CELL,
     PRUNE_NOTEBOOK,
+    as_change,
+    confidence_interval,
     processor_of,
     runs_frame,
     with_series,
@@ -237,6 +239,30 @@ class Draws:
             shared=0.0,
         )
         return pairs.assign(**measure(pairs)).dropna(subset="value")
+
+
+def against(
+    method: str, rivals: Sequence[str], plan: str = "full", at: str = "60 %"
+) -> pd.DataFrame:
+    """The change of a method's perplexity from each rival's, a row a rival: for one of your own.
+
+    Over pairs of one calibration sample, setting and processor, among this machine's records of a
+    plan and the committed ones; ± is half of Student's 95 % interval, NaN below three pairs.
+    """
+    folders = (results_dir(plan), reference_dir(plan))
+    records = [run for folder in folders for run in read_records(folder / "records")]
+    rows = {}
+    for rival in rivals:
+        pairs = Draws(records).of("perplexity", method, rival)
+        # several records of one draw count once
+        values = pairs[pairs["at"] == at].groupby("draw")["value"].mean()
+        change, half = as_change(*confidence_interval(values))
+        rows[rival] = {
+            "change (%)": 100 * change,
+            "±": 100 * half,
+            "pairs": len(values),
+        }
+    return pd.DataFrame(rows).T.rename_axis("against").astype({"pairs": int})
 
 
 def by_window(run: Record, other: Record) -> np.ndarray | None:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.explore.names import display_name
-from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir, replace_file, root
+from helpers.paths import reference_dir, replace_file, root
 from reproduction.claim_draws import QUANTITIES
 from reproduction.claims import (
     ALONE,
@@ -43,7 +43,7 @@ from reproduction.claims import (
 )
 from reproduction.earlier import earlier_draws
 from reproduction.labels import column_key
-from reproduction.markdown import text_table
+from reproduction.markdown import listed, text_table
 from reproduction.pipelines import BASE
 from reproduction.records import Records, read_records, record_id
 from reproduction.runs import (
@@ -52,8 +52,11 @@ from reproduction.runs import (
     common_parameters,
     full_name,
     model_sentence,
+    perplexity_runs,
 )
+from reproduction.tables import window_spread
 
+THE_PAPERS, ADDED = "of the paper's {} claims", "of {} that we added"
 POINTS = {HOLDS: "yes", FAILS: "no"}
 SIDE = POINTS | {OPEN: "open"}  # of one column
 TOO_CLOSE = "too close to call"
@@ -90,9 +93,8 @@ RULES = (
     "**±** is half of Student's 95 % interval over samples; of ratios over their logarithms, so "
     "that a change in % is that of the geometric mean. Where samples answer the same questions, "
     "two standard errors over these are added in quadrature. It speaks of these texts alone: all "
-    "samples are of one pool, and all runs share the evaluation windows. What other windows would "
-    "move is in brackets where every record of a claim keeps the loss of each, and decides "
-    "nothing.",
+    "samples are of one pool, and all runs share the evaluation windows. (Where every record of a "
+    "claim keeps the loss of each window, ± over these is shown in brackets.)",
     "**A verdict.** A claim *holds* if every column is on its side of the limit by more than ±, "
     "and *does not hold* if one is on the other side by more than ±. Else it is "
     f"*{OPEN}*, and so it is if p after correction (rule 5) is above {LEVEL:g}. *Too few runs*, "
@@ -106,7 +108,8 @@ RULES = (
     "again: the columns of `full` but 60 % were seen after three samples, and end with four.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another would move a run by as much (the page of `full` "
-    "has what was measured), so a smaller change is no property of a method.",
+    "has what was measured), so a smaller change is no property of a method. A claim of “lower” "
+    "has no margin: a small difference counts, on these texts and this kind of processor.",
     "**Layers and seconds.** Claims about layers are counts, without an interval: they must be "
     f"true of {100 * MOST:.0f} % of the problems (a layer at a sparsity, on one mask by Wanda's "
     f"score, budget per matrix) on {FEWEST_LAYERS} layers or more, and do not hold at "
@@ -141,10 +144,11 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
     parts = [
         f"**{here.opening()}**",
         f"- {model_sentence(records)} It is a *toy* beside the paper's models: a verdict is about "
-        "it and these texts, and no number here carries over to a large model.\n- The paper's "
-        "tables could not be read where this was written, so none of its numbers stand here, and a "
-        "source is named by its kind. Words in quotes are its abstract's or title's; the claims "
-        "are our reading, and their wording and limits (2 %, 25 %, within 1 % ...) are ours.",
+        "it and these texts, and no number here carries over to a large model.\n- We had the "
+        "paper's abstract, its method and its released code, and know what its tables compare, but "
+        "could not read their numbers: none of them stands here, and a source is named by its "
+        "kind. Words in quotes are its abstract's or title's. The claims are our reading; wording "
+        f"and limits (2 %, 25 %, within 1 % ...) are ours.{here.windows()}",
         *here.lines(),
         here.notes(),
         f"**These runs and the paper's**\n\n{here.scale()}",
@@ -230,6 +234,18 @@ class _Page:
             )
         return [text]
 
+    def windows(self) -> str:
+        """What the choice of evaluation windows adds to all ± of perplexities, a line of a list."""
+        _, ratios, windows = window_spread(perplexity_runs(self.records))
+        if not self.decides or not ratios:
+            return ""
+        return (
+            f"\n- All runs share {windows} evaluation windows. Others would move a ratio of two "
+            f"perplexities by about {100 * np.median(ratios):.0f} % (half of a 95 % interval, the "
+            "median of the cells whose records keep the loss of each), which no ± here contains: "
+            "a smaller difference, on whichever side, is one on these windows."
+        )
+
     def scale(self) -> str:
         """A table of these runs and the paper's, with hardware and minutes."""
         every = dict.fromkeys(each for scale in self.rows["scale"] for each in scale)
@@ -237,7 +253,10 @@ class _Page:
         calibration, evaluation, processors = (
             "; ".join(dict.fromkeys(filter(None, own))) for own in columns
         )
-        minutes = sum(run.get("seconds", 0.0) for run in self.records) / 60
+        seconds = (
+            run.get("run_seconds", run.get("seconds", 0.0)) for run in self.records
+        )
+        minutes = sum(seconds) / 60
         own = [f"{_model(self.records)}, a toy", calibration, evaluation or "–"]
         own += [f"CPU: {processors}", f"{minutes:.0f}"]
         rows = [["**this reproduction**", *own], ["**the paper**", *PAPER]]
@@ -253,13 +272,14 @@ class _Page:
             heads[2:] = ["these runs point to", "measured here"]
             heads += [f"{self.deciding}{model}", "measured there"]
         texts = []
-        for whose, ours in (("The paper's claims", False), ("Our own", True)):
+        whose = (("The paper's claims, as we read them", False), ("Added by us", True))
+        for title, ours in whose:
             claims = self.shown[(self.shown["source"] == OURS) == ours]
             if claims.empty:
                 continue
             columns = heads[:-1] if ours and self.decides else heads
             table = text_table(columns, map(self.line, claims.itertuples()))
-            texts.append(f"**{whose}**\n\n{table}")
+            texts.append(f"**{title}**\n\n{table}")
             model = str(common_parameters(self.records).get("model"))
             if self.decides and not ours and model.startswith("embedded"):
                 texts.append(self.nowhere())
@@ -423,11 +443,13 @@ class _Page:
         heads = ["#", "today's samples", new, less]
         heads += ["all samples", f"all, {new}", f"all, {less}"]
         return (
-            f"The margin of {100 * NEGLIGIBLE:.0f} % was chosen after the samples of earlier "
-            f"releases and before these, since the rounding of another "
-            f"processor moves a perplexity by as much: {_moved()}. Up to "
-            f"0.10.0 it was {100 * OLD_MARGIN:.0f} %. What that would say, and what all samples "
-            "would say, those of earlier releases with today's and without correction:\n\n"
+            f"The margin is {100 * NEGLIGIBLE:.0f} % since the rounding of another processor moves "
+            f"a perplexity by as much: {_moved()}. Up to 0.10.0 it was {100 * OLD_MARGIN:.0f} %. "
+            "It was changed when 0.8.0 had measured seeds 0 to 4 of the options, so for claims 6, "
+            "8 and 15 it was not chosen blindly: today's runs of these seeds repeat those to the "
+            "digit, and only seeds 5 to 7 are new. What the old margin would say, and what all "
+            "samples would say, those of earlier releases with today's and without "
+            "correction:\n\n"
             f"{text_table(heads, lines)}"
         )
 
@@ -475,9 +497,11 @@ class _Page:
 def count_sentence(verdicts: pd.DataFrame) -> str:
     """How many of the claims that the records say something of hold, and so on."""
     verdicts = verdicts[verdicts["n"] > 0]
-    whose = np.where(verdicts["source"] == OURS, "our own", "the paper's")
     texts = []
-    for owner, own in verdicts.groupby(whose):
+    for owner, ours in ((THE_PAPERS, False), (ADDED, True)):
+        own = verdicts[(verdicts["source"] == OURS) == ours]
+        if own.empty:
+            continue
         counts = (
             own["verdict"]
             .mask((own["verdict"] == UNTESTED) & (own["lacks"] == ALONE), ALONE)
@@ -490,10 +514,9 @@ def count_sentence(verdicts: pd.DataFrame) -> str:
         ]
         remarked = own["number"][(own["verdict"] == HOLDS) & (own["remark"] != "")]
         if len(remarked):  # the first kind is those that hold
-            numbers = " and ".join(map(str, remarked))
+            numbers = listed(list(map(str, remarked)))
             kinds[0] += f" (claims {numbers} with a reservation)"
-        listed = " and ".join([", ".join(kinds[:-1]), kinds[-1]]).removeprefix(" and ")
-        texts.insert(0, f"of {owner} {len(own)} claims {listed}")
+        texts.append(f"{owner.format(len(own))} {listed(kinds)}")
     text = "; ".join(texts)
     return f"{text[:1].upper()}{text[1:]}."
 
@@ -526,7 +549,7 @@ def scope_sentence(verdicts: pd.DataFrame) -> str:
     models = len(own) - layers
     if not layers:
         return ""
-    what = "29 of 210, one sample"
+    what = "29 of 210, one sample, no interval"
     if not models:
         return f"All that hold are about single layers ({what})."
     return (
@@ -553,6 +576,8 @@ def verdict_words(row: Any, rows: pd.DataFrame) -> str:
         return f"**{OPEN} after correction**; by its own ± it {COUNTED[row.alone][0]}"
     if row.verdict != UNTESTED:
         text = f"**{row.verdict}**"
+        if not row.at:
+            text += " on layers"
         if row.verdict == FAILS and len(row.columns) > 1:
             sides = (
                 f"{SIDE[verdict]} at {_columns(at)}"
@@ -582,17 +607,24 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
     if row.verdict == UNTESTED:
         return f"{_points_to(row, rows)}; needs {_needs(rows)}"
     text = main_number(row, rows)
-    # draws on questions of their own do more for answers
-    answers = QUANTITIES[row.quantity].notebook == ZERO_SHOT_NOTEBOOK
-    if row.verdict == OPEN and not answers:
+    if row.verdict == OPEN:
+        if row.alone == OPEN:
+            limit = rows.loc[row.main, "limit"]
+            shown = QUANTITIES[row.quantity].show(limit) if limit else "0"
+            text += f"; the limit, {shown}, lies within ±"
         needed = draws_needed(row, rows)
         about = f"about {needed}" if needed else f"more than {MANY}"
         text += f"; {about} samples would decide, if mean and spread stay"
     text += _range(row, rows)
-    # claim 7: the same quantity of what it is contrasted with
-    beside = rows[rows["quantity"].str.startswith(f"{row.quantity},") & (rows["n"] > 0)]
+    beside = rows[~rows["decides"] & (rows["control"] == "") & (rows["n"] > 0)]
+    if row.at:  # what is shown of the same column
+        beside = beside[(beside["at"] == row.at) & (beside["quantity"] != "layers")]
+        beside = beside[beside["against"] == rows.loc[row.main, "against"]]
+    else:  # claim 7: the same quantity of what it is contrasted with
+        beside = beside[beside["quantity"].str.startswith(f"{row.quantity},")]
     for each in itertools.islice(beside.itertuples(), 1):
-        text += f"; {QUANTITIES[each.quantity].words}: {_right(each)}"
+        number = _number(each) if row.at else f": {_right(each)}"
+        text += f"; {QUANTITIES[each.quantity].words} {number}".replace(" : ", ": ")
     return text
 
 
@@ -754,12 +786,17 @@ def _alone(mean: Mean, tests: Iterable[Condition], margin: float) -> str:
     return FAILS if any(-lead > mean.half for lead in leads) else OPEN
 
 
+def _again(mean: Mean) -> str:
+    """How many draws of an earlier mean are among today's."""
+    return f", {mean.again} of them measured again today" if mean.again else ""
+
+
 def _earlier_draws(rows: pd.DataFrame) -> list[str]:
     """What draws of earlier releases gave, a sentence for each column."""
     texts = {}
     for row in rows.itertuples():
         own = [
-            f"{_show(row, each)} ({each.of}: {_samples(each.n)})"
+            f"{_show(row, each)} ({each.of}: {_samples(each.n)}{_again(each)})"
             for each in row.earlier
         ]
         if own and not row.control:

@@ -47,7 +47,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     done = len(current_records(read_plan(plan, only)))
     others = ""
     if done > len(records):
-        others = f", {done - len(records)} for tables alone"
+        others = f"; {done - len(records)} make the tables (notebook 06)"
     folder = os.path.relpath(results_dir(plan))
     claims = f"claims   {folder}/tables/claims.md (what these runs say of each)\n"
     if not (results_dir(plan) / "tables" / "claims.md").is_file():
@@ -66,6 +66,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
         f"figures  {folder}/figures\n"
         f"records  {folder}/records\n"
         f"verdict  {folder}/verdict.txt (more, and every comparison)\n"
+        f"{verdict.reproduced} of {verdict.compared} runs agree with ours\n"
         f"next: {readme}make book (all of this as a site),\n"
         "      make lab (the notebooks; 07 is for a method of your own)"
     )

@@ -94,8 +94,8 @@ OF_README = (
     "README's table is made of this plan's records at 60 %. No claim is decided here."
 )
 NOT_OF_README = (
-    f"Not checked: README's table ({CHECKS_README} does it, for one sample). "
-    "No claim is decided here."
+    f"Not checked: README's table, which is of the plan full, of more text and more samples "
+    f"({CHECKS_README} checks one of them). No claim is decided here."
 )
 IN_WORDS = {  # metrics whose names say too little
     "perplexity_int8": "the perplexity with 8-bit weights",
@@ -550,8 +550,8 @@ def _unseen(verdict: Verdict) -> str:
     ends = dict.fromkeys(end(limits) for end in (min, max))
     texts = (f"{_percent(limit)} ({limits[limit]})" for limit in ends)
     return (
-        "Rounding may move a perplexity, so one that is wrong by less than this passes too: "
-        f"{' to '.join(texts)}"
+        "Blind spot: rounding moves perplexities, so an error of one by less than "
+        f"{' to '.join(texts)} would not be noticed"
     )
 
 

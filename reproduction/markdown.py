@@ -68,6 +68,11 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
     return "".join(f"| {display_name(line)} |\n" for line in lines)
 
 
+def listed(words: Sequence[str]) -> str:
+    """Words in a row: "50 %, 70 % and 2:4"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of texts in Markdown."""
     lines = (" | ".join(row) for row in [heads, [":--"] * len(heads), *rows])

@@ -111,7 +111,8 @@ def plan_names() -> list[str]:
 def read_plan(plan: str, only: str = "*") -> list[Run]:
     """The runs of a plan, ordered by notebook and name with the tables notebook last.
 
-    `only` is a pattern such as "04*" or "*wanda*", matched with notebook, name and both.
+    `only` has patterns such as "04*" or "*wanda*", with spaces between them, each matched with
+    notebook, name and both.
 
     Raises RunError for an unknown plan, for one without runs or a pattern without a match, and
     RunError or BadParameter for a run file that is wrong.
@@ -126,23 +127,28 @@ def read_plan(plan: str, only: str = "*") -> list[Run]:
                     f"{where}: run {run.name} is there already, in this file or another"
                 )
             runs[run.id] = run
-    chosen = [
-        run
-        for run in runs.values()
-        if fnmatch.filter(
-            (run.notebook, run.name, run.id, f"{run.notebook}/{run.name}"), only
-        )
-    ]
-    if not chosen:
-        # a part of a name is what most people write first
-        part = f"*{only.strip('*')}*"
-        hint = ""
-        if any(fnmatch.fnmatch(run.id, part) for run in runs.values()):
-            hint = f"; try ONLY='{part}'"
-        raise RunError(
-            f"plan {plan} has no run {only}: make plan PLAN={plan} lists them{hint}"
-        )
-    return sorted(chosen, key=lambda run: (run.notebook == TABLES_NOTEBOOK, run.id))
+    chosen = {}
+    for pattern in only.split():
+        found = {
+            run.id: run
+            for run in runs.values()
+            if fnmatch.filter(
+                (run.notebook, run.name, run.id, f"{run.notebook}/{run.name}"), pattern
+            )
+        }
+        if not found:
+            # a part of a name is what most people write first
+            part = f"*{pattern.strip('*')}*"
+            hint = ""
+            if any(fnmatch.fnmatch(run.id, part) for run in runs.values()):
+                hint = f"; try ONLY='{part}'"
+            raise RunError(
+                f"plan {plan} has no run {pattern}: make plan PLAN={plan} lists them{hint}"
+            )
+        chosen |= found
+    return sorted(
+        chosen.values(), key=lambda run: (run.notebook == TABLES_NOTEBOOK, run.id)
+    )
 
 
 def read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:

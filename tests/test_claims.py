@@ -582,7 +582,7 @@ def test_windows_have_an_interval_of_their_own():
     assert "windows" not in claims_page.main_number(*printed(10, runs))
 
 
-def test_draws_of_earlier_releases_are_shown_with_todays():
+def test_draws_of_earlier_releases_are_shown_with_todays(committed, tmp_path):
     runs = [
         pruned("admm-grad", "60 %", value, seed, sequences=32, options=options)
         for seed, value in ((0, 19.0), (9, 19.5))
@@ -593,7 +593,9 @@ def test_draws_of_earlier_releases_are_shown_with_todays():
     (before,) = row["earlier"]
     # five of 0.8.0, of which draw 0 counts as measured today, and 9 is new
     logs = [-0.00242504, 0.0015392, -0.0226539, 0.00044621]
-    assert before.n == 5
+    assert (before.n, before.again) == (5, 1)
+    said = "(0.8.0: 5 samples, 1 of them measured again today)"
+    assert said in claims_markdown(runs, tmp_path)
     today = [math.log(19 / 20), math.log(19.5 / 20)]
     assert row["together"].n == 6
     assert row["together"].mean == pytest.approx(math.expm1(np.mean(logs + today)))
@@ -714,7 +716,7 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     # the paper's claims, then our own
     assert list(rows) == [5, 10, 11, 12, 21]
     assert [row[2] for row in rows.values()] == [
-        "**holds**",
+        "**holds** on layers",
         "**no runs** at 50, 70, 80 %; holds at 60 % and 2:4",
         "**no runs**",  # Wanda was not run
         "**not timed alone**",  # seconds of runs that shared the machine
@@ -814,7 +816,8 @@ def test_it_counts_the_verdicts(number, words):
     verdicts = verdicts.assign(lacks="", remark="", number=range(1, number + 1))
     assert count_sentence(verdicts) == f"O{words[1:]}."
     both = pd.concat([verdicts, verdicts.assign(source=OURS), verdicts.assign(n=0)])
-    text = f"O{words[1:]}; {words.replace('the paper', 'our own').replace(chr(39) + 's', '')}."
+    added = words.replace(f"the paper's {number} claims", f"{number} that we added")
+    text = f"O{words[1:]}; {added}."
     assert count_sentence(both) == text
 
 
@@ -884,8 +887,10 @@ def test_a_line_names_its_source_and_what_overturns_it(committed, tmp_path):
 def test_what_a_reader_of_a_verdict_should_know_stands_beside_it(committed, tmp_path):
     runs = CASES[7][HOLDS]
     page = claims_markdown(runs, tmp_path)
-    assert rows_of(page)[7][2].startswith("**holds** (reworded")
+    assert rows_of(page)[7][2].startswith("**holds** on layers (reworded")
     assert "hold (claims 7 and 9 with a reservation)" in page.splitlines()[0]
+    remarked = [number for number, claim in BY_NUMBER.items() if claim.remark]
+    assert remarked == [4, 7, 9]
 
 
 def test_a_change_does_not_reach_below_all_of_it():
