@@ -375,7 +375,8 @@ def run_title(record: Record) -> str:
     if parameters["model"] != "embedded":
         title += f", {parameters['model']}"
     if not (record["data"] or {}).get("calibration"):  # it read no text
-        return title
+        part = parameters.get("task_part", 0)
+        return f"{title}, questions {part + 1}" if part else title
     return f"{title}, seed {parameters['calibration_seed']}"
 
 

