@@ -555,8 +555,10 @@ def perplexities(plan: str) -> str:
     counts = samples_per_cell(runs)
     samples = []
     for label in means.index:
-        own = [str(counts.get((at, label), "–")) for at in means]
-        text = f"{own[0]} each" if len({*own}) == 1 else ", ".join(own)
+        own = pd.Series({at: counts.get((at, label), 0) for at in means})
+        most = own.mode()[0]
+        others = [f"{at}: {n}" for at, n in own.items() if n != most]
+        text = f"{most} ({', '.join(others)})" if others else f"{most}"
         read = label in counts.index.unique("label")
         samples.append(text if read else "reads no text")
     return to_markdown(means.assign(samples=samples), halves).rstrip()
