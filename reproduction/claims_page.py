@@ -93,8 +93,7 @@ RULES = (
     "**±** is half of Student's 95 % interval over samples; of ratios over their logarithms, so "
     "that a change in % is that of the geometric mean. Where samples answer the same questions, "
     "two standard errors over these are added in quadrature. It speaks of these texts alone: all "
-    "samples are of one pool, and all runs share the evaluation windows. (Where every record of a "
-    "claim keeps the loss of each window, ± over these is shown in brackets.)",
+    "samples are of one pool, and all runs share the evaluation windows.",
     "**A verdict.** A claim *holds* if every column is on its side of the limit by more than ±, "
     "and *does not hold* if one is on the other side by more than ±. Else it is "
     f"*{OPEN}*, and so it is if p after correction (rule 5) is above {LEVEL:g}. *Too few runs*, "
@@ -147,7 +146,8 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         "it and these texts, and no number here carries over to a large model.\n- We had the "
         "paper's abstract, its method and its released code, and know what its tables compare, but "
         "could not read their numbers: none of them stands here, and a source is named by its "
-        "kind. Words in quotes are its abstract's or title's. The claims are our reading; wording "
+        "kind. Words in quotes are its abstract's or title's; of a table or a figure a claim says "
+        "what we expect it to show. The claims are our reading; wording "
         f"and limits (2 %, 25 %, within 1 % ...) are ours.{here.windows()}",
         *here.lines(),
         here.notes(),
@@ -272,17 +272,24 @@ class _Page:
             heads[2:] = ["these runs point to", "measured here"]
             heads += [f"{self.deciding}{model}", "measured there"]
         texts = []
-        whose = (("The paper's claims, as we read them", False), ("Added by us", True))
-        for title, ours in whose:
-            claims = self.shown[(self.shown["source"] == OURS) == ours]
+        added = self.shown["source"] == OURS
+        layers = self.shown["at"] == ""
+        paper = "The paper's claims, as we read them"
+        groups = (
+            (f"{paper}: the whole model", ~added & ~layers),
+            (f"{paper}: single layers", ~added & layers),
+            ("Added by us", added),
+        )
+        for title, own in groups:
+            claims, ours = self.shown[own], own is added
             if claims.empty:
                 continue
             columns = heads[:-1] if ours and self.decides else heads
             table = text_table(columns, map(self.line, claims.itertuples()))
             texts.append(f"**{title}**\n\n{table}")
             model = str(common_parameters(self.records).get("model"))
-            if self.decides and not ours and model.startswith("embedded"):
-                texts.append(self.nowhere())
+        if self.decides and model.startswith("embedded"):
+            texts.append(self.nowhere())
         return texts
 
     def line(self, row: Any) -> list[str]:
@@ -446,10 +453,10 @@ class _Page:
             f"The margin is {100 * NEGLIGIBLE:.0f} % since the rounding of another processor moves "
             f"a perplexity by as much: {_moved()}. Up to 0.10.0 it was {100 * OLD_MARGIN:.0f} %. "
             "It was changed when 0.8.0 had measured seeds 0 to 4 of the options, so for claims 6, "
-            "8 and 15 it was not chosen blindly: today's runs of these seeds repeat those to the "
-            "digit, and only seeds 5 to 7 are new. What the old margin would say, and what all "
-            "samples would say, those of earlier releases with today's and without "
-            "correction:\n\n"
+            "8 and 15 it was not chosen blindly: today's runs repeat those to the digit. "
+            "Seeds 5 to 7, which are planned, will be the first new ones. What the old margin "
+            "would say, and what all samples would say, those of earlier releases with today's and "
+            "without correction:\n\n"
             f"{text_table(heads, lines)}"
         )
 
@@ -543,19 +550,19 @@ def main_number(row: Any, rows: pd.DataFrame) -> str:
 
 
 def scope_sentence(verdicts: pd.DataFrame) -> str:
-    """How many of the paper's claims that hold are about single layers, and about the model."""
-    own = verdicts[(verdicts["verdict"] == HOLDS) & (verdicts["source"] != OURS)]
-    layers = (own["at"] == "").sum()
-    models = len(own) - layers
-    if not layers:
-        return ""
-    what = "29 of 210, one sample, no interval"
-    if not models:
-        return f"All that hold are about single layers ({what})."
-    return (
-        f"Of those that hold, {layers} are about single layers ({what}) and {models} about the "
-        "whole model."
-    )
+    """How many of the paper's claims about the model hold, and of those about single layers."""
+    own = verdicts[(verdicts["n"] > 0) & (verdicts["source"] != OURS)]
+    scopes = {
+        "the whole model": own["at"] != "",
+        "single layers (29 of 210, one sample, no interval)": own["at"] == "",
+    }
+    texts = [
+        f"of {scope.sum()} about {what} {(own['verdict'][scope] == HOLDS).sum()}"
+        for what, scope in scopes.items()
+        if scope.any()
+    ]
+    text = " hold, ".join(texts)
+    return f"{text[:1].upper()}{text[1:]}{' hold' * (len(texts) == 1)}." if text else ""
 
 
 def _samples(n: int) -> str:
@@ -576,8 +583,6 @@ def verdict_words(row: Any, rows: pd.DataFrame) -> str:
         return f"**{OPEN} after correction**; by its own ± it {COUNTED[row.alone][0]}"
     if row.verdict != UNTESTED:
         text = f"**{row.verdict}**"
-        if not row.at:
-            text += " on layers"
         if row.verdict == FAILS and len(row.columns) > 1:
             sides = (
                 f"{SIDE[verdict]} at {_columns(at)}"
@@ -614,7 +619,7 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
             text += f"; the limit, {shown}, lies within ±"
         needed = draws_needed(row, rows)
         about = f"about {needed}" if needed else f"more than {MANY}"
-        text += f"; {about} samples would decide, if mean and spread stay"
+        text += f"; {about} samples would decide, on these windows and if mean and spread stay"
     text += _range(row, rows)
     beside = rows[~rows["decides"] & (rows["control"] == "") & (rows["n"] > 0)]
     if row.at:  # what is shown of the same column

@@ -550,8 +550,8 @@ def _unseen(verdict: Verdict) -> str:
     ends = dict.fromkeys(end(limits) for end in (min, max))
     texts = (f"{_percent(limit)} ({limits[limit]})" for limit in ends)
     return (
-        "Blind spot: rounding moves perplexities, so an error of one by less than "
-        f"{' to '.join(texts)} would not be noticed"
+        "Blind spot: a mistake that moves a perplexity by less than rounding may would pass. That "
+        f"is {' to '.join(texts)}; another method mostly shows in the errors of layers"
     )
 
 
@@ -583,7 +583,7 @@ def _nearest(verdict: Verdict, plan: str) -> Iterator[str]:
         if item.used:
             yield (
                 f"The number nearest to its limit used {100 * item.used:.0f} % of what is allowed "
-                f"({what})."
+                f"({what}); all others used less."
             )
         return
     if math.isfinite(item.difference):

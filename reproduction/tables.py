@@ -431,7 +431,10 @@ def zero_shot_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
         table, errors = accuracy_table(records, metric)
         if not table.empty:
             table = pd.concat([chance_accuracy(table), table]).rename_axis("model")
-            note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(records)}"
+            note = (
+                f"{model} Accuracy{how} ± one standard error over items, means over seeds. Whether "
+                f"two models differ is told by the paired differences below. {_items_note(records)}"
+            )
             parts = (table, errors, cells(table))
             yield "zero_shot", Table(note, *map(_tasks_down, parts))
     table = paired_table(records)

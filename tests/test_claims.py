@@ -714,12 +714,13 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     page = claims_markdown(runs, tables, tmp_path)
     rows = rows_of(page)
     # the paper's claims, then our own
-    assert list(rows) == [5, 10, 11, 12, 21]
+    assert list(rows) == [10, 11, 12, 5, 21]  # the model, then layers
     assert [row[2] for row in rows.values()] == [
-        "**holds** on layers",
         "**no runs** at 50, 70, 80 %; holds at 60 % and 2:4",
         "**no runs**",  # Wanda was not run
-        "**not timed alone**",  # seconds of runs that shared the machine
+        # seconds of runs that shared the machine
+        f"**not timed alone** ({BY_NUMBER[12].remark})",
+        "**holds**",
         "**no runs** at 50, 70, 80 %; undecided at 60 % and 2:4",  # level
     ]
     assert "needs runs at 50, 70, 80 %" in rows[10][3]
@@ -729,9 +730,8 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     assert "Table: [perplexity](tables/perplexity.md)." in page
     for number in rows:
         assert f'<a id="claim-{number}"></a>**{number}. ' in page
-    assert page.startswith(
-        f"**{count_sentence(judge_claims(runs)[0])} All that hold are"
-    )
+    scope = "Of 3 about the whole model 0 hold, of 1 about single layers"
+    assert page.startswith(f"**{count_sentence(judge_claims(runs)[0])} {scope}")
 
 
 def test_no_number_of_a_claim_is_missing_without_a_word(committed, tmp_path):
@@ -775,7 +775,8 @@ def test_a_row_says_that_only_the_correction_leaves_a_claim_open(committed, tmp_
     assert (row.verdict, row.alone) == (OPEN, HOLDS)
     page = claims_markdown(runs, tmp_path)
     _, _, verdict, number, _ = rows_of(page)[12]
-    assert verdict == "**undecided after correction**; by its own ± it holds"
+    own = "**undecided after correction**; by its own ± it holds"
+    assert verdict == f"{own} ({BY_NUMBER[12].remark})"
     needed = claims.draws_needed(row, evidence[evidence["number"] == 12])
     assert f"about {needed} samples would decide" in number
     both = f"{row.corrected:.2g}"  # no other page has claims
@@ -887,10 +888,10 @@ def test_a_line_names_its_source_and_what_overturns_it(committed, tmp_path):
 def test_what_a_reader_of_a_verdict_should_know_stands_beside_it(committed, tmp_path):
     runs = CASES[7][HOLDS]
     page = claims_markdown(runs, tmp_path)
-    assert rows_of(page)[7][2].startswith("**holds** on layers (reworded")
+    assert rows_of(page)[7][2].startswith("**holds** (reworded")
     assert "hold (claims 7 and 9 with a reservation)" in page.splitlines()[0]
     remarked = [number for number, claim in BY_NUMBER.items() if claim.remark]
-    assert remarked == [4, 7, 9]
+    assert remarked == [4, 7, 9, 12]
 
 
 def test_a_change_does_not_reach_below_all_of_it():
