@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.explore.names import display_name
-from helpers.paths import reference_dir, replace_file, root
+from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, root
 from reproduction.claim_draws import QUANTITIES
 from reproduction.claims import (
     ALONE,
@@ -254,7 +254,9 @@ class _Page:
             "; ".join(dict.fromkeys(filter(None, own))) for own in columns
         )
         seconds = (
-            run.get("run_seconds", run.get("seconds", 0.0)) for run in self.records
+            run.get("run_seconds", run.get("seconds", 0.0))
+            for run in self.records
+            if run["notebook"] != TABLES_NOTEBOOK
         )
         minutes = sum(seconds) / 60
         own = [f"{_model(self.records)}, a toy", calibration, evaluation or "–"]
