@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from helpers.paths import notebooks_dir, reference_dir, root
-from reproduction.claims import VERDICTS, judge_claims
+from reproduction.claims import OURS, VERDICTS, judge_claims
 from reproduction.pipelines import gain_table, perplexity_table, pipeline_table
 from reproduction.published import read_published
 from reproduction.records import read_record, read_records
@@ -153,9 +153,13 @@ def without_boolq():
 
 
 def verdicts_on_claims():
+    """Of the paper's claims, then of those that were added."""
     verdicts, _ = judge_claims(read_records(reference_dir("full") / "records"))
-    counts = verdicts["verdict"][verdicts["n"] > 0].value_counts()
-    return map(str, counts[list(VERDICTS)])
+    verdicts = verdicts[verdicts["n"] > 0]
+    for added in (False, True):
+        own = verdicts["verdict"][(verdicts["source"] == OURS) == added]
+        counts = own.value_counts()
+        yield from (str(counts[each]) for each in VERDICTS if each in counts)
 
 
 def admm_grad_above_alps():
