@@ -70,9 +70,9 @@ LIST = """\
 # All runs
 
 Every number of the tables is made of these runs. A run's page has what it measured, its parameters,
-its processor, and the line that runs it again. Perplexities can be compared within a plan: others
-are of other windows, or of another model. Minutes can be compared where a run was *alone*; others
-shared the machine.
+its processor, and the line that runs it again. Perplexities can be compared within a plan and a
+notebook, of one model: others may be of other windows. Minutes can be compared where a run was
+*alone*; others shared the machine.
 
 <p class="find-runs" hidden>
 <label>Find <input type="search" placeholder="admm-grad 60 seed1"></label> <output></output>

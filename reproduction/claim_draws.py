@@ -251,9 +251,9 @@ def against(
     """
     folders = (results_dir(plan), reference_dir(plan))
     records = [run for folder in folders for run in read_records(folder / "records")]
-    rows = {}
+    draws, rows = Draws(records), {}
     for rival in rivals:
-        pairs = Draws(records).of("perplexity", method, rival)
+        pairs = draws.of("perplexity", method, rival)
         # several records of one draw count once
         values = pairs[pairs["at"] == at].groupby("draw")["value"].mean()
         change, half = as_change(*confidence_interval(values))

@@ -136,7 +136,9 @@ def _closes(
     )
 
 
-PLANNED = "Eight samples are planned, whatever the first ones say; it may stay open."
+PLANNED = (
+    "Eight samples are planned, whatever the first ones say; it may stay undecided."
+)
 CONVERGENCE = "figure of convergence"
 METHOD = "the method's description"
 PERPLEXITIES = "tables of perplexity"

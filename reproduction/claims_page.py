@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.explore.names import display_name
-from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, root
+from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir, replace_file, root
 from reproduction.claim_draws import QUANTITIES
 from reproduction.claims import (
     ALONE,
@@ -58,7 +58,7 @@ from reproduction.tables import window_spread
 
 THE_PAPERS, ADDED = "of the paper's {} claims", "of {} that we added"
 POINTS = {HOLDS: "yes", FAILS: "no"}
-SIDE = POINTS | {OPEN: "open"}  # of one column
+SIDE = POINTS | {OPEN: OPEN}  # of one column
 TOO_CLOSE = "too close to call"
 ALONE_ONLY = "neither: not timed alone"
 COUNTED = {  # a verdict on one claim, and on several
@@ -98,13 +98,16 @@ RULES = (
     "and *does not hold* if one is on the other side by more than ±. Else it is "
     f"*{OPEN}*, and so it is if p after correction (rule 5) is above {LEVEL:g}. *Too few runs*, "
     "*no runs* and *not timed alone* are reasons why it is not tested. *Measured* shows the column "
-    "nearest to the limit; of a claim that does not hold the one that is surest. *Points to*, of "
-    f"runs that decide nothing: where all means lie, if clear of the limit by ±, or of fewer than "
-    f"{FEWEST} samples by {100 * NEGLIGIBLE:.0f} % (of answers by ± over questions too).",
+    "that p is of; of a claim that holds (and is of one quantity) the one nearest to its limit; of "
+    "one that is not tested the one furthest behind, or with most samples. *Points to*, of runs "
+    "that decide nothing: yes if all means are clear of the limit on the right side, no if one is "
+    f"on the wrong side; clear is by ±, or of fewer than {FEWEST} samples by "
+    f"{100 * NEGLIGIBLE:.0f} % (of answers by ± over questions too).",
     "**p** is that of Student's t-test, two-sided. Of a claim that holds it is the largest of its "
     "columns', of one that does not the smallest, times their number. It is corrected for the "
-    "interval claims of the page by Holm's method. ± is not corrected; nor are both for looking "
-    "again: the columns of `full` but 60 % were seen after three samples, and end with four.",
+    "interval claims of the page by Holm's method; ± is not. Neither ± nor p is corrected for "
+    "looking twice: the columns of `full` other than 60 % were seen after three samples, and end "
+    "with four.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another would move a run by as much (the page of `full` "
     "has what was measured), so a smaller change is no property of a method. A claim of “lower” "
@@ -242,8 +245,8 @@ class _Page:
         return (
             f"\n- All runs share {windows} evaluation windows. Others would move a ratio of two "
             f"perplexities by about {100 * np.median(ratios):.0f} % (half of a 95 % interval, the "
-            "median of the cells whose records keep the loss of each), which no ± here contains: "
-            "a smaller difference, on whichever side, is one on these windows."
+            "median of the cells whose records keep the loss of each), which ± over samples "
+            "does not contain: a smaller difference holds for these windows only."
         )
 
     def scale(self) -> str:
@@ -254,9 +257,7 @@ class _Page:
             "; ".join(dict.fromkeys(filter(None, own))) for own in columns
         )
         seconds = (
-            run.get("run_seconds", run.get("seconds", 0.0))
-            for run in self.records
-            if run["notebook"] != TABLES_NOTEBOOK
+            run.get("run_seconds", run.get("seconds", 0.0)) for run in self.records
         )
         minutes = sum(seconds) / 60
         own = [f"{_model(self.records)}, a toy", calibration, evaluation or "–"]
@@ -267,7 +268,7 @@ class _Page:
     # --- the lines ----------------------------------------------------------------------------
 
     def lines(self) -> list[str]:
-        """The tables of the paper's claims, of what it says and no run tests, and of our own."""
+        """The tables of the paper's claims and of ours, then what it says and no run tests."""
         heads = ["#", "claim", "verdict", "measured", "source"]
         if not self.decides:
             model = f" ({' and '.join(sorted(self.models))})" if self.models else ""
@@ -290,7 +291,8 @@ class _Page:
             table = text_table(columns, map(self.line, claims.itertuples()))
             texts.append(f"**{title}**\n\n{table}")
             model = str(common_parameters(self.records).get("model"))
-        if self.decides and model.startswith("embedded"):
+        model = str(common_parameters(self.records).get("model"))
+        if self.decides and not added.all() and model.startswith("embedded"):
             texts.append(self.nowhere())
         return texts
 
@@ -300,9 +302,7 @@ class _Page:
         link = f'<a href="#claim-{row.number}">{row.number}</a>'
         cells = [link, row.sentence.rstrip(".")]
         if not self.decides:
-            pointing = POINTS.get(
-                row.points, ALONE_ONLY if row.lacks == ALONE else TOO_CLOSE
-            )
+            pointing = POINTS.get(row.points) or _nowhere(row)
             there = _verdict_there(row, rows, self.others.get(row.number))
             return [*cells, pointing, main_number(row, rows), *there]
         every = self.together.get(row.number, math.nan)
@@ -454,11 +454,10 @@ class _Page:
         return (
             f"The margin is {100 * NEGLIGIBLE:.0f} % since the rounding of another processor moves "
             f"a perplexity by as much: {_moved()}. Up to 0.10.0 it was {100 * OLD_MARGIN:.0f} %. "
-            "It was changed when 0.8.0 had measured seeds 0 to 4 of the options, so for claims 6, "
-            "8 and 15 it was not chosen blindly: today's runs repeat those to the digit. "
-            "Seeds 5 to 7, which are planned, will be the first new ones. What the old margin "
-            "would say, and what all samples would say, those of earlier releases with today's and "
-            "without correction:\n\n"
+            "It was changed when 0.8.0 had measured five samples of these options, so for claims "
+            "6, 8 and 15 it was not chosen blindly: how many of today's samples are among those, "
+            "each claim says below. What the old margin would say, and what all samples would say, "
+            "those of earlier releases with today's and without correction:\n\n"
             f"{text_table(heads, lines)}"
         )
 
@@ -524,7 +523,9 @@ def count_sentence(verdicts: pd.DataFrame) -> str:
         remarked = own["number"][(own["verdict"] == HOLDS) & (own["remark"] != "")]
         if len(remarked):  # the first kind is those that hold
             numbers = listed(list(map(str, remarked)))
-            kinds[0] += f" (claims {numbers} with a reservation)"
+            kinds[0] += (
+                f" (claim{'s' * (len(remarked) > 1)} {numbers} with a reservation)"
+            )
         texts.append(f"{owner.format(len(own))} {listed(kinds)}")
     text = "; ".join(texts)
     return f"{text[:1].upper()}{text[1:]}."
@@ -556,15 +557,15 @@ def scope_sentence(verdicts: pd.DataFrame) -> str:
     own = verdicts[(verdicts["n"] > 0) & (verdicts["source"] != OURS)]
     scopes = {
         "the whole model": own["at"] != "",
-        "single layers (29 of 210, one sample, no interval)": own["at"] == "",
+        "single layers (a sample of them, no interval)": own["at"] == "",
     }
     texts = [
-        f"of {scope.sum()} about {what} {(own['verdict'][scope] == HOLDS).sum()}"
+        f"of the {scope.sum()} about {what} {(own['verdict'][scope] == HOLDS).sum()}"
         for what, scope in scopes.items()
         if scope.any()
     ]
-    text = " hold, ".join(texts)
-    return f"{text[:1].upper()}{text[1:]}{' hold' * (len(texts) == 1)}." if text else ""
+    text = "; ".join(f"{each} hold" for each in texts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _samples(n: int) -> str:
@@ -615,13 +616,21 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
         return f"{_points_to(row, rows)}; needs {_needs(rows)}"
     text = main_number(row, rows)
     if row.verdict == OPEN:
-        if row.alone == OPEN:
+        if rows.loc[row.main, "verdict"] == OPEN:
             limit = rows.loc[row.main, "limit"]
             shown = QUANTITIES[row.quantity].show(limit) if limit else "0"
             text += f"; the limit, {shown}, lies within ±"
+        elif row.alone == OPEN:
+            columns = (rows["decides"] & (rows["lacks"] == "")).sum()
+            text += f"; beyond the limit by its own ±, but not as one of {columns}"
+        where = ", on these windows and"
+        if QUANTITIES[row.quantity].notebook == ZERO_SHOT_NOTEBOOK:
+            where = ", each with other questions,"
+        elif QUANTITIES[row.quantity].timed:
+            where = ","
         needed = draws_needed(row, rows)
         about = f"about {needed}" if needed else f"more than {MANY}"
-        text += f"; {about} samples would decide, on these windows and if mean and spread stay"
+        text += f"; {about} samples would decide{where} if mean and spread stay"
     text += _range(row, rows)
     beside = rows[~rows["decides"] & (rows["control"] == "") & (rows["n"] > 0)]
     if row.at:  # what is shown of the same column
@@ -638,7 +647,8 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
 def _range(row: Any, rows: pd.DataFrame) -> str:
     """What stands beside the smallest difference of a claim that holds: how large others are."""
     own = rows[rows["decides"] & (rows["lacks"] == "")]
-    if row.verdict != HOLDS or not row.at or own["quantity"].nunique() > 1:
+    comparable = own["quantity"].nunique() == 1 and not own["limit"].any()
+    if row.verdict != HOLDS or not row.at or not comparable:
         return ""
     (most,) = own.loc[[own["lead"].idxmax()]].itertuples()
     if most.Index == row.main:
@@ -650,11 +660,14 @@ def _range(row: Any, rows: pd.DataFrame) -> str:
     )
 
 
+def _nowhere(row: Any) -> str:
+    """Why runs point neither way."""
+    return ALONE_ONLY if row.lacks == ALONE else TOO_CLOSE
+
+
 def _points_to(row: Any, rows: pd.DataFrame) -> str:
     """Where runs point that decide nothing: "points to yes: perplexity −20.3 % against ADMM1"."""
-    pointing = f"points to {POINTS[row.points]}" if row.points else TOO_CLOSE
-    if row.lacks == ALONE and not row.points:
-        pointing = ALONE_ONLY
+    pointing = f"points to {POINTS[row.points]}" if row.points else _nowhere(row)
     return f"{pointing}: {main_number(row, rows)}"
 
 

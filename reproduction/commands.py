@@ -47,11 +47,14 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     done = len(current_records(read_plan(plan, only)))
     others = ""
     if done > len(records):
-        others = f"; {done - len(records)} make the tables (notebook 06)"
+        others = f"; {done - len(records)} more for the tables (notebook 06)"
     folder = os.path.relpath(results_dir(plan))
     claims = f"claims   {folder}/tables/claims.md (what these runs say of each)\n"
     if not (results_dir(plan) / "tables" / "claims.md").is_file():
         claims = ""
+    agree = ""
+    if verdict.compared:
+        agree = f"{verdict.reproduced} of {verdict.compared} runs agree with ours\n"
     readme = ""
     if plan != "full" and "full" in plan_names():
         readme = (
@@ -66,7 +69,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
         f"figures  {folder}/figures\n"
         f"records  {folder}/records\n"
         f"verdict  {folder}/verdict.txt (more, and every comparison)\n"
-        f"{verdict.reproduced} of {verdict.compared} runs agree with ours\n"
+        f"{agree}"
         f"next: {readme}make book (all of this as a site),\n"
         "      make lab (the notebooks; 07 is for a method of your own)"
     )
@@ -90,7 +93,7 @@ def perplexities(records: Iterable[Any], committed: Iterable[Any]) -> str:
         note = textwrap.fill(f"{table.note} –: not run. {own}", 100)
         below = lowest(table.frame)
         if below and not table.spread.gt(0).any(axis=None):
-            below += " One sample decides nothing."
+            below += " Fewer than three samples decide nothing."
         below = textwrap.fill(below, 100)
         texts.append(f"{note}\n\n{to_markdown(frame)}\n{below}".rstrip())
     return "\n\n".join(texts)

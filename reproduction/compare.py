@@ -94,8 +94,8 @@ OF_README = (
     "README's table is made of this plan's records at 60 %. No claim is decided here."
 )
 NOT_OF_README = (
-    f"Not checked: README's table, which is of the plan full, of more text and more samples "
-    f"({CHECKS_README} checks one of them). No claim is decided here."
+    "Not checked: README's table, which is of the plan full "
+    f"({CHECKS_README} checks one of its samples). No claim is decided here."
 )
 IN_WORDS = {  # metrics whose names say too little
     "perplexity_int8": "the perplexity with 8-bit weights",
@@ -550,8 +550,8 @@ def _unseen(verdict: Verdict) -> str:
     ends = dict.fromkeys(end(limits) for end in (min, max))
     texts = (f"{_percent(limit)} ({limits[limit]})" for limit in ends)
     return (
-        "Blind spot: a mistake that moves a perplexity by less than rounding may would pass. That "
-        f"is {' to '.join(texts)}; another method mostly shows in the errors of layers"
+        "Blind spot: a mistake that moves a perplexity by less than its limit would pass. Limits "
+        f"are {' to '.join(texts)}; another method mostly shows in the errors of layers"
     )
 
 
@@ -583,7 +583,7 @@ def _nearest(verdict: Verdict, plan: str) -> Iterator[str]:
         if item.used:
             yield (
                 f"The number nearest to its limit used {100 * item.used:.0f} % of what is allowed "
-                f"({what}); all others used less."
+                f"({what}); all others used no more."
             )
         return
     if math.isfinite(item.difference):

@@ -41,7 +41,7 @@ def with_half(value: float | str, half: float) -> str:
         return text
     exponent = int(f"{half:.1e}".partition("e")[2])
     decimals = min(len(text.partition(".")[2]), 1 - exponent)
-    value, half = (round(float(number), decimals) for number in (value, half))
+    value, half = (round(float(number), decimals) + 0.0 for number in (value, half))
     return f"{value:,.{max(0, decimals)}f} ± {half:,.{max(0, decimals)}f}"
 
 
@@ -64,8 +64,8 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
     ]
     rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * len(cells)]]
     rows += zip(table.index, *cells, strict=True)
-    lines = (" | ".join(map(str, row)) for row in rows)
-    return "".join(f"| {display_name(line)} |\n" for line in lines)
+    lines = (" | ".join(display_name(str(cell)) for cell in row) for row in rows)
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 def listed(words: Sequence[str]) -> str:

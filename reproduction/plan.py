@@ -128,7 +128,7 @@ def read_plan(plan: str, only: str = "*") -> list[Run]:
                 )
             runs[run.id] = run
     chosen = {}
-    for pattern in only.split():
+    for pattern in only.split() or [only]:
         found = {
             run.id: run
             for run in runs.values()

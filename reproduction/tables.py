@@ -353,7 +353,7 @@ PAIRED_CAPTION = (
     "standard error over items here. Bold by the rule of the claims: three seeds at the least, and "
     "the difference exceeds Student's 95 % interval over seeds and, where seeds share items, two "
     "errors over items, added in quadrature; at most one cell in twenty would by chance. Means are "
-    "over the tasks of a row."
+    "over the tasks of a column."
 )
 
 
@@ -431,10 +431,10 @@ def zero_shot_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
         table, errors = accuracy_table(records, metric)
         if not table.empty:
             table = pd.concat([chance_accuracy(table), table]).rename_axis("model")
-            note = (
-                f"{model} Accuracy{how} ± one standard error over items, means over seeds. Whether "
-                f"two models differ is told by the paired differences below. {_items_note(records)}"
-            )
+            note = f"{model} Accuracy{how} ± one standard error over items, means over seeds."
+            if metric == "acc" and len(ids) > 1:
+                note += " Whether two models differ is told by the paired differences below."
+            note += f" {_items_note(records)}"
             parts = (table, errors, cells(table))
             yield "zero_shot", Table(note, *map(_tasks_down, parts))
     table = paired_table(records)

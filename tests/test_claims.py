@@ -461,7 +461,7 @@ def test_of_a_claim_that_does_not_hold_each_column_says_what_it_does(
     verdict = rows_of(claims_markdown(runs, tmp_path))[10][2]
     assert verdict == (
         "**does not hold**; by each column's own ±: yes at 50, 60, 80 % and 4:8, no at 70 %, "
-        "open at 2:4"
+        "undecided at 2:4"
     )
 
 
@@ -730,7 +730,7 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     assert "Table: [perplexity](tables/perplexity.md)." in page
     for number in rows:
         assert f'<a id="claim-{number}"></a>**{number}. ' in page
-    scope = "Of 3 about the whole model 0 hold, of 1 about single layers"
+    scope = "Of the 3 about the whole model 0 hold; of the 1 about single layers"
     assert page.startswith(f"**{count_sentence(judge_claims(runs)[0])} {scope}")
 
 

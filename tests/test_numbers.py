@@ -293,7 +293,9 @@ def test_options_change_a_model_as_03_and_06_say():
         )
     )
     assert abs(released / ours - 1) < 0.03
+    assert "within a few percent, and closer" in text_of("03_mask_schedule")
     assert abs(alps / other - 1) < 0.02
+    assert "is within 2 % of it at 50 %" in text_of("06_tables_and_plots")
 
 
 def test_halves_beside_numbers_of_08():
