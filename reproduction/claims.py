@@ -287,8 +287,8 @@ CLAIMS = (
         "table of zero-shot tasks",
         "The share of questions answered rightly, its mean over tasks, is higher, at every "
         "sparsity that was run. The seven tasks of the paper's table decide, since the claim is "
-        "about them (up to 0.10.0 it was all ten: undecided too). All tasks, with three that a "
-        "small model can do, are shown and decide nothing.",
+        "about them; up to 0.10.0 it was all ten. These, with three that a small model can do, are "
+        "shown and decide nothing.",
         "zero_shot",
         (
             Condition("seven", 1, against="sparsegpt", **AT_50),
