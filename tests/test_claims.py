@@ -10,7 +10,7 @@ import pytest
 from handmade import pruned, repaired, scored, update_row, with_series
 
 from helpers.paths import root
-from reproduction import claims, claims_page, earlier
+from reproduction import claim_draws, claims, claims_page, earlier
 from reproduction.claims import (
     CLAIMS,
     FAILS,
@@ -349,12 +349,16 @@ def test_a_claim_that_only_the_correction_leaves_open():
     assert (first.family, count.family) == (2, 0)  # a count is in no family
 
 
-def test_one_wrong_column_must_be_surer_the_more_there_are():
+def test_one_wrong_column_must_be_surer_the_more_there_are(committed, tmp_path):
     """A column that is behind with p = 2 % refutes alone, and not as one of six."""
     logs = 0.02 * (3.75 / 5**0.5 + np.array([-1, -1, 0, 1, 1]))
     behind = {"70 %": (0.0, np.exp(logs))}
-    verdict, _ = judged(10, against(-0.1, ["admm1"], **behind))
+    runs = against(-0.1, ["admm1"], **behind)
+    verdict, _ = judged(10, runs)
     assert verdict["verdict"] == OPEN
+    said = rows_of(claims_markdown(runs, tmp_path))[10][3]
+    assert "beyond the limit by its own ±, but not as one of 6" in said
+    assert "lies within" not in said
     assert verdict["p"] == pytest.approx(6 * 0.02, rel=0.01)
     alone, _ = judged(10, against(-0.1, ["admm1"], ["70 %"], **behind))
     assert alone["verdict"] == FAILS  # whatever the columns that were not run would say
@@ -452,6 +456,9 @@ def test_of_a_claim_that_holds_the_smallest_difference_is_shown(committed, tmp_p
     number = rows_of(claims_markdown(runs, tmp_path))[10][3]
     assert number.startswith("perplexity −5.0 ± 0.5 %")
     assert "the smallest of 6 differences; the largest −90" in number
+    # two limits of one number, or one that is not 0, make no range
+    page = claims_markdown(CASES[15][HOLDS], tmp_path)
+    assert "smallest of" not in rows_of(page)[15][3]
 
 
 def test_of_a_claim_that_does_not_hold_each_column_says_what_it_does(
@@ -841,6 +848,33 @@ def test_runs_that_decide_nothing_have_no_verdict_beside_their_number(
     assert row[4].startswith("**too few runs** at 80 %; holds at 50, 60, 70 %")
     assert row[5].startswith("points to no: ")
     assert row[5].endswith("80 % was not run here")
+
+
+def test_a_page_of_our_own_claims_does_not_list_what_the_paper_says(
+    committed, tmp_path
+):
+    runs = CASES[18][HOLDS]
+    for run in runs:
+        run["parameters"]["model"] = "embedded"
+    assert "Not tested here" not in claims_markdown(runs, tmp_path)
+
+
+@pytest.mark.parametrize("count, half", [(3, 4.97), (2, math.nan)])
+def test_a_method_of_ones_own_is_paired_with_rivals(count, half, monkeypatch):
+    """Changes of −10 % and logarithms with a deviation of 2 %, times 4.303 / √3."""
+    folders = {
+        "results": draws("mine", "60 %", 18.0, np.exp([-0.02, 0.0, 0.02][:count])),
+        "reference": draws("alps", "60 %", 20.0, [1.0] * 3),
+    }
+    monkeypatch.setattr(
+        "reproduction.claim_draws.read_records",
+        lambda folder: folders[
+            "reference" if "reference" in folder.parts else "results"
+        ],
+    )
+    (row,) = claim_draws.against("mine", ["alps"]).itertuples()
+    assert row.pairs == count
+    assert row[2] == pytest.approx(0.9 * half, nan_ok=True, abs=0.01)
 
 
 def test_a_claim_says_where_the_runs_of_a_second_model_point(committed, tmp_path):

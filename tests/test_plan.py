@@ -83,11 +83,15 @@ def test_a_grid_stands_for_the_product_of_its_axes(project):
     assert runs["b-slow-high"] == {"pattern": "b", **slow, "rho": 2.5, "limit": 7}
     assert runs["a-50-low"] == {"pattern": "a", "steps": 5, "rho": 1.0, "limit": 7}
     numbers = {"*slow-low": 2, "01_work/plain": 1, "*--plain": 1, "01*": 9}
+    # several, of which one run counts once
+    numbers |= {"*slow-low 01_work/plain": 3, "a-50-low a-*": 4}
     assert {only: len(read_plan("p", only)) for only in numbers} == numbers
     for only in ("slow", "low*"):  # a part of a name, to be tried as it is said
         error = project.error("run", "--only", only)
         assert read_plan("p", re.search("ONLY='(.*)'", error)[1])
     assert "ONLY=" not in project.error("run", "--only", "fast")
+    for only in ("plain fast", " "):
+        assert "has no run" in project.error("run", "--only", only)
 
 
 @pytest.mark.parametrize(
