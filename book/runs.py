@@ -32,7 +32,7 @@ from reproduction.markdown import (
 )
 from reproduction.pages import judged
 from reproduction.plan import Run, plan_names, read_plan
-from reproduction.records import Record, read_records, record_id
+from reproduction.records import Record, read_records, record_id, run_seconds
 from reproduction.runs import half_interval, processor_of
 from reproduction.tables import all_tables
 
@@ -437,8 +437,8 @@ def metric(record: Record, name: str) -> float:
 
 
 def minutes(record: Record) -> float:
-    """How long a run took, with the start of its kernel if the record says so."""
-    return record.get("run_seconds", record["seconds"]) / 60
+    """How long a run took."""
+    return run_seconds(record) / 60
 
 
 def printed_rows(

@@ -45,7 +45,7 @@ from reproduction.earlier import earlier_draws
 from reproduction.labels import column_key
 from reproduction.markdown import listed, text_table
 from reproduction.pipelines import BASE
-from reproduction.records import Records, read_records, record_id
+from reproduction.records import Records, read_records, record_id, run_seconds
 from reproduction.runs import (
     FEWEST,
     by_model,
@@ -145,13 +145,7 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         return f"No claim has runs here: see {here.deciding}.\n"
     parts = [
         f"**{here.opening()}**",
-        f"- {model_sentence(records)} It is a *toy* beside the paper's models: a verdict is about "
-        "it and these texts, and no number here carries over to a large model.\n- We had the "
-        "paper's abstract, its method and its released code, and know what its tables compare, but "
-        "could not read their numbers: none of them stands here, and a source is named by its "
-        "kind. Words in quotes are its abstract's or title's; of a table or a figure a claim says "
-        "what we expect it to show. The claims are our reading; wording "
-        f"and limits (2 %, 25 %, within 1 % ...) are ours.{here.windows()}",
+        here.warnings(),
         *here.lines(),
         here.notes(),
         f"**These runs and the paper's**\n\n{here.scale()}",
@@ -237,13 +231,27 @@ class _Page:
             )
         return [text]
 
+    def warnings(self) -> str:
+        """What a reader should know before the lines: of the model, the paper and the windows."""
+        texts = [
+            f"{model_sentence(self.records)} It is a *toy* beside the paper's models: a verdict is "
+            "about it and these texts, and no number here carries over to a large model.",
+            "We had the paper's abstract, its method and its released code, and know what its "
+            "tables compare, but could not read their numbers: none of them stands here, and a "
+            "source is named by its kind. Words in quotes are its abstract's or title's; of a "
+            "table or a figure a claim says what we expect it to show. The claims are our reading; "
+            "wording and limits (2 %, 25 %, within 1 % ...) are ours.",
+            self.windows(),
+        ]
+        return "\n".join(f"- {text}" for text in texts if text)
+
     def windows(self) -> str:
-        """What the choice of evaluation windows adds to all ± of perplexities, a line of a list."""
+        """What the choice of evaluation windows adds to all ± of perplexities, if it is known."""
         _, ratios, windows = window_spread(perplexity_runs(self.records))
         if not self.decides or not ratios:
             return ""
         return (
-            f"\n- All runs share {windows} evaluation windows. Others would move a ratio of two "
+            f"All runs share {windows} evaluation windows. Others would move a ratio of two "
             f"perplexities by about {100 * np.median(ratios):.0f} % (half of a 95 % interval, the "
             "median of the cells whose records keep the loss of each), which ± over samples "
             "does not contain: a smaller difference holds for these windows only."
@@ -256,10 +264,7 @@ class _Page:
         calibration, evaluation, processors = (
             "; ".join(dict.fromkeys(filter(None, own))) for own in columns
         )
-        seconds = (
-            run.get("run_seconds", run.get("seconds", 0.0)) for run in self.records
-        )
-        minutes = sum(seconds) / 60
+        minutes = sum(run_seconds(run) for run in self.records if "seconds" in run) / 60
         own = [f"{_model(self.records)}, a toy", calibration, evaluation or "–"]
         own += [f"CPU: {processors}", f"{minutes:.0f}"]
         rows = [["**this reproduction**", *own], ["**the paper**", *PAPER]]
@@ -290,7 +295,6 @@ class _Page:
             columns = heads[:-1] if ours and self.decides else heads
             table = text_table(columns, map(self.line, claims.itertuples()))
             texts.append(f"**{title}**\n\n{table}")
-            model = str(common_parameters(self.records).get("model"))
         model = str(common_parameters(self.records).get("model"))
         if self.decides and not added.all() and model.startswith("embedded"):
             texts.append(self.nowhere())
@@ -404,7 +408,7 @@ class _Page:
     def cost(self) -> str:
         """What a missing run would take, and the command that makes it."""
         took = [
-            run.get("run_seconds", run["seconds"]) / 60
+            run_seconds(run) / 60
             for run in self.records
             if "seconds" in run
             and (run.get("data") or {}).get("calibration")
@@ -616,21 +620,7 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
         return f"{_points_to(row, rows)}; needs {_needs(rows)}"
     text = main_number(row, rows)
     if row.verdict == OPEN:
-        if rows.loc[row.main, "verdict"] == OPEN:
-            limit = rows.loc[row.main, "limit"]
-            shown = QUANTITIES[row.quantity].show(limit) if limit else "0"
-            text += f"; the limit, {shown}, lies within ±"
-        elif row.alone == OPEN:
-            columns = (rows["decides"] & (rows["lacks"] == "")).sum()
-            text += f"; beyond the limit by its own ±, but not as one of {columns}"
-        where = ", on these windows and"
-        if QUANTITIES[row.quantity].notebook == ZERO_SHOT_NOTEBOOK:
-            where = ", each with other questions,"
-        elif QUANTITIES[row.quantity].timed:
-            where = ","
-        needed = draws_needed(row, rows)
-        about = f"about {needed}" if needed else f"more than {MANY}"
-        text += f"; {about} samples would decide{where} if mean and spread stay"
+        text += _undecided(row, rows)
     text += _range(row, rows)
     beside = rows[~rows["decides"] & (rows["control"] == "") & (rows["n"] > 0)]
     if row.at:  # what is shown of the same column
@@ -639,9 +629,28 @@ def _measured(row: Any, rows: pd.DataFrame) -> str:
     else:  # claim 7: the same quantity of what it is contrasted with
         beside = beside[beside["quantity"].str.startswith(f"{row.quantity},")]
     for each in itertools.islice(beside.itertuples(), 1):
-        number = _number(each) if row.at else f": {_right(each)}"
-        text += f"; {QUANTITIES[each.quantity].words} {number}".replace(" : ", ": ")
+        number = f" {_number(each)}" if row.at else f": {_right(each)}"
+        text += f"; {QUANTITIES[each.quantity].words}{number}"
     return text
+
+
+def _undecided(row: Any, rows: pd.DataFrame) -> str:
+    """Why a claim is undecided, and how many samples would decide it."""
+    quantity, text = QUANTITIES[row.quantity], ""
+    if rows.loc[row.main, "verdict"] == OPEN:
+        limit = rows.loc[row.main, "limit"]
+        text = f"; the limit, {quantity.show(limit) if limit else 0}, lies within ±"
+    elif row.alone == OPEN:
+        columns = (rows["decides"] & (rows["lacks"] == "")).sum()
+        text = f"; beyond the limit by its own ±, but not as one of {columns}"
+    where = ", on these windows and"
+    if quantity.notebook == ZERO_SHOT_NOTEBOOK:
+        where = ", each with other questions,"
+    elif quantity.timed:
+        where = ","
+    needed = draws_needed(row, rows)
+    about = f"about {needed}" if needed else f"more than {MANY}"
+    return f"{text}; {about} samples would decide{where} if mean and spread stay"
 
 
 def _range(row: Any, rows: pd.DataFrame) -> str:
@@ -806,19 +815,14 @@ def _alone(mean: Mean, tests: Iterable[Condition], margin: float) -> str:
     return FAILS if any(-lead > mean.half for lead in leads) else OPEN
 
 
-def _again(mean: Mean) -> str:
-    """How many draws of an earlier mean are among today's."""
-    return f", {mean.again} of them measured again today" if mean.again else ""
-
-
 def _earlier_draws(rows: pd.DataFrame) -> list[str]:
     """What draws of earlier releases gave, a sentence for each column."""
     texts = {}
     for row in rows.itertuples():
-        own = [
-            f"{_show(row, each)} ({each.of}: {_samples(each.n)}{_again(each)})"
-            for each in row.earlier
-        ]
+        own = []
+        for each in row.earlier:
+            again = f", {each.again} of them measured again today" * (each.again > 0)
+            own.append(f"{_show(row, each)} ({each.of}: {_samples(each.n)}{again})")
         if own and not row.control:
             what = f"{QUANTITIES[row.quantity].words} {_beside(row)}".strip()
             text = f"Earlier releases at {row.at}, {what}: {', '.join(own)}"

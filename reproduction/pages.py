@@ -21,7 +21,6 @@ import pandas as pd
 from helpers.data.assets import ASSETS
 from helpers.errors import RunError
 from helpers.explore.names import display_name
-from helpers.paper.methods import METHODS
 from helpers.paths import ZERO_SHOT_NOTEBOOK, notebooks_dir, reference_dir, root
 from reproduction.claim_draws import QUANTITIES
 from reproduction.claims import (
@@ -48,7 +47,7 @@ from reproduction.pipelines import BASE, GUIDED, REPAIRED, gain_table, pipeline_
 from reproduction.pipelines import perplexity_table as pipeline_perplexities
 from reproduction.plan import read_plan
 from reproduction.published import ratio_table
-from reproduction.records import read_records, record_id
+from reproduction.records import read_records, record_id, run_seconds
 from reproduction.runs import (
     confidence_interval,
     perplexity_runs,
@@ -175,6 +174,12 @@ def committed(plan: str) -> list:
     return read_records(reference_dir(plan) / "records")
 
 
+def record_of(plan: str, run: str) -> dict:
+    """The committed record of one run."""
+    (record,) = (each for each in committed(plan) if record_id(each) == run)
+    return record
+
+
 @functools.cache
 def judged(plan: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Verdicts and evidence of a plan's committed records, see `judge_claims`."""
@@ -250,7 +255,7 @@ def grid(rows: Iterable[Sequence[str]], align: str) -> str:
 
 def minutes(records: Iterable[dict]) -> float:
     """The minutes that runs took, notebooks and kernels included, one after the other."""
-    return sum(run.get("run_seconds", run["seconds"]) for run in records) / 60
+    return sum(map(run_seconds, records)) / 60
 
 
 def two_at_a_time(records: Iterable[dict]) -> float:
@@ -332,7 +337,7 @@ def one_column() -> str:
 
 def column_setting() -> str:
     """The model, the text and the zeros of README's table."""
-    (run,) = (run for run in committed("full") if record_id(run) == IN_PLACE_OF)
+    run = record_of("full", IN_PLACE_OF)
     zeros = sum(math.prod(each["shape"]) * each["sparsity"] for each in run["layers"])
     text = (
         f"SmolLM2-135M-Instruct on {run['parameters']['windows']} windows of Wikipedia, with {AT} "
@@ -345,7 +350,7 @@ def column_setting() -> str:
 def in_short() -> str:
     """README's result in a sentence or two."""
     means, _ = perplexity_table(committed("full"))
-    numbers = {name: f"{means.loc[name, AT]:.1f}" for name in ("dense", *SOURCES)}
+    numbers = means[AT].map("{:.1f}".format)
     apart("below", "sparsegpt")
     apart("above", "alps")
     verdicts = judged("full")[0].query("n > 0 and source != @OURS")
@@ -406,7 +411,7 @@ def dense_numbers() -> str:
     ]
     texts = []
     for plan, name, metric, where in shown:
-        (run,) = (run for run in committed(plan) if record_id(run) == name)
+        run = record_of(plan, name)
         value, given = run["metrics"][metric]["value"], run["parameters"]
         windows = f"{given['windows']} windows of {given['window']:,} tokens"
         texts.append(f"{value:.2f} on {windows} ({where})")
@@ -545,7 +550,7 @@ def setting(plan: str) -> str:
 
 def text_sources() -> str:
     """Where the embedded texts are from."""
-    (run,) = (run for run in committed("full") if record_id(run) == IN_PLACE_OF)
+    run = record_of("full", IN_PLACE_OF)
     (package,) = {run["data"][use]["package"] for use in ("calibration", "evaluation")}
     counts = (ASSETS[name].note.partition(" ")[0] for name in ("c4", "wiki"))
     text = (
@@ -579,6 +584,10 @@ def perplexities(plan: str) -> str:
 
 def methods() -> str:
     """Where each method is from, its settings here, and what the tests compare it with."""
+    from helpers.paper.methods import (
+        METHODS,  # here: torch takes seconds, and nothing else needs it
+    )
+
     rows = [
         ("method", "from", "settings, unless a row says otherwise", "tested against")
     ]
@@ -644,9 +653,8 @@ def against_rivals(plan: str) -> str:
 
 def change(row: pd.Series) -> str:
     """A change in percent with ±, and the number of samples in brackets."""
-    text = QUANTITIES["perplexity"].show(row["mean"], row["half"]).replace(" %", "")
-    text = f"{text} ({row['n']})"
-    return text.replace(" ", "\u00a0")  # on one line
+    number = QUANTITIES["perplexity"].show(row["mean"], row["half"]).replace(" %", "")
+    return f"{number} ({row['n']})".replace(" ", "\u00a0")  # on one line
 
 
 def gemma() -> str:
@@ -755,7 +763,7 @@ def other_difference() -> str:
     values, _ = accuracy_table([*committed("full"), *committed("beyond")])
     name = f"{BASE}, 50 %"
     ours = [run for run in scored("full") if run["parameters"]["method"] == BASE]
-    (same,) = (run for run in ours if run["parameters"]["calibration_seed"] == 0)
+    same = record_of("full", f"05_zero_shot--{BASE}-50")
     (recipe,) = scored("beyond")
     right, base = (
         sum(sum(task["acc"]) for task in run["series"]["zero_shot"].values())
@@ -773,12 +781,7 @@ def other_difference() -> str:
 def alike_by_chance() -> str:
     """The answers of the recipe's model and of the dense one, as many of which are right."""
     (recipe,) = scored("beyond")
-    (dense,) = (
-        run
-        for run in scored("full")
-        if run["parameters"]["method"] == "dense"
-        and run["parameters"].get("task_part", 0) == 0  # the recipe's questions
-    )
+    dense = record_of("full", "05_zero_shot--dense")  # on the recipe's questions
     steps = {  # by task, question by question: 1 where the recipe alone is right, −1 the dense one
         task: np.subtract(recipe["series"]["zero_shot"][task]["acc"], found["acc"])
         for task, found in dense["series"]["zero_shot"].items()

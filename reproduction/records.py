@@ -155,6 +155,11 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
     return [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
+def run_seconds(record: Record) -> float:
+    """How long a run took, with the start of its kernel if the record says so."""
+    return record.get("run_seconds", record["seconds"])
+
+
 def check_record(record: Any, where: str = "record") -> dict[str, Any]:
     """Return the record if every field is there with its type, else raise FileError.
 

@@ -29,7 +29,7 @@ from reproduction.fingerprint import fingerprint, is_done
 from reproduction.labels import run_title
 from reproduction.machine import cpus, has_nvidia_driver
 from reproduction.plan import Run, read_plan
-from reproduction.records import read_record
+from reproduction.records import read_record, run_seconds
 
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 STOP_SECONDS = 15.0  # for runs to end after Ctrl-C
@@ -278,7 +278,7 @@ def committed_record(run: Run) -> dict[str, Any] | None:
 def reference_seconds(run: Run) -> float:
     """How long the committed run took; NaN if there is none."""
     if record := committed_record(run):
-        return record.get("run_seconds", record["seconds"])
+        return run_seconds(record)
     return math.nan
 
 

@@ -202,11 +202,8 @@ def _runs_of_cells(records: Iterable[Record]) -> pd.DataFrame:
     return runs
 
 
-def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
-    """The tables of the pruning notebook, by name, of the records of one model."""
-    runs = of_notebook(records, PRUNE_NOTEBOOK)
-    if not runs:
-        return
+def _perplexities(runs: list[Record]) -> Iterator[Table]:
+    """The table of perplexity on each choice of windows, of runs of one model."""
     for group in by_windows(runs):
         table, spread = perplexity_table(group)
         caption = PERPLEXITY_CAPTION if spread.gt(0).any(axis=None) else NO_INTERVAL
@@ -215,11 +212,20 @@ def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
         note += window_sentence(own)
         if "dense" not in table.index:
             note += " The dense model was not run on these."
-        ids = ids_by(perplexity_runs(group), "label", "target")
+        ids = ids_by(own, "label", "target")
         cells = cells_like(
             table, lambda row, column, ids=ids: ids[row, column] or ids[row, "dense"]
         )
-        yield "perplexity", Table(note, table, spread, cells)
+        yield Table(note, table, spread, cells)
+
+
+def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
+    """The tables of the pruning notebook, by name, of the records of one model."""
+    runs = of_notebook(records, PRUNE_NOTEBOOK)
+    if not runs:
+        return
+    for table in _perplexities(runs):
+        yield "perplexity", table
     setting = setting_sentences(runs)
     devices = "; ".join(sorted({run["device"] for run in runs}))
     plain = runs_frame(runs).query("not variant")
@@ -600,11 +606,12 @@ def all_tables(records: Iterable[Record]) -> dict[str, list[Table]]:
 
 def perplexity_tables(records: Iterable[Record]) -> list[Table]:
     """The tables of perplexity alone, without making any other."""
-    tables = itertools.chain.from_iterable(
-        itertools.takewhile(lambda each: each[0] == "perplexity", pruning_tables(runs))
+    return [
+        table
         for runs in by_model(records).values()
-    )
-    return [table for _, table in tables if not table.frame.empty]
+        for table in _perplexities(of_notebook(runs, PRUNE_NOTEBOOK))
+        if not table.frame.empty
+    ]
 
 
 def write_tables(records: Iterable[Record], folder: str | Path) -> list[Path]:
