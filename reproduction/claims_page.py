@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.explore.names import display_name
-from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir, replace_file, root
+from helpers.paths import reference_dir, replace_file, root
 from reproduction.claim_draws import QUANTITIES
 from reproduction.claims import (
     ALONE,
@@ -107,7 +107,7 @@ RULES = (
     "columns', of one that does not the smallest, times their number. It is corrected for the "
     "interval claims of the page by Holm's method; ± is not. Neither ± nor p is corrected for "
     "looking twice: the columns of `full` other than 60 % were seen after three samples, and end "
-    "with four.",
+    "with four; the options of claims 6, 8 and 15 after four, and end with the eight planned.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another would move a run by as much (the page of `full` "
     "has what was measured), so a smaller change is no property of a method. A claim of “lower” "
@@ -237,10 +237,9 @@ class _Page:
             f"{model_sentence(self.records)} It is a *toy* beside the paper's models: a verdict is "
             "about it and these texts, and no number here carries over to a large model.",
             "We had the paper's abstract, its method and its released code, and know what its "
-            "tables compare, but could not read their numbers: none of them stands here, and a "
-            "source is named by its kind. Words in quotes are its abstract's or title's; of a "
-            "table or a figure a claim says what we expect it to show. The claims are our reading; "
-            "wording and limits (2 %, 25 %, within 1 % ...) are ours.",
+            "tables compare, but could not read their numbers. So a source is named by its kind, "
+            "and the claims, their wording and their limits (2 %, 25 % ...) are our reading; only "
+            "words in quotes are the paper's.",
             self.windows(),
         ]
         return "\n".join(f"- {text}" for text in texts if text)
@@ -248,13 +247,14 @@ class _Page:
     def windows(self) -> str:
         """What the choice of evaluation windows adds to all ± of perplexities, if it is known."""
         _, ratios, windows = window_spread(perplexity_runs(self.records))
-        if not self.decides or not ratios:
+        if not self.decides or ratios.empty:
             return ""
         return (
-            f"All runs share {windows} evaluation windows. Others would move a ratio of two "
-            f"perplexities by about {100 * np.median(ratios):.0f} % (half of a 95 % interval, the "
-            "median of the cells whose records keep the loss of each), which ± over samples "
-            "does not contain: a smaller difference holds for these windows only."
+            "± is half of a 95 % interval over samples of the calibration text. All runs share "
+            f"{windows} evaluation windows, whose choice it does not contain: others would move a "
+            f"ratio of two perplexities by about {100 * np.nanmedian(ratios):.0f} %. *± over the "
+            f"{windows} windows* is that of a claim's own number, from the samples whose records "
+            "keep the loss of each window. A smaller difference holds for these windows only."
         )
 
     def scale(self) -> str:
@@ -274,7 +274,7 @@ class _Page:
 
     def lines(self) -> list[str]:
         """The tables of the paper's claims and of ours, then what it says and no run tests."""
-        heads = ["#", "claim", "verdict", "measured", "source"]
+        heads = ["#", "claim", "verdict", "measured", "remarks", "source"]
         if not self.decides:
             model = f" ({' and '.join(sorted(self.models))})" if self.models else ""
             heads[2:] = ["these runs point to", "measured here"]
@@ -313,9 +313,10 @@ class _Page:
         verdict = verdict_words(row, rows)
         if row.verdict in (HOLDS, FAILS) and every > LEVEL:
             verdict += f"; {OPEN} if p is corrected for all pages"
-        if row.remark:
-            verdict += f" ({row.remark})"
-        cells += [verdict, _measured(row, rows)]
+        number = main_number(row, rows)
+        if row.verdict == UNTESTED:
+            number = _points_to(row, rows)
+        cells += [verdict, number, "; ".join(_remarks(row, rows))]
         return cells if row.source == OURS else [*cells, row.source]
 
     def sureness(self) -> list[str]:
@@ -385,6 +386,12 @@ class _Page:
                 f"{_claims(nowhere)} no runs yet, here or elsewhere: {'; '.join(sentences)}."
             )
         notes.append(GONE)
+        if self.decides and self.shown["verdict"].eq(OPEN).any():
+            notes.append(
+                "How many samples would decide is a guess: it supposes that mean and spread stay. "
+                "It speaks of these evaluation windows, and of answers if each sample is asked "
+                "other questions."
+            )
         if self.decides:
             notes.append(self.cost())
         return "\n".join(f"- {note}" for note in notes)
@@ -589,14 +596,7 @@ def verdict_words(row: Any, rows: pd.DataFrame) -> str:
     if row.verdict == OPEN and row.alone != OPEN:
         return f"**{OPEN} after correction**; by its own ± it {COUNTED[row.alone][0]}"
     if row.verdict != UNTESTED:
-        text = f"**{row.verdict}**"
-        if row.verdict == FAILS and len(row.columns) > 1:
-            sides = (
-                f"{SIDE[verdict]} at {_columns(at)}"
-                for verdict, at in by_verdict.items()
-            )
-            text += f"; by each column's own ±: {', '.join(sides)}"
-        return text
+        return f"**{row.verdict}**"
     lacking = rows[rows["needed"] & rows["decides"] & (rows["lacks"] != "")]
     why = "too few runs" if (lacking["n"] > 0).any() else "no runs"
     if row.lacks == ALONE:
@@ -614,59 +614,73 @@ def _columns(columns: Sequence[str]) -> str:
     return " and ".join([*words, *(at for at in columns if ":" in at)])
 
 
-def _measured(row: Any, rows: pd.DataFrame) -> str:
-    """The number that decides a claim, or where it points; with what is lacking or shown beside."""
+def _remarks(row: Any, rows: pd.DataFrame) -> Iterator[str]:
+    """What a reader of a claim's number should know: reservations, reasons, and other numbers."""
+    if row.remark:
+        yield row.remark
     if row.verdict == UNTESTED:
-        return f"{_points_to(row, rows)}; needs {_needs(rows)}"
-    text = main_number(row, rows)
+        yield f"needs {_needs(rows)}"
     if row.verdict == OPEN:
-        text += _undecided(row, rows)
-    text += _range(row, rows)
+        yield from _undecided(row, rows)
+    if row.verdict == FAILS and len(row.columns) > 1:
+        yield f"by each column's own ±: {_sides(row.columns)}"
+    yield from _range(row, rows)
+    yield from _shown_beside(row, rows)
+    if row.at and (windows := _windows(main := rows.loc[row.main])):
+        yield f"{windows} over the {main['windows']} windows"
+
+
+def _sides(columns: dict[str, str]) -> str:
+    """What each column says: "yes at 50 %, no at 60 %"."""
+    sides = {}
+    for at, verdict in columns.items():
+        if verdict in SIDE:  # or has too few runs
+            sides.setdefault(verdict, []).append(at)
+    return ", ".join(
+        f"{SIDE[verdict]} at {_columns(at)}" for verdict, at in sides.items()
+    )
+
+
+def _shown_beside(row: Any, rows: pd.DataFrame) -> Iterator[str]:
+    """The first number that decides nothing, of the same column or of a contrast."""
     beside = rows[~rows["decides"] & (rows["control"] == "") & (rows["n"] > 0)]
-    if row.at:  # what is shown of the same column
+    if row.at:
         beside = beside[(beside["at"] == row.at) & (beside["quantity"] != "layers")]
         beside = beside[beside["against"] == rows.loc[row.main, "against"]]
-    else:  # claim 7: the same quantity of what it is contrasted with
+    else:  # the same quantity of what it is contrasted with
         beside = beside[beside["quantity"].str.startswith(f"{row.quantity},")]
     for each in itertools.islice(beside.itertuples(), 1):
         number = f" {_number(each)}" if row.at else f": {_right(each)}"
-        text += f"; {QUANTITIES[each.quantity].words}{number}"
-    return text
+        yield f"{QUANTITIES[each.quantity].words}{number}"
 
 
-def _undecided(row: Any, rows: pd.DataFrame) -> str:
+def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     """Why a claim is undecided, and how many samples would decide it."""
-    quantity, text = QUANTITIES[row.quantity], ""
     if rows.loc[row.main, "verdict"] == OPEN:
         limit = rows.loc[row.main, "limit"]
-        text = f"; the limit, {quantity.show(limit) if limit else 0}, lies within ±"
+        shown = QUANTITIES[row.quantity].show(limit) if limit else 0
+        yield f"the limit, {shown}, lies within ±"
     elif row.alone == OPEN:
         columns = (rows["decides"] & (rows["lacks"] == "")).sum()
-        text = f"; beyond the limit by its own ±, but not as one of {columns}"
-    where = ", on these windows and"
-    if quantity.notebook == ZERO_SHOT_NOTEBOOK:
-        where = ", each with other questions,"
-    elif quantity.timed:
-        where = ","
+        yield f"beyond the limit by its own ±, but not as one of {columns}"
     needed = draws_needed(row, rows)
     about = f"about {needed}" if needed else f"more than {MANY}"
-    return f"{text}; {about} samples would decide{where} if mean and spread stay"
+    yield f"{about} samples would decide"
 
 
-def _range(row: Any, rows: pd.DataFrame) -> str:
+def _range(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     """What stands beside the smallest difference of a claim that holds: how large others are."""
     own = rows[rows["decides"] & (rows["lacks"] == "")]
     comparable = own["quantity"].nunique() == 1 and not own["limit"].any()
     if row.verdict != HOLDS or not row.at or not comparable:
-        return ""
+        return
     (most,) = own.loc[[own["lead"].idxmax()]].itertuples()
     if most.Index == row.main:
-        return ""
+        return
     beside = _beside(most) if own["against"].nunique() > 1 else ""
     number = f"{_number(most)} {beside}".strip()
-    return (
-        f": the smallest of {len(own)} differences; the largest {number}, at {most.at}"
-    )
+    yield f"the smallest of {len(own)} differences"
+    yield f"the largest {number}, at {most.at}"
 
 
 def _nowhere(row: Any) -> str:
@@ -758,10 +772,15 @@ def _numbers(row: Any, rows: pd.DataFrame) -> str:
                 for each in own.itertuples()
             }
             numbers = [cells.get(at, "–") for at in heads[1:]]
+            over = {each.at: _windows(each) for each in own.itertuples()}
         else:
             numbers = [quantity.show(first.median), quantity.show(first.worst)]
             numbers.append(_right(first))
+            over = {}
         table.append([words, *numbers])
+        if any(over.values()):
+            cells = [over.get(at) or "–" for at in heads[1:]]
+            table.append([f"– the same, ± over {own['windows'].max()} windows", *cells])
     return text_table(heads, table)
 
 
@@ -794,10 +813,14 @@ def _beside(row: Any) -> str:
 def _number(row: Any) -> str:
     """The number of a row of `evidence` about a model: "−28 ± 3 %"."""
     text = QUANTITIES[row.quantity].show(row.mean, row.half)
-    if row.windows:
-        own = QUANTITIES[row.quantity].show(0.0, row.window_half).partition("± ")[2]
-        text += f" (± {own} over {row.windows} windows)"
     return f"{text} (on a shared machine)" if row.lacks == ALONE else text
+
+
+def _windows(row: Any) -> str:
+    """± of a row of `evidence` over the evaluation windows, "" where no record keeps these."""
+    if not row.windows:
+        return ""
+    return f"± {QUANTITIES[row.quantity].show(0.0, row.window_half).partition('± ')[2]}"
 
 
 def _show(row: Any, mean: Mean) -> str:

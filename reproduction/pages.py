@@ -378,7 +378,7 @@ def plus_minus() -> str:
     first = cells.query("target == @AT and seed == 0").groupby("label")["perplexity"]
     first = first.mean()
     *halves, windows = window_spread(cells)
-    alone, ratio = (f"{100 * np.median(each):.0f} %" for each in halves)
+    alone, ratio = (f"{100 * np.nanmedian(each):.0f} %" for each in halves)
     return unbroken(
         f"±: half of a 95 % interval of the mean over {n} calibration samples; a single one may be "
         f"further off. (The first,\n`{CHECKS_README}`, has {first['sparsegpt']:.1f} for SparseGPT "

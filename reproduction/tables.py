@@ -84,46 +84,74 @@ def sample_counts(runs: pd.DataFrame) -> str:
     return "; ".join(f"{words} at {', '.join(at)}" for words, at in columns.items())
 
 
-def window_spread(runs: pd.DataFrame) -> tuple[list[float], list[float], int]:
+def window_spread(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, int]:
     """What the choice of evaluation windows adds to perplexities, where records keep their losses.
 
     Half of Student's 95 % interval over windows, as a share: of each perplexity, and of each of its
-    ratios to ADMM-Grad's in the same column and draws, window by window; and how many windows.
+    ratios to ADMM-Grad's in the same column and draws, window by window, methods by target; and how
+    many windows. Cells without losses, or of too few windows, are NaN or left out.
     """
     losses = {}
-    for run in runs.itertuples():
-        series = (run.record["series"] or {}).get("window_losses")
-        if series:
-            losses[run.label, run.target, run.seed] = series["perplexity"]
+    for run in _with_losses(runs).itertuples():
+        losses[run.label, run.target, run.seed] = run.losses
     frame = pd.DataFrame(losses).sort_index(axis=1)  # a row for each window
-    alone, ratios = [], []
-    for cell in dict.fromkeys(key[:2] for key in frame):
-        own = frame[cell]
-        alone.append(half_interval(own.mean(axis=1)))
-        base = (BASE, cell[1])
-        if base != cell and base in frame:
+    halves = []
+    for label, target in dict.fromkeys(key[:2] for key in frame):
+        own, ratio = frame[label, target], math.nan
+        if label != BASE and (BASE, target) in frame:
             # of the draws that both have
-            steps = (own - frame[base]).dropna(axis=1, how="all")
-            ratios.append(half_interval(steps.mean(axis=1)))
-    # NaN, of too few windows, is not
-    alone, ratios = ([half for half in some if half >= 0] for some in (alone, ratios))
+            steps = (own - frame[BASE, target]).dropna(axis=1, how="all")
+            ratio = half_interval(steps.mean(axis=1))
+        halves.append((label, target, half_interval(own.mean(axis=1)), ratio))
+    table = pd.DataFrame(halves, columns=["method", "target", "alone", "ratio"])
+    alone, ratios = (
+        table.dropna(subset=name).pivot(index="method", columns="target", values=name)
+        for name in ("alone", "ratio")
+    )
     return alone, ratios, len(frame)
+
+
+def _with_losses(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs whose records keep the loss of each evaluation window, with these."""
+    series = [run["series"] or {} for run in runs["record"]]
+    losses = [each.get("window_losses", {}).get("perplexity") for each in series]
+    return runs.assign(losses=losses).dropna(subset="losses")
+
+
+def window_table(runs: pd.DataFrame) -> Table | None:
+    """± of each ratio of a perplexity to ADMM-Grad's over the evaluation windows, in percent."""
+    _, ratios, windows = window_spread(runs)
+    if ratios.empty:
+        return None
+    rows = [
+        label for label in runs.sort_values("order")["label"] if label in ratios.index
+    ]
+    columns = sorted(ratios, key=column_key)
+    table = 100 * ratios.reindex(dict.fromkeys(rows), columns=columns)
+    ids = ids_by(_with_losses(runs), "label", "target")
+    cells = cells_like(table, lambda row, column: ids[row, column] + ids[BASE, column])
+    note = (
+        "What other evaluation windows would move: half of Student's 95 % interval, in percent, of "
+        "the ratio of a method's perplexity to ADMM-Grad's, window by window over the "
+        f"{windows} windows. Made of the samples whose records keep the loss of each window."
+    )
+    return Table(note, table.rename_axis(columns=None), records=cells)
 
 
 def window_sentence(runs: pd.DataFrame) -> str:
     """`window_spread` in words; "" where no record keeps its losses."""
     alone, ratios, windows = window_spread(runs)
-    if not alone:
+    if alone.empty:
         return ""
     text = (
         f" All share the {windows} evaluation windows, whose choice is not in ±: over windows half "
-        f"of a 95 % interval is {100 * np.median(alone):.0f} % of a perplexity"
+        f"of a 95 % interval is {100 * np.nanmedian(alone):.0f} % of a perplexity"
     )
-    if ratios:
-        text += f", and {100 * np.median(ratios):.0f} % of its ratio to ADMM-Grad's"
-    return (
-        f"{text} (medians over the cells whose records keep the loss of each window)."
-    )
+    of_each = ""
+    if not ratios.empty:
+        text += f", and {100 * np.nanmedian(ratios):.0f} % of its ratio to ADMM-Grad's"
+        of_each = "; of each ratio: [windows](windows.md)"
+    return f"{text} (medians over the cells whose records keep the loss of each window{of_each})."
 
 
 COST_CAPTION = (
@@ -226,6 +254,8 @@ def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
         return
     for table in _perplexities(runs):
         yield "perplexity", table
+    if windows := window_table(perplexity_runs(runs)):
+        yield "windows", windows
     setting = setting_sentences(runs)
     devices = "; ".join(sorted({run["device"] for run in runs}))
     plain = runs_frame(runs).query("not variant")
@@ -619,13 +649,18 @@ def write_tables(records: Iterable[Record], folder: str | Path) -> list[Path]:
 
     Raises FileError if the folder cannot be written.
     """
+    records = list(records)
     tables = all_tables(records)
     texts = {
         name: "\n".join(table.markdown for table in own)
         for name, own in sorted(tables.items())
     }
     if tables:
-        texts["records"] = records_page(tables)
+        perplexities = {
+            record_id(run): run["metrics"]["perplexity"]["value"]
+            for run in of_notebook(records, PRUNE_NOTEBOOK)
+        }
+        texts["records"] = records_page(tables, perplexities)
     return [
         replace_file(Path(folder) / f"{name}.md", text) for name, text in texts.items()
     ]

@@ -356,7 +356,7 @@ def test_one_wrong_column_must_be_surer_the_more_there_are(committed, tmp_path):
     runs = against(-0.1, ["admm1"], **behind)
     verdict, _ = judged(10, runs)
     assert verdict["verdict"] == OPEN
-    said = rows_of(claims_markdown(runs, tmp_path))[10][3]
+    said = rows_of(claims_markdown(runs, tmp_path))[10][4]
     assert "beyond the limit by its own ±, but not as one of 6" in said
     assert "lies within" not in said
     assert verdict["p"] == pytest.approx(6 * 0.02, rel=0.01)
@@ -453,22 +453,22 @@ def test_of_a_claim_that_holds_the_smallest_difference_is_shown(committed, tmp_p
     assert verdict["verdict"] == HOLDS and verdict["at"] == "50 %"
     assert rows.loc[verdict["main"], "at"] == "50 %"
     assert verdict["p"] == rows["p"].max() == column(rows, "80 %")["p"]
-    number = rows_of(claims_markdown(runs, tmp_path))[10][3]
+    *_, number, remarks, _ = rows_of(claims_markdown(runs, tmp_path))[10]
     assert number.startswith("perplexity −5.0 ± 0.5 %")
-    assert "the smallest of 6 differences; the largest −90" in number
+    assert remarks.startswith("the smallest of 6 differences; the largest −90")
     # two limits of one number, or one that is not 0, make no range
     page = claims_markdown(CASES[15][HOLDS], tmp_path)
-    assert "smallest of" not in rows_of(page)[15][3]
+    assert "smallest of" not in rows_of(page)[15][4]
 
 
 def test_of_a_claim_that_does_not_hold_each_column_says_what_it_does(
     committed, tmp_path
 ):
     runs = against(-0.1, ["admm1"], **{"70 %": (0.15, FIVE), "2:4": (0.0, FIVE)})
-    verdict = rows_of(claims_markdown(runs, tmp_path))[10][2]
-    assert verdict == (
-        "**does not hold**; by each column's own ±: yes at 50, 60, 80 % and 4:8, no at 70 %, "
-        "undecided at 2:4"
+    _, _, verdict, _, remarks, _ = rows_of(claims_markdown(runs, tmp_path))[10]
+    assert verdict == "**does not hold**"
+    assert remarks == (
+        "by each column's own ±: yes at 50, 60, 80 % and 4:8, no at 70 %, undecided at 2:4"
     )
 
 
@@ -563,10 +563,10 @@ def test_draws_of_other_parts_of_the_questions_are_runs_of_one_row():
 # ------------------------------------------------------------------ windows and earlier draws
 
 
-def printed(number, records):
-    """A claim as the page takes it, and its columns."""
+def remarks_of(number, records):
+    """What stands beside the number of a claim."""
     verdicts, rows = judge_claims(records, [BY_NUMBER[number]])
-    return next(verdicts.itertuples()), rows
+    return "; ".join(claims_page._remarks(next(verdicts.itertuples()), rows))
 
 
 def test_windows_have_an_interval_of_their_own():
@@ -583,10 +583,17 @@ def test_windows_have_an_interval_of_their_own():
     assert row["windows"] == 4
     assert row["window_half"] == pytest.approx(half, rel=1e-3)
     assert row["half"] == pytest.approx(0, abs=1e-9)  # the draws are alike
-    assert "over 4 windows" in claims_page.main_number(*printed(10, runs))
-    runs[0]["series"] = None  # one record without them
+    assert "over the 4 windows" in remarks_of(10, runs)
+    runs[0]["series"] = (
+        None  # of one draw a record without them: the other two have them
+    )
+    assert column(judged(10, runs)[1], "60 %")["window_half"] == pytest.approx(
+        half, rel=1e-3
+    )
+    for run in runs:
+        run["series"] = None
     assert column(judged(10, runs)[1], "60 %")["windows"] == 0
-    assert "windows" not in claims_page.main_number(*printed(10, runs))
+    assert "windows" not in remarks_of(10, runs)
 
 
 def test_draws_of_earlier_releases_are_shown_with_todays(committed, tmp_path):
@@ -726,14 +733,15 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
         "**no runs** at 50, 70, 80 %; holds at 60 % and 2:4",
         "**no runs**",  # Wanda was not run
         # seconds of runs that shared the machine
-        f"**not timed alone** ({BY_NUMBER[12].remark})",
+        "**not timed alone**",
         "**holds**",
         "**no runs** at 50, 70, 80 %; undecided at 60 % and 2:4",  # level
     ]
-    assert "needs runs at 50, 70, 80 %" in rows[10][3]
+    assert "needs runs at 50, 70, 80 %" in rows[10][4]
+    assert rows[12][4].startswith(BY_NUMBER[12].remark)
     assert "points to yes: perplexity −10.0 ± 2.2 %" in rows[10][3]
     assert "(5 samples)" in rows[10][3]
-    assert rows[10][4] == "tables of perplexity"
+    assert rows[10][5] == "tables of perplexity"
     assert "Table: [perplexity](tables/perplexity.md)." in page
     for number in rows:
         assert f'<a id="claim-{number}"></a>**{number}. ' in page
@@ -781,11 +789,10 @@ def test_a_row_says_that_only_the_correction_leaves_a_claim_open(committed, tmp_
     row = next(row for row in verdicts.itertuples() if row.number == 12)
     assert (row.verdict, row.alone) == (OPEN, HOLDS)
     page = claims_markdown(runs, tmp_path)
-    _, _, verdict, number, _ = rows_of(page)[12]
-    own = "**undecided after correction**; by its own ± it holds"
-    assert verdict == f"{own} ({BY_NUMBER[12].remark})"
+    _, _, verdict, _, remarks, _ = rows_of(page)[12]
+    assert verdict == "**undecided after correction**; by its own ± it holds"
     needed = claims.draws_needed(row, evidence[evidence["number"] == 12])
-    assert f"about {needed} samples would decide" in number
+    assert f"about {needed} samples would decide" in remarks
     both = f"{row.corrected:.2g}"  # no other page has claims
     assert sureness_of(page)[12][:3] == [f"{row.p:.2g}", both, both]
 
@@ -908,7 +915,7 @@ def test_a_line_names_its_source_and_what_overturns_it(committed, tmp_path):
     runs = against(-0.1, ["sparsegpt", "wanda"]) + CASES[5][HOLDS]
     runs += draws("admm1", "70 %", 21.0)  # above SparseGPT's 20
     page = claims_markdown(runs, tmp_path)
-    assert "“state of the art”" in rows_of(page)[11][4]
+    assert "“state of the art”" in rows_of(page)[11][5]
     overturned = {number: cells[-1] for number, cells in sureness_of(page).items()}
     assert "(ADMM1) in its place: +5.0" in overturned[11]
     assert overturned[11].endswith("at 70 % (5 samples)")
@@ -922,7 +929,7 @@ def test_a_line_names_its_source_and_what_overturns_it(committed, tmp_path):
 def test_what_a_reader_of_a_verdict_should_know_stands_beside_it(committed, tmp_path):
     runs = CASES[7][HOLDS]
     page = claims_markdown(runs, tmp_path)
-    assert rows_of(page)[7][2].startswith("**holds** (reworded")
+    assert rows_of(page)[7][4].startswith("reworded")
     assert "hold (claims 7 and 9 with a reservation)" in page.splitlines()[0]
     remarked = [number for number, claim in BY_NUMBER.items() if claim.remark]
     assert remarked == [4, 7, 9, 12]

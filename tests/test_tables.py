@@ -85,15 +85,17 @@ def test_a_cell_is_the_same_from_its_own_records_alone(plan):
 
 def test_a_page_leads_from_a_cell_to_its_records(tmp_path):
     runs = [
-        pruned("wanda", at, 30.0, seed) for at in ("50 %", "60 %") for seed in (0, 1)
+        pruned("wanda", at, 30.0 + 10 * seed, seed)
+        for at in ("50 %", "60 %")
+        for seed in (0, 1)
     ]
     runs += [pruned("admm1", "60 %", 20.0), pruned("dense", "0 %", 10.0)]
     write_tables(runs, tmp_path)
     page = (tmp_path / "records.md").read_text("utf-8")
     path = "../records/04_prune_model--wanda-60 %"
-    links = f"[wanda-60 %-0]({path}-0.json) · [wanda-60 %-1]({path}-1.json)"
-    assert f"| Wanda | 60 % | {links} |" in page
-    assert "| ADMM1 | 60 % | [" in page and "| Dense | all | [" in page
+    links = f"[wanda-60 %-0]({path}-0.json) 30.00 · [wanda-60 %-1]({path}-1.json) 40.00"
+    assert f"| Wanda | 60 % | 35.00 | {links} |" in page
+    assert "| ADMM1 | 60 % | 20.00 | [" in page and "| Dense | all | 10.00 | [" in page
 
 
 def a_plan(runs):
@@ -421,9 +423,16 @@ def test_what_windows_add_is_said_where_records_keep_their_losses():
     alone = [4.303 * deviation / 3**0.5 for deviation in (1.0, 1.1)]
     ratio = 4.303 * 0.1 / 3**0.5
     found = tables.window_spread(tables.perplexity_runs(runs))
-    assert found[0] == pytest.approx(alone, rel=1e-3)
-    assert found[1] == pytest.approx([ratio], rel=1e-3)
+    assert found[0]["60 %"].to_dict() == pytest.approx(
+        dict(zip(("admm-grad", "wanda"), alone, strict=True)), rel=1e-3
+    )
+    assert found[1].stack().to_dict() == pytest.approx(
+        {("wanda", "60 %"): ratio}, rel=1e-3
+    )
     assert found[2] == 3
+    (windows,) = all_tables(runs)["windows"]
+    assert windows.frame.at["wanda", "60 %"] == pytest.approx(100 * ratio, rel=1e-3)
+    assert len(windows.records.at["wanda", "60 %"]) == 4
     note = all_tables(runs)["perplexity"][0].note
     assert f"{100 * sum(alone) / 2:.0f} % of a perplexity" in note
     assert f"{100 * ratio:.0f} % of its ratio to ADMM-Grad's" in note
