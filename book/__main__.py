@@ -56,7 +56,8 @@ PLAN_TITLES = {
 # tables and figures, in the order of a plan's page
 PRODUCTS = (
     *("perplexity", "claims", "variants", "zero_shot", "weight_update"),
-    *("convergence", "mask", "schedule", "cost", "beyond", "published_ratios"),
+    *("convergence", "mask", "schedule", "cost", "beyond"),
+    *("published_ratios", "windows"),
 )
 # the notebook's cell that draws a figure too: the id of the text above it
 DRAWN_IN = {

@@ -43,6 +43,7 @@ SHOWN = {
     "perplexity": ("perplexity",),
     "variants": ("perplexity",),
     "published_ratios": ("perplexity",),
+    "windows": ("perplexity",),
     "cost": ("forward_seconds", "solve_seconds", "prune_seconds", "evaluate_seconds"),
     "zero_shot": ("mean_acc",),
     "beyond": ("perplexity_layers", "perplexity", "perplexity_web", "total_seconds"),
@@ -50,6 +51,7 @@ SHOWN = {
 # the titles of tables and figures, with the question that each answers
 TITLES = {
     "perplexity": "Perplexity: which method damages the model least?",
+    "windows": "Windows: what would another evaluation text move?",
     "claims": "Claims: do the paper's statements hold?",
     "variants": "Variants: do a method's options matter?",
     "zero_shot": "Zero-shot: does the pruned model still answer questions?",

@@ -136,9 +136,7 @@ def _closes(
     )
 
 
-PLANNED = (
-    "Eight samples were planned, whatever the first ones said."
-)
+PLANNED = "Eight samples were planned, whatever the first ones said."
 CONVERGENCE = "figure of convergence"
 METHOD = "the method's description"
 PERPLEXITIES = "tables of perplexity"

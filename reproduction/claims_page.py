@@ -190,7 +190,8 @@ class _Page:
         models = {other.model for other in self.others.values()}
         self.models = models - {_model(records)}
         verdicts = [claim.verdict for claim in itertools.chain(*judged.values())]
-        self.together = _together(self.verdicts, pd.DataFrame(verdicts))
+        self.together = p_of_all_pages(self.verdicts, pd.DataFrame(verdicts))
+        self.barely = barely_decided(self.verdicts, self.together)
 
     def path(self, file: Path) -> str:
         """A file, from the page."""
@@ -209,8 +210,12 @@ class _Page:
     def opening(self) -> str:
         """How many claims hold, and so on."""
         if self.decides:
-            scope = scope_sentence(self.verdicts)
-            return f"{count_sentence(self.verdicts)} {scope}".rstrip()
+            sentences = (
+                count_sentence(self.verdicts),
+                scope_sentence(self.verdicts),
+                barely_sentence(self.barely),
+            )
+            return " ".join(filter(None, sentences))
         return (
             f"These runs are too few to decide any of the {len(self.shown)} claims that they say "
             "something of."
@@ -309,10 +314,9 @@ class _Page:
             pointing = POINTS.get(row.points) or _nowhere(row)
             there = _verdict_there(row, rows, self.others.get(row.number))
             return [*cells, pointing, main_number(row, rows), *there]
-        every = self.together.get(row.number, math.nan)
         verdict = verdict_words(row, rows)
-        if row.verdict in (HOLDS, FAILS) and every > LEVEL:
-            verdict += f"; {OPEN} if p is corrected for all pages"
+        if row.number in self.barely:
+            verdict += ", only just"
         number = main_number(row, rows)
         if row.verdict == UNTESTED:
             number = _points_to(row, rows)
@@ -398,15 +402,14 @@ class _Page:
 
     def families(self) -> str:
         """Which claims p is corrected for, and what changes with those of all pages."""
-        own = self.verdicts[self.verdicts["family"] > 0].set_index("number")
-        decided = own.index[own["verdict"].isin([HOLDS, FAILS])]
-        lost = [str(number) for number in decided if self.together[number] > LEVEL]
+        own = self.verdicts["number"][self.verdicts["family"] > 0]
         change = "no verdict changes"
-        if lost:
-            change = f"claim {' and '.join(lost)} would be {OPEN}"
+        if self.barely:
+            numbers = listed(list(map(str, self.barely)))
+            change = f"claim{'s' * (len(self.barely) > 1)} {numbers} would be {OPEN}"
         return (
             f"p is two-sided, and corrected for the {len(own)} interval claims of this page "
-            f"({', '.join(map(str, own.index))}); corrected for the {len(self.together)} of the "
+            f"({', '.join(map(str, own))}); corrected for the {len(self.together)} of the "
             f"pages {' and '.join(DECIDING)} together, {change}. A claim that is tested in "
             "part counts with p = 1, unless a column refutes it; one that is not tested at all "
             "does not count."
@@ -579,6 +582,18 @@ def scope_sentence(verdicts: pd.DataFrame) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
+def barely_sentence(numbers: Sequence[int]) -> str:
+    """Which claims are decided by a hair, "" if none is."""
+    if not numbers:
+        return ""
+    many = len(numbers) > 1
+    return (
+        f"{'Claims' if many else 'Claim'} {listed(list(map(str, numbers)))} "
+        f"{'are' if many else 'is'} decided only just: with p corrected for the claims of the "
+        f"pages {listed(DECIDING)} together {'they' if many else 'it'} would be {OPEN}."
+    )
+
+
 def _samples(n: int) -> str:
     """So many samples."""
     return "1 sample" if n == 1 else f"{n} samples"
@@ -660,6 +675,8 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         limit = rows.loc[row.main, "limit"]
         shown = QUANTITIES[row.quantity].show(limit) if limit else 0
         yield f"the limit, {shown}, lies within ±"
+        if limit and abs(rows.loc[row.main, "mean"]) > rows.loc[row.main, "half"]:
+            yield "0 does not"
     elif row.alone == OPEN:
         columns = (rows["decides"] & (rows["lacks"] == "")).sum()
         yield f"beyond the limit by its own ±, but not as one of {columns}"
@@ -879,13 +896,19 @@ def _moved() -> str:
     )
 
 
-def _together(own: pd.DataFrame, others: pd.DataFrame) -> pd.Series:
+def p_of_all_pages(own: pd.DataFrame, others: pd.DataFrame) -> pd.Series:
     """p of each interval claim, corrected for those of all pages together."""
     own, others = (
         verdicts[verdicts["family"] > 0].set_index("number")["p"]
         for verdicts in (own, others)
     )
     return holm(pd.concat([own, others.drop(own.index, errors="ignore")]))
+
+
+def barely_decided(verdicts: pd.DataFrame, together: pd.Series) -> list[int]:
+    """The decided claims of a page that p, corrected for all pages, would leave open."""
+    own = verdicts[(verdicts["family"] > 0) & verdicts["verdict"].isin([HOLDS, FAILS])]
+    return [number for number in own["number"] if together[number] > LEVEL]
 
 
 def _judged(plan: str) -> list[Other]:

@@ -24,6 +24,7 @@ from helpers.explore.names import display_name
 from helpers.paths import ZERO_SHOT_NOTEBOOK, notebooks_dir, reference_dir, root
 from reproduction.claim_draws import QUANTITIES
 from reproduction.claims import (
+    DECIDING,
     FAILS,
     HOLDS,
     NEGLIGIBLE,
@@ -32,7 +33,14 @@ from reproduction.claims import (
     UNTESTED,
     judge_claims,
 )
-from reproduction.claims_page import COUNTED, count_sentence, scope_sentence
+from reproduction.claims_page import (
+    COUNTED,
+    barely_decided,
+    barely_sentence,
+    count_sentence,
+    p_of_all_pages,
+    scope_sentence,
+)
 from reproduction.compare import (
     CHECKS_README,
     LEAST_DAMAGE,
@@ -358,14 +366,15 @@ def in_short() -> str:
     must((layers["verdict"] == HOLDS).all(), "all claims about layers hold")
     counts = verdicts["verdict"].value_counts()
     must(set(counts.index) == {HOLDS, OPEN}, "the paper's claims hold or are undecided")
+    just = len(verdicts[verdicts["number"].isin(barely())])
     text = (
         f"**In short**: with {AT} of the weights of its linear layers gone the model has a "
         f"perplexity of {numbers[BASE]} after the paper's method and of {numbers['sparsegpt']} "
         f"after SparseGPT (before: {numbers['dense']}). ALPS, of the same year and not in the "
         f"paper, has {numbers['alps']}. Of the paper's {len(verdicts)} claims, as we word them, "
         f"all {len(layers)} about single layers hold (one was reworded after it failed), and "
-        f"{counts[HOLDS] - len(layers)} of {len(verdicts) - len(layers)} about the whole model; "
-        f"{counts[OPEN]} are undecided."
+        f"{counts[HOLDS] - len(layers)} of {len(verdicts) - len(layers)} about the whole model"
+        f"{f' ({just} of them only just)' if just else ''}; {counts[OPEN]} are undecided."
     )
     return unbroken(textwrap.fill(text, 118))
 
@@ -676,11 +685,18 @@ def claims(plan: str) -> str:
     return count_sentence(judged(plan)[0])
 
 
+def barely() -> list[int]:
+    """The claims of `full` that p, corrected for those of `beyond` too, would leave open."""
+    own, others = (judged(plan)[0] for plan in DECIDING)
+    return barely_decided(own, p_of_all_pages(own, others))
+
+
 def claims_scope() -> str:
     """How many of the paper's claims hold, of the model and of layers; with reservations."""
     text = (
-        f"{scope_sentence(judged('full')[0])} Claim 7 was reworded after an earlier form failed; "
-        "claim 9 follows from it, and 4 nearly from 5. Wording and limits are ours."
+        f"{scope_sentence(judged('full')[0])} {barely_sentence(barely())} Claim 7 was reworded "
+        "after an earlier form failed; claim 9 follows from it, and 4 nearly from 5. Wording and "
+        "limits are ours."
     )
     return textwrap.fill(text, 118)
 

@@ -150,7 +150,7 @@ def window_sentence(runs: pd.DataFrame) -> str:
     of_each = ""
     if not ratios.empty:
         text += f", and {100 * np.nanmedian(ratios):.0f} % of its ratio to ADMM-Grad's"
-        of_each = "; of each ratio: [windows](windows.md)"
+        of_each = "; of each ratio: windows.md"
     return f"{text} (medians over the cells whose records keep the loss of each window{of_each})."
 
 

@@ -906,9 +906,7 @@ def test_a_page_says_what_a_family_of_all_pages_would_change(committed, tmp_path
     page = claims_markdown(runs, tmp_path)
     assert "for the 2 of the pages" in page
     assert "claim 10 would be undecided" in page
-    assert (
-        rows_of(page)[10][2] == "**holds**; undecided if p is corrected for all pages"
-    )
+    assert rows_of(page)[10][2] == "**holds**, only just"
 
 
 def test_a_line_names_its_source_and_what_overturns_it(committed, tmp_path):
