@@ -218,6 +218,8 @@ def test_a_perplexity_leads_to_the_records_that_it_is_the_mean_of(built, name):
         heads = [head.get_text(strip=True) for head in table.find_all("th")]
         if heads[0] != "method" or "runs" in heads:
             continue
+        if table.find_parent("section").get("id") == "full-windows":
+            continue  # of perplexities, too, and not means
         for method, cell in numbers(table):
             records = records_behind(page, cell)
             assert {r["parameters"]["method"] for r in records} == {method.lower()}
