@@ -405,8 +405,7 @@ class _Page:
         own = self.verdicts["number"][self.verdicts["family"] > 0]
         change = "no verdict changes"
         if self.barely:
-            numbers = listed(list(map(str, self.barely)))
-            change = f"claim{'s' * (len(self.barely) > 1)} {numbers} would be {OPEN}"
+            change = f"{_named(self.barely)} would be {OPEN}"
         return (
             f"p is two-sided, and corrected for the {len(own)} interval claims of this page "
             f"({', '.join(map(str, own))}); corrected for the {len(self.together)} of the "
@@ -536,10 +535,7 @@ def count_sentence(verdicts: pd.DataFrame) -> str:
         ]
         remarked = own["number"][(own["verdict"] == HOLDS) & (own["remark"] != "")]
         if len(remarked):  # the first kind is those that hold
-            numbers = listed(list(map(str, remarked)))
-            kinds[0] += (
-                f" (claim{'s' * (len(remarked) > 1)} {numbers} with a reservation)"
-            )
+            kinds[0] += f" ({_named(remarked)} with a reservation)"
         texts.append(f"{owner.format(len(own))} {listed(kinds)}")
     text = "; ".join(texts)
     return f"{text[:1].upper()}{text[1:]}."
@@ -588,9 +584,9 @@ def barely_sentence(numbers: Sequence[int]) -> str:
         return ""
     many = len(numbers) > 1
     return (
-        f"{'Claims' if many else 'Claim'} {listed(list(map(str, numbers)))} "
-        f"{'are' if many else 'is'} decided only just: with p corrected for the claims of the "
-        f"pages {listed(DECIDING)} together {'they' if many else 'it'} would be {OPEN}."
+        f"{_named(numbers).capitalize()} {'are' if many else 'is'} decided only just: with p "
+        f"corrected for the claims of the pages {listed(DECIDING)} together "
+        f"{'they' if many else 'it'} would be {OPEN}."
     )
 
 
@@ -921,11 +917,14 @@ def _judged(plan: str) -> list[Other]:
     ]
 
 
+def _named(numbers: Sequence[int] | pd.Series) -> str:
+    """Claims by their numbers: "claim 6", "claims 6 and 15"."""
+    return f"claim{'s' * (len(numbers) > 1)} {listed(list(map(str, numbers)))}"
+
+
 def _claims(numbers: Sequence[int]) -> str:
     """Claims by their numbers, with a verb: "Claims 18 and 19 have"."""
-    if len(numbers) == 1:
-        return f"Claim {numbers[0]} has"
-    return f"Claims {', '.join(map(str, numbers[:-1]))} and {numbers[-1]} have"
+    return f"{_named(numbers).capitalize()} {'have' if len(numbers) > 1 else 'has'}"
 
 
 def _model(records: Records) -> str:
