@@ -27,6 +27,7 @@ from helpers.errors import HelpersError
 from helpers.explore import touch
 from helpers.paths import notebooks_dir, results_dir, root
 from reproduction.claims import DECIDING
+from reproduction.claims_page import claims_heading
 from reproduction.figures import figure_alt
 from reproduction.pages import (
     against_rivals,
@@ -234,7 +235,10 @@ class Sources:
                 )
         if (table := folder / "tables" / f"{name}.md").is_file():
             page = f"{copies}/tables/{name}.md"
-            made = self.localise(table.read_text(encoding="utf-8"), page)
+            made = table.read_text(encoding="utf-8")
+            # the page of claims has a title of its own here
+            made = made.removeprefix(claims_heading(table.parent))
+            made = self.localise(made, page)
             made, links = runs.link_table(whose, name, made)
             if name == "claims":  # its parts are in the contents of its page
                 made = TITLE.sub(r"### \1", made)

@@ -21,7 +21,7 @@ OPENING = """\
 Which records each number of these tables is made of. A record holds the parameters of one run, what
 it measured, its processor, minutes and commit; all of them are in [records](../records), each under
 its full name `<notebook>--<name>.json`. One run again:
-`make reproduce PLAN=<plan> ONLY='<notebook>--<name>'`. A perplexity is the mean of what stands
+`make reproduce PLAN={plan} ONLY='<notebook>--<name>'`. A perplexity is the mean of what stands
 beside its records.
 """
 
@@ -51,7 +51,7 @@ def cells_like(frame: pd.DataFrame, ids: Callable[[Any, str], Ids]) -> pd.DataFr
 
 
 def records_page(
-    tables: dict[str, list[Table]], perplexities: Mapping[str, float]
+    tables: dict[str, list[Table]], perplexities: Mapping[str, float], plan: str
 ) -> str:
     """A page of Markdown that names the records of each cell, for the folder of the tables.
 
@@ -59,7 +59,7 @@ def records_page(
     numbers, made of the records of the perplexities, are left out. perplexities: of records by id,
     which stand beside them where a cell is their mean.
     """
-    parts = [OPENING]
+    parts = [OPENING.format(plan=plan)]
     names = sorted(tables.keys() - {"published_ratios", "perplexity"})
     for name in ["perplexity", *names] if "perplexity" in tables else names:
         pages = defaultdict(list)  # tables of the same lines are shown once

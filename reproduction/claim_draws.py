@@ -47,6 +47,7 @@ RUN = [
         "admm_seconds",
     ),
 ]
+RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # that notebook 02 tries
 ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
 FLAT = 1.1  # a best learning rate at an end that is no better than this is not cut off
 ROUNDING = 1e-6  # an excess smaller than this is the rounding of float32
@@ -147,19 +148,19 @@ QUANTITIES = {
     "solving": _change("seconds of solving alone", "solve_seconds", timed=True),
     "layers": _change("mean error of the layers", "mean_layer_error"),
     "seven": Quantity(
-        "right answers on the paper's 7 tasks",
+        "share of right answers on the paper's 7 tasks",
         "{:+.3f}",
         notebook=ZERO_SHOT_NOTEBOOK,
         measure=lambda pairs: _answers(pairs, SEVEN),
     ),
     "answers": Quantity(
-        "right answers on all tasks",
+        "share of right answers on all tasks",
         "{:+.3f}",
         notebook=ZERO_SHOT_NOTEBOOK,
         measure=_answers,
     ),
     "lambada": Quantity(
-        "right answers on LAMBADA",
+        "share of right answers on LAMBADA",
         "{:+.3f}",
         notebook=ZERO_SHOT_NOTEBOOK,
         measure=lambda pairs: _answers(pairs, ["lambada_openai"]),
@@ -188,6 +189,10 @@ QUANTITIES = {
     "unscaled": Quantity("iterations without preconditioning, at the best ρ"),
     "one rho": Quantity("iterations at ρ = 1 / at the best ρ"),
     "one rho, unscaled": Quantity("the same without preconditioning"),
+} | {
+    f"rho {rho:g}{name}": Quantity(f"iterations at ρ = {rho:g}{words}")
+    for name, words in {"": "", ", unscaled": ", without preconditioning"}.items()
+    for rho in RHOS
 }
 
 
@@ -407,6 +412,10 @@ def _values_of_problem(
             one = cost_to_reach(_matching(own, rho=1.0), ENOUGH, "iterations")
             # where no ρ gets there, ρ = 1 does not fit either
             values[name] = one / best if best < math.inf else math.inf
+            for rho in RHOS:
+                if at_rho := _matching(own, rho=rho):
+                    each = name.replace("one rho", f"rho {rho:g}")
+                    values[each] = cost_to_reach(at_rho, ENOUGH, "iterations")
     return {name: value for name, value in values.items() if value is not None}
 
 

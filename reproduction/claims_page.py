@@ -33,6 +33,7 @@ from reproduction.claims import (
     NOWHERE,
     OPEN,
     OURS,
+    RELEASED,
     UNTESTED,
     Condition,
     Mean,
@@ -69,11 +70,13 @@ COUNTED = {  # a verdict on one claim, and on several
     ALONE: ("lacks runs that were timed alone", "lack runs that were timed alone"),
 }
 OLD_MARGIN = 0.01  # up to 0.10.0
+FORMER = f"with the {100 * OLD_MARGIN:.0f} % of earlier releases for a margin"
+ADDED_BY_US = "Added by us"
 MARKS = {HOLDS: " ✓", FAILS: " ✗"}  # of a number by its own ±, as SIDES says
 SIDES = (
     "The number of samples stands in brackets. ✓: on the claim's side of the limit by more than ±; "
     "✗: on the other side by more than ±; neither: the interval straddles it, or has too few "
-    "samples."
+    "samples. ∞: not reached in the iterations of the study."
 )
 SCALE = ("model", "calibrated on", "evaluated on", "hardware", "minutes")
 PAPER = (  # as the plan `paper` lays it out
@@ -106,8 +109,10 @@ RULES = (
     "**p** is that of Student's t-test, two-sided. Of a claim that holds it is the largest of its "
     "columns', of one that does not the smallest, times their number. It is corrected for the "
     "interval claims of the page by Holm's method; ± is not. Neither ± nor p is corrected for "
-    "looking twice: the columns of `full` other than 60 % were seen after three samples, and end "
-    "with four; the options of claims 6, 8 and 15 after four, and end with the eight planned.",
+    "looking twice. The columns of `full` other than 60 % were seen after three samples, and end "
+    "with four; Wanda, ADMM1 and ALPS at 60 % after five, and end with eight, as many as their "
+    "rivals have; the options of claims 6, 8 and 15 after four, the exact fit of claim 25 after "
+    "two, and end with the eight planned.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another would move a run by as much (the page of `full` "
     "has what was measured), so a smaller change is no property of a method. A claim of “lower” "
@@ -129,10 +134,25 @@ class Other(NamedTuple):
     rows: pd.DataFrame  # of evidence
 
 
-def claims_markdown(records: Records, tables: Path, page: Path | None = None) -> str:
-    """The page of claims on the records of one model.
+def claims_heading(folder: Path) -> str:
+    """The title of a page of claims in a folder, and where what it speaks of is found."""
+    readme, numbers, words = (
+        os.path.relpath(root() / page, folder)
+        for page in ("README.md", "docs/numbers.md", "docs/glossary.md")
+    )
+    return (
+        "# Do the claims hold?\n\n"
+        "Claims of *Fast and Effective Weight Update for Pruned Large Language Models* (Boža, TMLR "
+        "2024, [arXiv 2401.02938](https://arxiv.org/abs/2401.02938)) and some of our own, tested "
+        f"by code on the records of runs. [What this project is]({readme}) · [all numbers]"
+        f"({numbers}) · [what the words mean]({words})\n\n"
+    )
 
-    It begins with how many claims hold. Then comes a line for each claim with its verdict and the
+
+def claims_markdown(records: Records, tables: Path, page: Path | None = None) -> str:
+    """The page of claims on the records of one model, without its title.
+
+    It begins with which claims hold. Then comes a line for each claim with its verdict and the
     number that decides it, and what the paper says that no run tests; then how large the runs are,
     folds with p, margins and rules, and how each claim was tested. Of runs that decide nothing the
     line says where they point, beside the verdict of the plans `full` and `beyond`.
@@ -144,7 +164,7 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
     if here.shown.empty:
         return f"No claim has runs here: see {here.deciding}.\n"
     parts = [
-        f"**{here.opening()}**",
+        here.opening(),
         here.warnings(),
         *here.lines(),
         here.notes(),
@@ -192,6 +212,7 @@ class _Page:
         verdicts = [claim.verdict for claim in itertools.chain(*judged.values())]
         self.together = p_of_all_pages(self.verdicts, pd.DataFrame(verdicts))
         self.barely = barely_decided(self.verdicts, self.together)
+        self.before = at_old_margin(self.records, self.shown) if self.decides else {}
 
     def path(self, file: Path) -> str:
         """A file, from the page."""
@@ -208,18 +229,34 @@ class _Page:
         return self.rows[self.rows["number"] == row.number]
 
     def opening(self) -> str:
-        """How many claims hold, and so on."""
-        if self.decides:
-            sentences = (
-                count_sentence(self.verdicts),
-                scope_sentence(self.verdicts),
-                barely_sentence(self.barely),
+        """How many claims hold, and so on, and which."""
+        if not self.decides:
+            return (
+                f"**These runs are too few to decide any of the {len(self.shown)} claims that they "
+                "say something of.**"
             )
-            return " ".join(filter(None, sentences))
-        return (
-            f"These runs are too few to decide any of the {len(self.shown)} claims that they say "
-            "something of."
+        lines = [
+            f"{title.rpartition(': ')[2].capitalize()}: {_by_verdict(self.shown[own])}"
+            for title, own in self.groups()
+        ]
+        lines.append(barely_sentence(self.barely, self.before))
+        listing = "\n".join(f"- {line}" for line in lines if line)
+        return f"**{count_sentence(self.verdicts)}**\n\n{listing}"
+
+    def groups(self) -> list[tuple[str, pd.Series]]:
+        """The tables of lines: the paper's claims on the model, those on layers, and ours."""
+        added = self.shown["source"] == OURS
+        layers = self.shown["at"] == ""
+        paper = "The paper's claims, as we read them"
+        groups = (
+            (f"{paper}: the whole model", ~added & ~layers),
+            (
+                f"{paper}: single layers (a sample of them, no interval)",
+                ~added & layers,
+            ),
+            (ADDED_BY_US, added),
         )
+        return [(title, own) for title, own in groups if own.any()]
 
     def problems(self) -> list[str]:
         """What a problem is, and which ones there are."""
@@ -244,22 +281,44 @@ class _Page:
             "We had the paper's abstract, its method and its released code, and know what its "
             "tables compare, but could not read their numbers. So a source is named by its kind, "
             "and the claims, their wording and their limits (2 %, 25 % ...) are our reading; only "
-            "words in quotes are the paper's.",
+            f"words in quotes are the paper's.{self.released()}",
+            self.measured(),
             self.windows(),
         ]
         return "\n".join(f"- {text}" for text in texts if text)
+
+    def released(self) -> str:
+        """Which claims are not about the paper's text but about its code."""
+        own = self.shown["number"][self.shown["source"] == RELEASED]
+        return f" {_named(own).capitalize()} is about its code." if len(own) else ""
+
+    def measured(self) -> str:
+        """What the column of numbers shows, and how to read it."""
+        if not self.decides:
+            return ""
+        return (
+            "*Measured* is of a claim that holds the number nearest to its limit, of one that does "
+            "not the surest against it; all others stand below. Less is better of perplexity and "
+            "seconds: below 0 the method that the claim names first is ahead. More is better of "
+            "right answers, which are a share of the questions."
+        )
 
     def windows(self) -> str:
         """What the choice of evaluation windows adds to all ± of perplexities, if it is known."""
         _, ratios, windows = window_spread(perplexity_runs(self.records))
         if not self.decides or ratios.empty:
             return ""
+        low, middle, high = (
+            f"{100 * each:.0f}"
+            for each in np.nanquantile(ratios, (0, 0.5, 1), method="nearest")
+        )
+        table = self.path(self.tables / "windows.md")
         return (
             "± is half of a 95 % interval over samples of the calibration text. All runs share "
             f"{windows} evaluation windows, whose choice it does not contain: others would move a "
-            f"ratio of two perplexities by about {100 * np.nanmedian(ratios):.0f} %. *± over the "
-            f"{windows} windows* is that of a claim's own number, from the samples whose records "
-            "keep the loss of each window. A smaller difference holds for these windows only."
+            f"ratio of two perplexities by about {middle} % ([{low} to {high} %]({table})). *Over "
+            "windows* is ± of a claim's own number, from the samples whose records keep the loss "
+            "of each window. A smaller difference holds for these windows only."
         )
 
     def scale(self) -> str:
@@ -285,23 +344,14 @@ class _Page:
             heads[2:] = ["these runs point to", "measured here"]
             heads += [f"{self.deciding}{model}", "measured there"]
         texts = []
-        added = self.shown["source"] == OURS
-        layers = self.shown["at"] == ""
-        paper = "The paper's claims, as we read them"
-        groups = (
-            (f"{paper}: the whole model", ~added & ~layers),
-            (f"{paper}: single layers", ~added & layers),
-            ("Added by us", added),
-        )
-        for title, own in groups:
-            claims, ours = self.shown[own], own is added
-            if claims.empty:
-                continue
+        for title, own in self.groups():
+            ours = title == ADDED_BY_US
             columns = heads[:-1] if ours and self.decides else heads
-            table = text_table(columns, map(self.line, claims.itertuples()))
+            table = text_table(columns, map(self.line, self.shown[own].itertuples()))
             texts.append(f"**{title}**\n\n{table}")
         model = str(common_parameters(self.records).get("model"))
-        if self.decides and not added.all() and model.startswith("embedded"):
+        ours = (self.shown["source"] == OURS).all()
+        if self.decides and not ours and model.startswith("embedded"):
             texts.append(self.nowhere())
         return texts
 
@@ -315,12 +365,17 @@ class _Page:
             there = _verdict_there(row, rows, self.others.get(row.number))
             return [*cells, pointing, main_number(row, rows), *there]
         verdict = verdict_words(row, rows)
+        if row.verdict == HOLDS and row.remark:
+            verdict += ", with a reservation"
         if row.number in self.barely:
             verdict += ", only just"
         number = main_number(row, rows)
         if row.verdict == UNTESTED:
             number = _points_to(row, rows)
-        cells += [verdict, number, "; ".join(_remarks(row, rows))]
+        remarks = [*_remarks(row, rows)]
+        if before := self.before.get(row.number):
+            remarks.append(f"{before} {FORMER}")
+        cells += [verdict, number, "; ".join(remarks)]
         return cells if row.source == OURS else [*cells, row.source]
 
     def sureness(self) -> list[str]:
@@ -330,16 +385,21 @@ class _Page:
         heads = [
             "#",
             "p",
+            "that of",
             "corrected, this page",
             "corrected, all pages",
             "overturned by",
         ]
         rows = []
         for row in self.shown.itertuples():
-            p = ["–"] * 3  # of counts, and of what is not tested
+            p = ["–"] * 4  # of counts, and of what is not tested
             if row.family and row.verdict != UNTESTED:
-                every = self.together[row.number]
-                p = [f"{each:.2g}" for each in (row.p, row.corrected, every)]
+                alone, *p = (
+                    f"{each:.2g}"
+                    for each in (row.p, row.corrected, self.together[row.number])
+                )
+                (own,) = self.rows.loc[[row.surest]].itertuples()
+                p = [alone, f"{_number(own)} {_beside(own)} at {own.at}", *p]
             rows.append([str(row.number), *p, _overturned(row, self.of(row))])
         text = (
             "The last column has what was put in the method's place, or broken in it, so that the "
@@ -372,7 +432,7 @@ class _Page:
                 text += f" One sample of 0.8.0 had a perplexity that was {', '.join(draws)}."
             parts.setdefault(each.needs, []).append(text)
         return "\n\n".join(
-            f"**Not tested here**; it would take {needs}:\n\n"
+            f"**What the paper also says, and no run here tests**; it would take {needs}:\n\n"
             + "\n".join(f"- {text}" for text in texts)
             for needs, texts in parts.items()
         )
@@ -449,13 +509,12 @@ class _Page:
         shown = [n for n in self.shown["number"] if claims[n]]
         if not shown:
             return ""
-        old, _ = judge_claims(self.records, with_margin(OLD_MARGIN))
         lines = []
         for number in shown:
             first = next(self.rows[self.rows["number"] == number].itertuples())
             cells = [f"{number}", f"{_number(first)} ({first.n})"]
-            for verdicts in (self.verdicts, old):
-                cells += verdicts["verdict"][verdicts["number"] == number].tolist()
+            (now,) = self.verdicts["verdict"][self.verdicts["number"] == number]
+            cells += [now, self.before.get(number, now)]
             if mean := first.together:
                 cells.append(f"{_show(first, mean)} ({mean.n})")
                 margins = (NEGLIGIBLE, OLD_MARGIN)
@@ -523,11 +582,7 @@ def count_sentence(verdicts: pd.DataFrame) -> str:
         own = verdicts[(verdicts["source"] == OURS) == ours]
         if own.empty:
             continue
-        counts = (
-            own["verdict"]
-            .mask((own["verdict"] == UNTESTED) & (own["lacks"] == ALONE), ALONE)
-            .value_counts()
-        )
+        counts = _counted(own).value_counts()
         kinds = [
             f"{counts[kind]} {words[int(counts[kind] > 1)]}"
             for kind, words in COUNTED.items()
@@ -559,7 +614,9 @@ def main_number(row: Any, rows: pd.DataFrame) -> str:
         text = f"{_number(each)} {_beside(each)}".strip()
         numbers.setdefault(words, {})[text] = None
     texts = [f"{words} {' and '.join(found)}" for words, found in numbers.items()]
-    return f"{', '.join(texts)}, at {row.at} ({_samples(row.n)})"
+    windows = _windows(rows.loc[row.main])
+    over = f"; {windows} over windows" if windows else ""
+    return f"{', '.join(texts)}, at {row.at} ({_samples(row.n)}{over})"
 
 
 def scope_sentence(verdicts: pd.DataFrame) -> str:
@@ -578,16 +635,44 @@ def scope_sentence(verdicts: pd.DataFrame) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
-def barely_sentence(numbers: Sequence[int]) -> str:
-    """Which claims are decided by a hair, "" if none is."""
+def barely_sentence(numbers: Sequence[int], before: dict[int, str]) -> str:
+    """Which claims are decided by a hair, "" if none is; before: as `at_old_margin` has it."""
     if not numbers:
         return ""
     many = len(numbers) > 1
+    they = "they" if many else "it"
+    also = ""
+    if all(before.get(number) == OPEN for number in numbers):
+        also = f", and so {they} would {FORMER}"
     return (
         f"{_named(numbers).capitalize()} {'are' if many else 'is'} decided only just: with p "
-        f"corrected for the claims of the pages {listed(DECIDING)} together "
-        f"{'they' if many else 'it'} would be {OPEN}."
+        f"corrected for the claims of the pages {listed(DECIDING)} together {they} would be "
+        f"{OPEN}{also}."
     )
+
+
+def at_old_margin(records: Records, verdicts: pd.DataFrame) -> dict[int, str]:
+    """The verdicts on these claims that were others with the margin of earlier releases."""
+    old, _ = judge_claims(records, with_margin(OLD_MARGIN))
+    both = verdicts.merge(old, on="number", suffixes=("", "_old"))
+    both = both[both["verdict"] != both["verdict_old"]]
+    return dict(zip(both["number"], both["verdict_old"], strict=True))
+
+
+def _by_verdict(verdicts: pd.DataFrame) -> str:
+    """Claims by their verdicts: "1 and 2 hold; 8 is undecided"."""
+    texts = []
+    for kind, words in COUNTED.items():
+        own = verdicts["number"][_counted(verdicts) == kind]
+        if len(own):
+            texts.append(f"{listed(list(map(str, own)))} {words[int(len(own) > 1)]}")
+    return f"{'; '.join(texts)}."
+
+
+def _counted(verdicts: pd.DataFrame) -> pd.Series:
+    """The verdicts as COUNTED has them: what was only not timed alone is a kind of its own."""
+    shared = (verdicts["verdict"] == UNTESTED) & (verdicts["lacks"] == ALONE)
+    return verdicts["verdict"].mask(shared, ALONE)
 
 
 def _samples(n: int) -> str:
@@ -637,8 +722,12 @@ def _remarks(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         yield f"by each column's own ±: {_sides(row.columns)}"
     yield from _range(row, rows)
     yield from _shown_beside(row, rows)
-    if row.at and (windows := _windows(main := rows.loc[row.main])):
-        yield f"{windows} over the {main['windows']} windows"
+    main = rows.loc[row.main]
+    # of logarithms, as the interval is
+    far = math.log1p(main["mean"]) - math.log1p(main["limit"]) if row.at else 0.0
+    both = math.hypot(main["half"], main["window_half"]) / (1 + main["mean"])
+    if row.verdict in (HOLDS, FAILS) and abs(far) < both:
+        yield "for these windows only: with both ± together the limit is not excluded"
 
 
 def _sides(columns: dict[str, str]) -> str:
@@ -671,7 +760,7 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         limit = rows.loc[row.main, "limit"]
         shown = QUANTITIES[row.quantity].show(limit) if limit else 0
         yield f"the limit, {shown}, lies within ±"
-        if limit and abs(rows.loc[row.main, "mean"]) > rows.loc[row.main, "half"]:
+        if abs(limit) == NEGLIGIBLE and abs(row.mean) > row.half:
             yield "0 does not"
     elif row.alone == OPEN:
         columns = (rows["decides"] & (rows["lacks"] == "")).sum()
@@ -692,7 +781,9 @@ def _range(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         return
     beside = _beside(most) if own["against"].nunique() > 1 else ""
     number = f"{_number(most)} {beside}".strip()
-    yield f"the smallest of {len(own)} differences"
+    more = sorted(set(own["at"][~own["needed"]]), key=column_key)
+    also = f", {_columns(more)} among them" if more else ""
+    yield f"the smallest of {len(own)} differences{also}"
     yield f"the largest {number}, at {most.at}"
 
 
@@ -768,6 +859,8 @@ def _numbers(row: Any, rows: pd.DataFrame) -> str:
     names = ["quantity", "of", "against", "limit", "side"]
     for _, own in rows.groupby(names, sort=False):
         first = next(own.itertuples())
+        if not first.decides and not own["n"].any():
+            continue
         quantity = QUANTITIES[first.quantity]
         words = f"{quantity.words} {_beside(first)}".strip()
         if first.control:
@@ -819,7 +912,7 @@ def _beside(row: Any) -> str:
         return ""
     if row.of.startswith(f"{row.against} ("):
         own = "" if row.against == BASE else f"of {display_name(row.against)} "
-        return f"{own}with {row.of.removeprefix(row.against).strip(' ()')}"
+        return f"{own}with `{row.of.removeprefix(row.against).strip(' ()')}`"
     return f"against {display_name(row.against).partition(',')[0]}"
 
 
@@ -938,6 +1031,9 @@ def write_claims(records: Records, folder: str | Path) -> list[Path]:
 
     Raises FileError if the folder cannot be written.
     """
-    texts = [claims_markdown(runs, Path(folder)) for runs in by_model(records).values()]
-    path = Path(folder) / "claims.md"
-    return [replace_file(path, "\n".join(texts))] if texts else []
+    folder = Path(folder)
+    texts = [claims_markdown(runs, folder) for runs in by_model(records).values()]
+    if not texts:
+        return []
+    page = claims_heading(folder) + "\n".join(texts)
+    return [replace_file(folder / "claims.md", page)]

@@ -660,7 +660,9 @@ def write_tables(records: Iterable[Record], folder: str | Path) -> list[Path]:
             record_id(run): run["metrics"]["perplexity"]["value"]
             for run in of_notebook(records, PRUNE_NOTEBOOK)
         }
-        texts["records"] = records_page(tables, perplexities)
+        plans = {str(run.get("plan")) for run in records}
+        plan = plans.pop() if len(plans) == 1 else "<plan>"
+        texts["records"] = records_page(tables, perplexities, plan)
     return [
         replace_file(Path(folder) / f"{name}.md", text) for name, text in texts.items()
     ]

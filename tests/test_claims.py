@@ -1,5 +1,6 @@
 """Claims: hand-written records on both sides of every limit, so that a verdict can be foreseen."""
 
+import itertools
 import math
 import re
 import subprocess
@@ -453,9 +454,12 @@ def test_of_a_claim_that_holds_the_smallest_difference_is_shown(committed, tmp_p
     assert verdict["verdict"] == HOLDS and verdict["at"] == "50 %"
     assert rows.loc[verdict["main"], "at"] == "50 %"
     assert verdict["p"] == rows["p"].max() == column(rows, "80 %")["p"]
+    assert rows.loc[verdict["surest"], "at"] == "80 %"
     *_, number, remarks, _ = rows_of(claims_markdown(runs, tmp_path))[10]
     assert number.startswith("perplexity −5.0 ± 0.5 %")
-    assert remarks.startswith("the smallest of 6 differences; the largest −90")
+    assert remarks.startswith(
+        "the smallest of 6 differences, 2:4 and 4:8 among them; the largest −90"
+    )
     # two limits of one number, or one that is not 0, make no range
     page = claims_markdown(CASES[15][HOLDS], tmp_path)
     assert "smallest of" not in rows_of(page)[15][4]
@@ -569,6 +573,12 @@ def remarks_of(number, records):
     return "; ".join(claims_page._remarks(next(verdicts.itertuples()), rows))
 
 
+def measured_of(number, records):
+    """The number of a claim."""
+    verdicts, rows = judge_claims(records, [BY_NUMBER[number]])
+    return claims_page.main_number(next(verdicts.itertuples()), rows)
+
+
 def test_windows_have_an_interval_of_their_own():
     """Losses of four windows that differ by 0.1, 0.2, 0.3 and 0.4 in each of three draws."""
     runs = []
@@ -583,7 +593,7 @@ def test_windows_have_an_interval_of_their_own():
     assert row["windows"] == 4
     assert row["window_half"] == pytest.approx(half, rel=1e-3)
     assert row["half"] == pytest.approx(0, abs=1e-9)  # the draws are alike
-    assert "over the 4 windows" in remarks_of(10, runs)
+    assert f"± {100 * half:.1f} % over windows)" in measured_of(10, runs)
     runs[0]["series"] = (
         None  # of one draw a record without them: the other two have them
     )
@@ -593,7 +603,23 @@ def test_windows_have_an_interval_of_their_own():
     for run in runs:
         run["series"] = None
     assert column(judged(10, runs)[1], "60 %")["windows"] == 0
-    assert "windows" not in remarks_of(10, runs)
+    assert "windows" not in measured_of(10, runs)
+
+
+def test_what_only_the_shared_windows_decide_is_said_so():
+    """Draws that are all alike, level in the mean over windows and 10 or 20 % apart in each."""
+    levels = {"": [3.0] * 4, "more": [3.1, 3.2, 2.9, 2.8]}
+    runs = []
+    for seed, (name, losses) in itertools.product(range(3), levels.items()):
+        options = {"iterations": 50} if name else {}
+        run = pruned("admm-grad", "60 %", math.exp(3.0), seed, options=options)
+        runs.append(run | {"series": {"window_losses": {"perplexity": losses}}})
+    (row,) = judge_claims(runs, [BY_NUMBER[6]])[0].itertuples()
+    assert row.verdict == HOLDS
+    assert "for these windows only" in remarks_of(6, runs)
+    for run in runs:
+        run["series"]["window_losses"]["perplexity"] = [3.0] * 4
+    assert "for these windows only" not in remarks_of(6, runs)
 
 
 def test_draws_of_earlier_releases_are_shown_with_todays(committed, tmp_path):
@@ -745,8 +771,13 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     assert "Table: [perplexity](tables/perplexity.md)." in page
     for number in rows:
         assert f'<a id="claim-{number}"></a>**{number}. ' in page
-    scope = "Of the 3 about the whole model 0 hold; of the 1 about single layers"
-    assert page.startswith(f"**{count_sentence(judge_claims(runs)[0])} {scope}")
+    opening = page.splitlines()
+    assert opening[0] == f"**{count_sentence(judge_claims(runs)[0])}**"
+    assert opening[2:5] == [
+        "- The whole model: 10 and 11 have too few runs; 12 lacks runs that were timed alone.",
+        "- Single layers (a sample of them, no interval): 5 holds.",
+        "- Added by us: 21 has too few runs.",
+    ]
 
 
 def test_no_number_of_a_claim_is_missing_without_a_word(committed, tmp_path):
@@ -794,7 +825,8 @@ def test_a_row_says_that_only_the_correction_leaves_a_claim_open(committed, tmp_
     needed = claims.draws_needed(row, evidence[evidence["number"] == 12])
     assert f"about {needed} samples would decide" in remarks
     both = f"{row.corrected:.2g}"  # no other page has claims
-    assert sureness_of(page)[12][:3] == [f"{row.p:.2g}", both, both]
+    of = "+14.3 ± 10.1 % against SparseGPT at 60 %"
+    assert sureness_of(page)[12][:4] == [f"{row.p:.2g}", of, both, both]
 
 
 @pytest.mark.parametrize("change", [-0.005, -0.04])
@@ -863,7 +895,7 @@ def test_a_page_of_our_own_claims_does_not_list_what_the_paper_says(
     runs = CASES[18][HOLDS]
     for run in runs:
         run["parameters"]["model"] = "embedded"
-    assert "Not tested here" not in claims_markdown(runs, tmp_path)
+    assert "no run here tests" not in claims_markdown(runs, tmp_path)
 
 
 @pytest.mark.parametrize("count, half", [(3, 4.97), (2, math.nan)])
@@ -930,7 +962,8 @@ def test_what_a_reader_of_a_verdict_should_know_stands_beside_it(committed, tmp_
     assert rows_of(page)[7][4].startswith("reworded")
     assert "hold (claims 7 and 9 with a reservation)" in page.splitlines()[0]
     remarked = [number for number, claim in BY_NUMBER.items() if claim.remark]
-    assert remarked == [4, 7, 9, 12]
+    assert remarked == [4, 7, 9, 12, 13, 14, 19]
+    assert rows_of(page)[7][2] == "**holds**, with a reservation"
 
 
 def test_a_change_does_not_reach_below_all_of_it():
@@ -942,12 +975,17 @@ def test_a_change_does_not_reach_below_all_of_it():
 
 def test_what_no_run_tests_stands_on_the_page(committed, tmp_path):
     page = claims_markdown(against(-0.1, ["admm1"], COLUMNS[:5]), tmp_path)
-    lists = page.split("**Not tested here**; it would take ")[1:]
+    lists = page.split("no run here tests**; it would take ")[1:]
     gpu, runs = lists
     assert gpu.startswith(
         "the plan `paper` (`make reproduce PLAN=paper`) and a large GPU:"
     )
-    for words in ("“a wide range of LLMs”", "LLaMA-7B", "2,048", "all questions"):
+    for words in (
+        "“a wide range of LLMs”",
+        "LLaMA-7B",
+        "of 2,048 tokens of Wiki",
+        "all qu",
+    ):
         (line,) = (line for line in gpu.splitlines() if words in line)
         assert line.startswith("- ")
     assert "- The pattern 4:8 " in runs and "- The pattern 4:8 " not in gpu
