@@ -30,7 +30,7 @@ from reproduction.markdown import (
     to_markdown,
     with_half,
 )
-from reproduction.pages import judged
+from reproduction.pages import barely, judged
 from reproduction.plan import Run, plan_names, read_plan
 from reproduction.records import Record, read_records, record_id, run_seconds
 from reproduction.runs import half_interval, processor_of
@@ -120,6 +120,7 @@ class Runs:
         if self.plan not in DECIDING:
             return {}
         verdicts, rows = judged(self.plan)
+        just = barely()
         lines: dict[str, list[str]] = {}
         for claim in verdicts.itertuples():
             own = rows[rows["number"] == claim.number]
@@ -129,7 +130,7 @@ class Runs:
             decisive = own["ids"][own["decides"]]
             for run_id in {each for ids in decisive for each in ids}:
                 lines.setdefault(run_id, []).append(
-                    f"- {link}, {claim.sentence.rstrip('.')}: {verdict_words(claim, own)}"
+                    f"- {link}, {claim.sentence.rstrip('.')}: {verdict_words(claim, own, just)}"
                 )
         return lines
 

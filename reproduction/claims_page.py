@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.explore.names import display_name
-from helpers.paths import reference_dir, replace_file, root
+from helpers.paths import ZERO_SHOT_NOTEBOOK, reference_dir, replace_file, root
 from reproduction.claim_draws import QUANTITIES
 from reproduction.claims import (
     ALONE,
@@ -44,7 +44,7 @@ from reproduction.claims import (
 )
 from reproduction.earlier import earlier_draws
 from reproduction.labels import column_key
-from reproduction.markdown import listed, text_table
+from reproduction.markdown import listed, text_table, unbroken
 from reproduction.pipelines import BASE
 from reproduction.records import Records, read_records, record_id, run_seconds
 from reproduction.runs import (
@@ -70,13 +70,18 @@ COUNTED = {  # a verdict on one claim, and on several
     ALONE: ("lacks runs that were timed alone", "lack runs that were timed alone"),
 }
 OLD_MARGIN = 0.01  # up to 0.10.0
-FORMER = f"with the {100 * OLD_MARGIN:.0f} % of earlier releases for a margin"
+FORMER = (
+    f"with the margin of {100 * OLD_MARGIN:.0f} % used until 0.10.0, widened when five samples "
+    "were known"
+)
 ADDED_BY_US = "Added by us"
+PLAINLY = "plainly"
 MARKS = {HOLDS: " ✓", FAILS: " ✗"}  # of a number by its own ±, as SIDES says
 SIDES = (
     "The number of samples stands in brackets. ✓: on the claim's side of the limit by more than ±; "
     "✗: on the other side by more than ±; neither: the interval straddles it, or has too few "
-    "samples. ∞: not reached in the iterations of the study."
+    "samples. ∞: not reached in the iterations of the study; between two "
+    "iterations the objective is interpolated."
 )
 SCALE = ("model", "calibrated on", "evaluated on", "hardware", "minutes")
 PAPER = (  # as the plan `paper` lays it out
@@ -89,7 +94,8 @@ PAPER = (  # as the plan `paper` lays it out
 RULES = (
     "Methods are compared **in pairs** of one sample of calibration text (a seed), one setting "
     "(that of most runs), one processor and, of answers, the same questions. Several records of "
-    "one sample count once, with their mean.",
+    "one sample count once, with their mean. The two may be of different commits: `make same` has "
+    "found today's code equal to theirs on probes and on the plan smoke, bit for bit.",
     f"**A column** (a sparsity or a pattern) decides by its own samples, {FEWEST} at the least. "
     "With fewer it has no ± over samples (of answers ± over questions is shown), and decides "
     "nothing.",
@@ -100,23 +106,24 @@ RULES = (
     "**A verdict.** A claim *holds* if every column is on its side of the limit by more than ±, "
     "and *does not hold* if one is on the other side by more than ±. Else it is "
     f"*{OPEN}*, and so it is if p after correction (rule 5) is above {LEVEL:g}. *Too few runs*, "
-    "*no runs* and *not timed alone* are reasons why it is not tested. *Measured* shows the column "
-    "that p is of; of a claim that holds (and is of one quantity) the one nearest to its limit; of "
-    "one that is not tested the one furthest behind, or with most samples. *Points to*, of runs "
-    "that decide nothing: yes if all means are clear of the limit on the right side, no if one is "
-    f"on the wrong side; clear is by ±, or of fewer than {FEWEST} samples by "
+    "*no runs* and *not timed alone* are reasons why it is not tested. *Measured* shows, of a "
+    "claim that holds (and is of one quantity), the column nearest to its limit; of one that is "
+    "not tested the one furthest behind, or with most samples; else that which p is of. *Points "
+    "to*, of runs that decide nothing: yes if all means are clear of the limit on the right side, "
+    f"no if one is on the wrong side; clear is by ±, or of fewer than {FEWEST} samples by "
     f"{100 * NEGLIGIBLE:.0f} % (of answers by ± over questions too).",
     "**p** is that of Student's t-test, two-sided. Of a claim that holds it is the largest of its "
-    "columns', of one that does not the smallest, times their number. It is corrected for the "
-    "interval claims of the page by Holm's method; ± is not. Neither ± nor p is corrected for "
-    "looking twice. The columns of `full` other than 60 % were seen after three samples, and end "
-    "with four; Wanda, ADMM1 and ALPS at 60 % after five, and end with eight, as many as their "
-    "rivals have; the options of claims 6, 8 and 15 after four, the exact fit of claim 25 after "
-    "two, and end with the eight planned.",
+    "columns' (perhaps of another than *measured* shows: the fold says which), of one that does "
+    "not the smallest, times their number. It is corrected for the interval claims of the page by "
+    "Holm's method; ± is not. Neither ± nor p is corrected for looking twice. The columns of "
+    "`full` other than 60 % were seen after three samples, and end with four, since three could "
+    "hardly stand the correction; Wanda, ADMM1 and ALPS at 60 % after five, and end with eight, as "
+    "many as their rivals have; the options of claims 6, 8 and 15 after four (of today's), the "
+    "exact fit of claim 25 after two, and end with the eight planned.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
-    "one processor, but the rounding of another would move a run by as much (the page of `full` "
-    "has what was measured), so a smaller change is no property of a method. A claim of “lower” "
-    "has no margin: a small difference counts, on these texts and this kind of processor.",
+    "one processor, but the rounding of another can move a run by as much (the page of `full` "
+    "has what was measured), so a smaller change is hardly a property of a method. A claim of "
+    "“lower” has no margin: a small difference counts, on these texts and this kind of processor.",
     "**Layers and seconds.** Claims about layers are counts, without an interval: they must be "
     f"true of {100 * MOST:.0f} % of the problems (a layer at a sparsity, on one mask by Wanda's "
     f"score, budget per matrix) on {FEWEST_LAYERS} layers or more, and do not hold at "
@@ -212,6 +219,12 @@ class _Page:
         verdicts = [claim.verdict for claim in itertools.chain(*judged.values())]
         self.together = p_of_all_pages(self.verdicts, pd.DataFrame(verdicts))
         self.barely = barely_decided(self.verdicts, self.together)
+        decided = pd.DataFrame(verdicts)
+        self.barely_there = (
+            barely_decided(decided, p_of_all_pages(decided, decided))
+            if verdicts
+            else []
+        )
         self.before = at_old_margin(self.records, self.shown) if self.decides else {}
 
     def path(self, file: Path) -> str:
@@ -236,12 +249,11 @@ class _Page:
                 "say something of.**"
             )
         lines = [
-            f"{title.rpartition(': ')[2].capitalize()}: {_by_verdict(self.shown[own])}"
-            for title, own in self.groups()
+            scope_sentence(self.verdicts),
+            barely_sentence(self.barely, self.before),
         ]
-        lines.append(barely_sentence(self.barely, self.before))
         listing = "\n".join(f"- {line}" for line in lines if line)
-        return f"**{count_sentence(self.verdicts)}**\n\n{listing}"
+        return f"**{count_sentence(self.verdicts, self.barely)}**\n\n{listing}"
 
     def groups(self) -> list[tuple[str, pd.Series]]:
         """The tables of lines: the paper's claims on the model, those on layers, and ours."""
@@ -290,17 +302,21 @@ class _Page:
     def released(self) -> str:
         """Which claims are not about the paper's text but about its code."""
         own = self.shown["number"][self.shown["source"] == RELEASED]
-        return f" {_named(own).capitalize()} is about its code." if len(own) else ""
+        return (
+            f" {_named(own).capitalize()} is about the released code."
+            if len(own)
+            else ""
+        )
 
     def measured(self) -> str:
         """What the column of numbers shows, and how to read it."""
         if not self.decides:
             return ""
         return (
-            "*Measured* is of a claim that holds the number nearest to its limit, of one that does "
-            "not the surest against it; all others stand below. Less is better of perplexity and "
-            "seconds: below 0 the method that the claim names first is ahead. More is better of "
-            "right answers, which are a share of the questions."
+            "*Measured* is one number per claim: of a claim that holds the one closest to its "
+            "limit, of one that does not the clearest against it. The others are in the details. "
+            "Lower perplexity and fewer seconds are better, so below 0 the method that the claim "
+            "names first is ahead; of right answers, a share of the questions, more is better."
         )
 
     def windows(self) -> str:
@@ -347,7 +363,8 @@ class _Page:
         for title, own in self.groups():
             ours = title == ADDED_BY_US
             columns = heads[:-1] if ours and self.decides else heads
-            table = text_table(columns, map(self.line, self.shown[own].itertuples()))
+            lines = map(self.line, self.shown[own].itertuples())
+            table = text_table(columns, (map(unbroken, line) for line in lines))
             texts.append(f"**{title}**\n\n{table}")
         model = str(common_parameters(self.records).get("model"))
         ours = (self.shown["source"] == OURS).all()
@@ -362,13 +379,10 @@ class _Page:
         cells = [link, row.sentence.rstrip(".")]
         if not self.decides:
             pointing = POINTS.get(row.points) or _nowhere(row)
-            there = _verdict_there(row, rows, self.others.get(row.number))
+            other = self.others.get(row.number)
+            there = _verdict_there(row, rows, other, self.barely_there)
             return [*cells, pointing, main_number(row, rows), *there]
-        verdict = verdict_words(row, rows)
-        if row.verdict == HOLDS and row.remark:
-            verdict += ", with a reservation"
-        if row.number in self.barely:
-            verdict += ", only just"
+        verdict = verdict_words(row, rows, self.barely)
         number = main_number(row, rows)
         if row.verdict == UNTESTED:
             number = _points_to(row, rows)
@@ -453,8 +467,7 @@ class _Page:
         if self.decides and self.shown["verdict"].eq(OPEN).any():
             notes.append(
                 "How many samples would decide is a guess: it supposes that mean and spread stay. "
-                "It speaks of these evaluation windows, and of answers if each sample is asked "
-                "other questions."
+                "It speaks of these evaluation windows."
             )
         if self.decides:
             notes.append(self.cost())
@@ -486,9 +499,7 @@ class _Page:
         plan = self.tables.parent.name
         minutes = ""
         if took:
-            minutes = (
-                f" (here {np.median(took):.0f} minutes, the longest {max(took):.0f})"
-            )
+            minutes = f" (here {np.median(took):.0f} minutes each in the median)"
         return (
             f"A missing sample is one run of each of the two methods{minutes}. `make reproduce "
             f"PLAN={plan}` makes the runs that have no record of this machine, and `ONLY=` "
@@ -524,12 +535,13 @@ class _Page:
         heads = ["#", "today's samples", new, less]
         heads += ["all samples", f"all, {new}", f"all, {less}"]
         return (
-            f"The margin is {100 * NEGLIGIBLE:.0f} % since the rounding of another processor moves "
-            f"a perplexity by as much: {_moved()}. Up to 0.10.0 it was {100 * OLD_MARGIN:.0f} %. "
-            "It was changed when 0.8.0 had measured five samples of these options, so for claims "
-            "6, 8 and 15 it was not chosen blindly: how many of today's samples are among those, "
-            "each claim says below. What the old margin would say, and what all samples would say, "
-            "those of earlier releases with today's and without correction:\n\n"
+            f"The margin is {100 * NEGLIGIBLE:.0f} % since the rounding of another processor can "
+            f"move a perplexity by as much: {_moved()}. Up to 0.10.0 it was "
+            f"{100 * OLD_MARGIN:.0f} %. Of claims 6, 8 and 15, in order: 0.8.0 measured five "
+            "samples; the margin was widened, so not blindly; eight samples were planned; the "
+            "first five were measured again, with today's code, and three more. What the old "
+            "margin would say, and what all samples would say, those of earlier releases with "
+            "today's and without correction:\n\n"
             f"{text_table(heads, lines)}"
         )
 
@@ -563,7 +575,16 @@ class _Page:
         return (
             f'<a id="claim-{row.number}"></a>**{row.number}. {row.sentence}** {row.how} '
             f"Source: {row.source}.\n\n{_numbers(row, rows)}\n{' '.join(notes)}\n\n"
-            f"{_fold(f'Its records ({len(ids)})', records)}"
+            f"{_fold(f'Its records ({len(ids)}{self.hours(ids)})', records)}"
+        )
+
+    def hours(self, ids: Iterable[str]) -> str:
+        """What some of these runs took, one after the other."""
+        found = [
+            run for run in self.records if record_id(run) in ids and "seconds" in run
+        ]
+        return (
+            f", {sum(map(run_seconds, found)) / 3600:.1f} hours in all" if found else ""
         )
 
     def record_link(self, name: str, text: str) -> str:
@@ -574,26 +595,55 @@ class _Page:
         return f"[{text}]({self.path(file)})"
 
 
-def count_sentence(verdicts: pd.DataFrame) -> str:
-    """How many of the claims that the records say something of hold, and so on."""
+def count_sentence(verdicts: pd.DataFrame, barely: Sequence[int] = ()) -> str:
+    """How many of the claims that the records say something of hold, and so on, and which.
+
+    barely: those that are decided by a hair.
+    """
     verdicts = verdicts[verdicts["n"] > 0]
-    texts = []
+    # what was only not timed alone is a kind of its own
+    shared = (verdicts["verdict"] == UNTESTED) & (verdicts["lacks"] == ALONE)
+    verdicts = verdicts.assign(kind=verdicts["verdict"].mask(shared, ALONE))
+    sentences = []
     for owner, ours in ((THE_PAPERS, False), (ADDED, True)):
         own = verdicts[(verdicts["source"] == OURS) == ours]
-        if own.empty:
-            continue
-        counts = _counted(own).value_counts()
-        kinds = [
-            f"{counts[kind]} {words[int(counts[kind] > 1)]}"
-            for kind, words in COUNTED.items()
-            if kind in counts
-        ]
-        remarked = own["number"][(own["verdict"] == HOLDS) & (own["remark"] != "")]
-        if len(remarked):  # the first kind is those that hold
-            kinds[0] += f" ({_named(remarked)} with a reservation)"
-        texts.append(f"{owner.format(len(own))} {listed(kinds)}")
-    text = "; ".join(texts)
-    return f"{text[:1].upper()}{text[1:]}."
+        kinds = []
+        for kind, words in COUNTED.items():
+            these = own[own["kind"] == kind]
+            if these.empty:
+                continue
+            text = f"{len(these)} {words[int(len(these) > 1)]}"
+            how = _how_sure(these, barely) if kind in (HOLDS, FAILS) else {}
+            if len(how) > 1:
+                parts = (
+                    f"{len(each)} {way} ({_numbers_of(each)})"
+                    for way, each in how.items()
+                )
+                kinds.append(f"{text}: {listed([*parts])}")
+            else:
+                way = "".join(f", {way}" for way in how if way != PLAINLY)
+                kinds.append(f"{text} ({_numbers_of(these['number'])}{way})")
+        if kinds:
+            text = f"{owner.format(len(own))} {'; '.join(kinds)}."
+            sentences.append(f"{text[:1].upper()}{text[1:]}")
+    return " ".join(sentences)
+
+
+def _how_sure(verdicts: pd.DataFrame, barely: Sequence[int]) -> dict[str, pd.Series]:
+    """The numbers of decided claims by how they are: plainly, with a reservation, only just."""
+    just = verdicts["number"].isin(barely)
+    remarked = (verdicts["verdict"] == HOLDS) & (verdicts["remark"] != "") & ~just
+    ways = {
+        PLAINLY: ~just & ~remarked,
+        "with a reservation": remarked,
+        "only just": just,
+    }
+    return {way: verdicts["number"][own] for way, own in ways.items() if own.any()}
+
+
+def _numbers_of(numbers: Iterable[int]) -> str:
+    """Claims by their numbers alone: "6 and 15"."""
+    return listed(list(map(str, numbers)))
 
 
 def main_number(row: Any, rows: pd.DataFrame) -> str:
@@ -615,7 +665,9 @@ def main_number(row: Any, rows: pd.DataFrame) -> str:
         numbers.setdefault(words, {})[text] = None
     texts = [f"{words} {' and '.join(found)}" for words, found in numbers.items()]
     windows = _windows(rows.loc[row.main])
-    over = f"; {windows} over windows" if windows else ""
+    kept = rows.loc[row.main, "kept"]
+    some = f" of {kept} of them" if kept < row.n else ""
+    over = f"; {windows} over windows{some}" if windows else ""
     return f"{', '.join(texts)}, at {row.at} ({_samples(row.n)}{over})"
 
 
@@ -659,22 +711,6 @@ def at_old_margin(records: Records, verdicts: pd.DataFrame) -> dict[int, str]:
     return dict(zip(both["number"], both["verdict_old"], strict=True))
 
 
-def _by_verdict(verdicts: pd.DataFrame) -> str:
-    """Claims by their verdicts: "1 and 2 hold; 8 is undecided"."""
-    texts = []
-    for kind, words in COUNTED.items():
-        own = verdicts["number"][_counted(verdicts) == kind]
-        if len(own):
-            texts.append(f"{listed(list(map(str, own)))} {words[int(len(own) > 1)]}")
-    return f"{'; '.join(texts)}."
-
-
-def _counted(verdicts: pd.DataFrame) -> pd.Series:
-    """The verdicts as COUNTED has them: what was only not timed alone is a kind of its own."""
-    shared = (verdicts["verdict"] == UNTESTED) & (verdicts["lacks"] == ALONE)
-    return verdicts["verdict"].mask(shared, ALONE)
-
-
 def _samples(n: int) -> str:
     """So many samples."""
     return "1 sample" if n == 1 else f"{n} samples"
@@ -683,8 +719,11 @@ def _samples(n: int) -> str:
 # ------------------------------------------------------------------ the cells of a line
 
 
-def verdict_words(row: Any, rows: pd.DataFrame) -> str:
-    """The verdict; of a claim that is not tested, or not everywhere, with the reason."""
+def verdict_words(row: Any, rows: pd.DataFrame, barely: Sequence[int] = ()) -> str:
+    """The verdict; of a claim that is not tested, or not everywhere, with the reason.
+
+    barely: the claims that are decided by a hair.
+    """
     by_verdict = {}
     for at, verdict in row.columns.items():
         by_verdict.setdefault(verdict, []).append(at)
@@ -692,7 +731,10 @@ def verdict_words(row: Any, rows: pd.DataFrame) -> str:
     if row.verdict == OPEN and row.alone != OPEN:
         return f"**{OPEN} after correction**; by its own ± it {COUNTED[row.alone][0]}"
     if row.verdict != UNTESTED:
-        return f"**{row.verdict}**"
+        text = f"**{row.verdict}**"
+        if row.verdict == HOLDS and row.remark:
+            text += ", with a reservation"
+        return text + ", only just" * (row.number in barely)
     lacking = rows[rows["needed"] & rows["decides"] & (rows["lacks"] != "")]
     why = "too few runs" if (lacking["n"] > 0).any() else "no runs"
     if row.lacks == ALONE:
@@ -712,22 +754,31 @@ def _columns(columns: Sequence[str]) -> str:
 
 def _remarks(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     """What a reader of a claim's number should know: reservations, reasons, and other numbers."""
+    if row.verdict == OPEN:
+        yield from _undecided(row, rows)
     if row.remark:
         yield row.remark
     if row.verdict == UNTESTED:
         yield f"needs {_needs(rows)}"
-    if row.verdict == OPEN:
-        yield from _undecided(row, rows)
     if row.verdict == FAILS and len(row.columns) > 1:
         yield f"by each column's own ±: {_sides(row.columns)}"
     yield from _range(row, rows)
     yield from _shown_beside(row, rows)
-    main = rows.loc[row.main]
-    # of logarithms, as the interval is
-    far = math.log1p(main["mean"]) - math.log1p(main["limit"]) if row.at else 0.0
-    both = math.hypot(main["half"], main["window_half"]) / (1 + main["mean"])
-    if row.verdict in (HOLDS, FAILS) and abs(far) < both:
-        yield "for these windows only: with both ± together the limit is not excluded"
+    if shared := _windows_only(rows):
+        where = f"at {_columns(shared)} " if len(row.columns) > 1 else ""
+        yield f"{where}for these windows only: with both ± together the limit is not excluded"
+
+
+def _windows_only(rows: pd.DataFrame) -> list[str]:
+    """The columns that ± over samples decides, and that and ± over windows together do not."""
+    columns = {}
+    for row in rows[rows["decides"] & rows["windows"].gt(0)].itertuples():
+        # of logarithms, as the interval is
+        far = math.log1p(row.mean) - math.log1p(row.limit)
+        both = math.hypot(row.half, row.window_half) / (1 + row.mean)
+        if row.verdict in (HOLDS, FAILS) and abs(far) < both:
+            columns[row.at] = None
+    return sorted(columns, key=column_key)
 
 
 def _sides(columns: dict[str, str]) -> str:
@@ -767,7 +818,9 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         yield f"beyond the limit by its own ±, but not as one of {columns}"
     needed = draws_needed(row, rows)
     about = f"about {needed}" if needed else f"more than {MANY}"
-    yield f"{about} samples would decide"
+    asked = QUANTITIES[row.quantity].notebook == ZERO_SHOT_NOTEBOOK
+    none = ", each with other questions, and the tasks have none for so many" * asked
+    yield f"{about} samples would decide{none}"
 
 
 def _range(row: Any, rows: pd.DataFrame) -> Iterator[str]:
@@ -828,7 +881,9 @@ def _overturned(row: Any, rows: pd.DataFrame) -> str:
     return "; ".join(texts) or "no control was run"
 
 
-def _verdict_there(row: Any, rows: pd.DataFrame, other: Other | None) -> list[str]:
+def _verdict_there(
+    row: Any, rows: pd.DataFrame, other: Other | None, barely: Sequence[int]
+) -> list[str]:
     """Two cells: the verdict of the deciding plans, and their own number."""
     if not other:
         return ["–", "–"]
@@ -844,7 +899,7 @@ def _verdict_there(row: Any, rows: pd.DataFrame, other: Other | None) -> list[st
             if unlike
             else f"; {there.at} was not run here"
         )
-    return [verdict_words(there, evidence), text]
+    return [verdict_words(there, evidence, barely), text]
 
 
 # ------------------------------------------------------------------ numbers in words
@@ -1012,7 +1067,7 @@ def _judged(plan: str) -> list[Other]:
 
 def _named(numbers: Sequence[int] | pd.Series) -> str:
     """Claims by their numbers: "claim 6", "claims 6 and 15"."""
-    return f"claim{'s' * (len(numbers) > 1)} {listed(list(map(str, numbers)))}"
+    return f"claim{'s' * (len(numbers) > 1)} {_numbers_of(numbers)}"
 
 
 def _claims(numbers: Sequence[int]) -> str:

@@ -68,6 +68,11 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame = NO_SPREAD) -> str:
     return "".join(f"| {line} |\n" for line in lines)
 
 
+def unbroken(text: str) -> str:
+    """A text whose numbers stay with their ± and % where a line is broken."""
+    return text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
+
+
 def listed(words: Sequence[str]) -> str:
     """Words in a row: "50 %, 70 % and 2:4"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -33,8 +33,8 @@ DRAW = [*CELL, "seed"]  # what a method and its rival must share
 RATIO_CAPTION = (
     "Perplexity, and its ratio to SparseGPT's and Wanda's in the same cell (ours: on seeds that "
     "both have), here and as published: below 1 the method is better. **The models, texts, "
-    "windows and calibration differ.** Pruning hurts a small model more, which moves its ratios "
-    "away from 1: nearest to ours in size is OPT-125M."
+    "windows and calibration differ.** Ratios of small models are often further "
+    "from 1, not always: nearest to ours in size is OPT-125M."
 )
 
 

@@ -133,7 +133,9 @@ def window_table(runs: pd.DataFrame) -> Table | None:
     note = (
         "What other evaluation windows would move: half of Student's 95 % interval, in percent, of "
         "the ratio of a method's perplexity to ADMM-Grad's, window by window over the "
-        f"{windows} windows. Made of the samples whose records keep the loss of each window."
+        f"{windows} windows. Made of the samples whose records keep the loss of each window. (The "
+        "page of claims has the inverse, ADMM-Grad's perplexity to a rival's, so its ± is smaller "
+        "where the rival's is higher.)"
     )
     return Table(note, table.rename_axis(columns=None), records=cells)
 

@@ -733,6 +733,7 @@ def committed(monkeypatch):
 
 def rows_of(page):
     """The cells of each claim in the table of a page, by number."""
+    page = page.replace("\u00a0", " ")
     cells = [line.strip("| ").split(" | ") for line in page.splitlines()]
     links = [
         (re.match(r'<a href="#claim-(\d+)">\1</a>$', row[0]), row) for row in cells
@@ -760,7 +761,7 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
         "**no runs**",  # Wanda was not run
         # seconds of runs that shared the machine
         "**not timed alone**",
-        "**holds**",
+        "**holds**, with a reservation",
         "**no runs** at 50, 70, 80 %; undecided at 60 % and 2:4",  # level
     ]
     assert "needs runs at 50, 70, 80 %" in rows[10][4]
@@ -773,11 +774,13 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
         assert f'<a id="claim-{number}"></a>**{number}. ' in page
     opening = page.splitlines()
     assert opening[0] == f"**{count_sentence(judge_claims(runs)[0])}**"
-    assert opening[2:5] == [
-        "- The whole model: 10 and 11 have too few runs; 12 lacks runs that were timed alone.",
-        "- Single layers (a sample of them, no interval): 5 holds.",
-        "- Added by us: 21 has too few runs.",
-    ]
+    assert opening[0] == (
+        "**Of the paper's 4 claims 1 holds (5, with a reservation); 2 have too few runs (10 and "
+        "11); 1 lacks runs that were timed alone (12). Of 1 that we added 1 has too few runs "
+        "(21).**"
+    )
+    scope = "- Of the 3 about the whole model 0 hold; of the 1 about single layers"
+    assert opening[2].startswith(scope)
 
 
 def test_no_number_of_a_claim_is_missing_without_a_word(committed, tmp_path):
@@ -852,9 +855,9 @@ def test_so_many_draws_of_the_same_mean_and_spread_decide(change):
 @pytest.mark.parametrize(
     "number, words",
     [
-        (1, "of the paper's 1 claims 1 is undecided"),
-        (2, "of the paper's 2 claims 2 hold"),
-        (3, "of the paper's 3 claims 1 holds and 2 do not hold"),
+        (1, "of the paper's 1 claims 1 is undecided (1)"),
+        (2, "of the paper's 2 claims 2 hold (1 and 2)"),
+        (3, "of the paper's 3 claims 1 holds (2); 2 do not hold (1 and 3)"),
     ],
 )
 def test_it_counts_the_verdicts(number, words):
@@ -864,8 +867,16 @@ def test_it_counts_the_verdicts(number, words):
     assert count_sentence(verdicts) == f"O{words[1:]}."
     both = pd.concat([verdicts, verdicts.assign(source=OURS), verdicts.assign(n=0)])
     added = words.replace(f"the paper's {number} claims", f"{number} that we added")
-    text = f"O{words[1:]}; {added}."
-    assert count_sentence(both) == text
+    assert count_sentence(both) == f"O{words[1:]}. O{added[1:]}."
+
+
+def test_it_names_the_claims_that_hold_only_just():
+    verdicts = pd.DataFrame({"verdict": [HOLDS] * 4, "source": "figure", "n": 1})
+    verdicts = verdicts.assign(
+        lacks="", number=range(1, 5), remark=["", "", "ours", ""]
+    )
+    said = "4 hold: 2 plainly (1 and 4), 1 with a reservation (3) and 1 only just (2)."
+    assert count_sentence(verdicts, [2]) == f"Of the paper's 4 claims {said}"
 
 
 def test_runs_that_decide_nothing_have_no_verdict_beside_their_number(
@@ -960,9 +971,9 @@ def test_what_a_reader_of_a_verdict_should_know_stands_beside_it(committed, tmp_
     runs = CASES[7][HOLDS]
     page = claims_markdown(runs, tmp_path)
     assert rows_of(page)[7][4].startswith("reworded")
-    assert "hold (claims 7 and 9 with a reservation)" in page.splitlines()[0]
+    assert "2 hold (7 and 9, with a reservation)" in page.splitlines()[0]
     remarked = [number for number, claim in BY_NUMBER.items() if claim.remark]
-    assert remarked == [4, 7, 9, 12, 13, 14, 19]
+    assert remarked == [4, 5, 7, 9, 12, 13, 14, 19]
     assert rows_of(page)[7][2] == "**holds**, with a reservation"
 
 
