@@ -48,6 +48,16 @@ SHOWN = {
     "zero_shot": ("mean_acc",),
     "beyond": ("perplexity_layers", "perplexity", "perplexity_web", "total_seconds"),
 }
+DENSE = ("perplexity_dense", "perplexity_web_dense")  # of these the dense model's row
+WORDS = {  # what the heads of such a table say
+    "perplexity_layers": "perplexity before the repair",
+    "perplexity_web": "perplexity on web text",
+    "perplexity_dense": "perplexity of the dense model",
+    "perplexity_web_dense": "that on web text",
+}
+OVER_WINDOWS = (
+    "The number is made of the loss of each evaluation window in these records.\n\n"
+)
 # the titles of tables and figures, with the question that each answers
 TITLES = {
     "perplexity": "Perplexity: which method damages the model least?",
@@ -229,9 +239,12 @@ class Runs:
         """A table of the records of a group."""
         records = [self.records[whose][run_id] for run_id in group.ids]
         rows = []
+        names = SHOWN.get(group.name, ())
+        if group.name == "beyond" and group.title.startswith(display_name("dense")):
+            names = DENSE
         for run_id, record in zip(group.ids, records, strict=True):
             row = {"run": f"[{run_title(record)}](/runs/{self.plan}/{run_id}.md)"}
-            for name in SHOWN.get(group.name, ()):
+            for name in names:
                 row[name] = format_number(metric(record, name))
             row["minutes"] = f"{minutes(record):.1f}"
             rows.append(row)
@@ -249,8 +262,9 @@ class Runs:
             row = dict(zip(columns, row, strict=True)) | {"run": "**mean**"}
             frame.loc[len(frame)] = [row.get(name, "") for name in frame]
             formula = mean_formula(draws[columns[0]])
-        heads = [head.replace("_", " ") for head in frame]
-        return text_table(heads, frame.values.tolist()) + f"\n{formula}"
+        heads = [WORDS.get(head, head).replace("_", " ") for head in frame]
+        note = OVER_WINDOWS if group.name == "windows" else formula
+        return text_table(heads, frame.values.tolist()) + f"\n{note}"
 
     def run_page(self, run_id: str, shown: str | None) -> str:
         """The page of a run: numbers, the line that runs it again, parameters, machine and code."""

@@ -15,6 +15,7 @@ from helpers.errors import RunError
 from helpers.paths import reference_dir, root
 from reproduction import pages
 from reproduction.claims import FAILS, HOLDS, OPEN, OURS, judge_claims
+from reproduction.plan import read_plan
 from reproduction.records import read_records
 
 README = (root() / "README.md").read_text("utf-8")
@@ -181,6 +182,52 @@ def anchors(page):
         re.sub(r"[^\w\- ]", "", unicodedata.normalize("NFC", head)) for head in heads
     )
     return {each.strip().lower().replace(" ", "-") for each in words}
+
+
+def test_less_text_makes_admm_grad_cost_more_as_claim_12_says():
+    folder = reference_dir("laptop") / "records"
+    seconds = [
+        json.loads((folder / f"04_prune_model--{method}-60.json").read_text("utf-8"))[
+            "metrics"
+        ]["prune_seconds"]["value"]
+        for method in ("admm-grad", "sparsegpt")
+    ]
+    assert 1.4 < seconds[0] / seconds[1] < 1.6  # "about half more"
+
+
+def test_boolq_has_as_much_of_the_lead_as_the_page_says():
+    rights = {}
+    for method in ("admm-grad", "sparsegpt"):
+        for path in (reference_dir("full") / "records").glob(
+            f"05_zero_shot--{method}-50*.json"
+        ):
+            run = json.loads(path.read_text("utf-8"))
+            for task, answers in run["series"]["zero_shot"].items():
+                share = statistics.mean(answers["acc"])
+                rights.setdefault((task, method), []).append(share)
+    leads = {
+        task: statistics.mean(rights[task, "admm-grad"])
+        - statistics.mean(rights[task, "sparsegpt"])
+        for task, _ in rights
+    }
+    seven = set(leads) - {"piqa", "sciq", "lambada_openai"}
+    every, theirs = (
+        100 * leads["boolq"] / sum(leads[task] for task in tasks)
+        for tasks in (leads, seven)
+    )
+    assert len(seven) == 7
+    said = f"lead over SparseGPT {every:.0f} % are BoolQ, and {theirs:.0f} % of that"
+    assert said in re.sub(r"\s+", " ", NUMBERS)
+
+
+def test_what_is_not_made_yet_is_named():
+    said = re.sub(r"\s+", " ", NUMBERS).partition("Not made yet: ")[2].partition(".")[0]
+    for plan in ("full", "beyond", "second"):
+        made = {path.stem for path in (reference_dir(plan) / "records").glob("*.json")}
+        missing = {run.id for run in read_plan(plan)} - made
+        assert (f"of `{plan}` " in said) == bool(missing)
+        for run in missing:
+            assert run.partition("--")[2].partition("-seed")[0] in said
 
 
 def test_links_of_every_page_lead_to_files():
