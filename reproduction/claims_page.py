@@ -70,10 +70,8 @@ COUNTED = {  # a verdict on one claim, and on several
     ALONE: ("lacks runs that were timed alone", "lack runs that were timed alone"),
 }
 OLD_MARGIN = 0.01  # up to 0.10.0
-FORMER = (
-    f"with the margin of {100 * OLD_MARGIN:.0f} % used until 0.10.0, widened when five samples "
-    "were known"
-)
+FORMER = f"with the margin of {100 * OLD_MARGIN:.0f} % used until 0.10.0"
+WIDENED = ", widened when five samples were known"  # of claims that 0.8.0 had measured
 ADDED_BY_US = "Added by us"
 PLAINLY = "plainly"
 MARKS = {HOLDS: " ✓", FAILS: " ✗"}  # of a number by its own ±, as SIDES says
@@ -388,7 +386,8 @@ class _Page:
             number = _points_to(row, rows)
         remarks = [*_remarks(row, rows)]
         if before := self.before.get(row.number):
-            remarks.append(f"{before} {FORMER}")
+            known = self.of(row)["earlier"].map(bool).any()
+            remarks.append(f"{before} {FORMER}{WIDENED if known else ''}")
         cells += [verdict, number, "; ".join(remarks)]
         return cells if row.source == OURS else [*cells, row.source]
 
@@ -695,7 +694,7 @@ def barely_sentence(numbers: Sequence[int], before: dict[int, str]) -> str:
     they = "they" if many else "it"
     also = ""
     if all(before.get(number) == OPEN for number in numbers):
-        also = f", and so {they} would {FORMER}"
+        also = f", and so {they} would {FORMER}{WIDENED}"
     return (
         f"{_named(numbers).capitalize()} {'are' if many else 'is'} decided only just: with p "
         f"corrected for the claims of the pages {listed(DECIDING)} together {they} would be "

@@ -404,7 +404,9 @@ def plus_minus() -> str:
         f"has moved single perplexities by up to {processor_moves()}. "
         "[Other sparsities](docs/numbers.md#perplexity)."
     )
-    return unbroken(textwrap.fill(text, 118, break_on_hyphens=False))
+    whole = CHECKS_README.replace(" ", "\0")  # a command stays on one line
+    text = unbroken(text).replace(CHECKS_README, whole)
+    return textwrap.fill(text, 118, break_on_hyphens=False).replace("\0", " ")
 
 
 def untuned() -> str:
@@ -1017,7 +1019,8 @@ def still_to_come() -> str:
             texts.append(f"of `{plan}` {', '.join(names)}")
     if not texts:
         return "All runs of these plans are made."
-    return textwrap.fill(f"Not made yet: {'; '.join(texts)}.", 118)
+    text = f"Not made yet: {'; '.join(texts)}."
+    return textwrap.fill(text, 118, break_on_hyphens=False)
 
 
 def used_by_place(record: dict, reference: dict) -> dict[str, float]:
