@@ -249,6 +249,7 @@ class _Page:
         lines = [
             scope_sentence(self.verdicts),
             barely_sentence(self.barely, self.before),
+            self.dependence(),
         ]
         listing = "\n".join(f"- {line}" for line in lines if line)
         return f"**{count_sentence(self.verdicts, self.barely)}**\n\n{listing}"
@@ -296,6 +297,18 @@ class _Page:
             self.windows(),
         ]
         return "\n".join(f"- {text}" for text in texts if text)
+
+    def dependence(self) -> str:
+        """Which of the paper's claims are no tests of their own."""
+        layers = self.shown["at"] == ""
+        if not {4, 5, 7, 9} <= set(self.shown["number"]):
+            return ""
+        records = set(itertools.chain(*self.rows["ids"][self.rows["at"] == ""]))
+        return (
+            f"They are not so many independent tests: 9 follows from 7, and 4 nearly from 5, and "
+            f"all {layers.sum()} about layers, ours included, rest on the same {len(records)} "
+            "records."
+        )
 
     def released(self) -> str:
         """Which claims are not about the paper's text but about its code."""
@@ -766,6 +779,8 @@ def _remarks(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     if shared := _windows_only(rows):
         where = f"at {_columns(shared)} " if len(row.columns) > 1 else ""
         yield f"{where}for these windows only: with both ± together the limit is not excluded"
+    if row.note:
+        yield row.note
 
 
 def _windows_only(rows: pd.DataFrame) -> list[str]:
