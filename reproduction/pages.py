@@ -500,8 +500,9 @@ def findings() -> str:
         "ADMM1 itself is behind SparseGPT from 70 % on.",
         "**ALPS, of the same year, is better from 60 % on** than the paper's settings, in about "
         f"twice SparseGPT's seconds; solving alone takes {solving:.0f} times as long (on a shared "
-        f"machine). ADMM-Grad is {apart('above', 'alps')} above it at {AT}, {more} ({status(17)}). At "
-        f"50 % and 2:4 the two are level: {level}, less than other windows may move it. With as many zeros in each "
+        f"machine). ADMM-Grad is {apart('above', 'alps')} above it at {AT}, {more} "
+        f"({status(17)}). At 50 % and 2:4 the two are level: {level}, less than other windows may "
+        "move it. With as many zeros in each "
         "output of a layer, which is not the paper's rule, ADMM-Grad is level with ALPS at "
         f"{AT}, too ({budget}; ALPS was not run so).",
         "**Answers to questions do not tell the methods apart.** On the paper's seven tasks, at "
