@@ -325,9 +325,10 @@ class _Page:
             return ""
         return (
             "*Measured* is one number per claim: of a claim that holds the one closest to its "
-            "limit, of one that does not the clearest against it. The others are in the details. "
-            "Lower perplexity and fewer seconds are better, so below 0 the method that the claim "
-            "names first is ahead; of right answers, a share of the questions, more is better."
+            "limit, of one that does not the one whose p is smallest. The others are in the "
+            "details. Lower perplexity and fewer seconds are better, so below 0 the method that "
+            "the claim names first is ahead; of right answers, a share of the questions, more is "
+            "better."
         )
 
     def windows(self) -> str:
@@ -551,7 +552,7 @@ class _Page:
             f"move a perplexity by as much: {_moved()}. Up to 0.10.0 it was "
             f"{100 * OLD_MARGIN:.0f} %. Of claims 6, 8 and 15, in order: 0.8.0 measured five "
             "samples; the margin was widened, so not blindly; eight samples were planned; the "
-            "first five were measured again, with today's code, and three more. What the old "
+            "first five were measured again, with later code, and three more. What the old "
             "margin would say, and what all samples would say, those of earlier releases with "
             "today's and without correction:\n\n"
             f"{text_table(heads, lines)}"
