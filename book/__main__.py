@@ -236,12 +236,13 @@ class Sources:
         if (table := folder / "tables" / f"{name}.md").is_file():
             page = f"{copies}/tables/{name}.md"
             made = table.read_text(encoding="utf-8")
-            # the page of claims has a title of its own here
-            made = made.removeprefix(claims_heading(table.parent))
+            if (
+                name == "claims"
+            ):  # it has a title of its own here, and contents that list its parts
+                made = made.removeprefix(claims_heading(table.parent))
+                made = TITLE.sub(r"### \1", made)
             made = self.localise(made, page)
             made, links = runs.link_table(whose, name, made)
-            if name == "claims":  # its parts are in the contents of its page
-                made = TITLE.sub(r"### \1", made)
             if (
                 whose == COMMITTED and name != "published_ratios"
             ):  # its rows have no names

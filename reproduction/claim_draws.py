@@ -47,7 +47,9 @@ RUN = [
         "admm_seconds",
     ),
 ]
-RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # that notebook 02 tries
+# notebook 02's, as in `reproduction.studies.updates`, whose torch takes seconds to import
+RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)
+LIGHT_DAMPING = 0.01
 ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
 FLAT = 1.1  # a best learning rate at an end that is no better than this is not cut off
 ROUNDING = 1e-6  # an excess smaller than this is the rounding of float32
@@ -246,6 +248,18 @@ class Draws:
         )
         return pairs.assign(**measure(pairs)).dropna(subset="value")
 
+    def change(
+        self, quantity: str, of: str, against: str, at: str
+    ) -> tuple[float, float, int]:
+        """A change in the pairs of one column, half of its 95 % interval, and the draws.
+
+        Half is NaN below three draws.
+        """
+        pairs = self.of(quantity, of, against)
+        # several records of one draw count once
+        values = pairs[pairs["at"] == at].groupby("draw")["value"].mean()
+        return *as_change(*confidence_interval(values)), len(values)
+
 
 def against(
     method: str, rivals: Sequence[str], plan: str = "full", at: str = "60 %"
@@ -259,15 +273,8 @@ def against(
     records = [run for folder in folders for run in read_records(folder / "records")]
     draws, rows = Draws(records), {}
     for rival in rivals:
-        pairs = draws.of("perplexity", method, rival)
-        # several records of one draw count once
-        values = pairs[pairs["at"] == at].groupby("draw")["value"].mean()
-        change, half = as_change(*confidence_interval(values))
-        rows[rival] = {
-            "change (%)": 100 * change,
-            "±": 100 * half,
-            "pairs": len(values),
-        }
+        change, half, pairs = draws.change("perplexity", method, rival, at)
+        rows[rival] = {"change (%)": 100 * change, "±": 100 * half, "pairs": pairs}
     return pd.DataFrame(rows).T.rename_axis("against").astype({"pairs": int})
 
 
@@ -396,7 +403,9 @@ def _values_of_problem(
         precondition=True,
         rho=1.0,
     )
-    light = _matching(update, solver="admm", damping=0.01, iterations=20, rho=1.0)
+    light = _matching(
+        update, solver="admm", damping=LIGHT_DAMPING, iterations=20, rho=1.0
+    )
     for done in ours:  # one, or none
         values["excess"] = done["excess"]
         for sparsegpt in _matching(update, solver="sparsegpt"):

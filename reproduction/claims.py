@@ -770,18 +770,17 @@ def _judge(rows: pd.DataFrame) -> dict[str, Any]:
     if (pointing < 0).any():
         points = FAILS
     if len(wrong):
-        answer, p, main = FAILS, min(1.0, len(tested) * wrong.min()), wrong.idxmin()
-        surest = main
+        answer, p, surest = FAILS, min(1.0, len(tested) * wrong.min()), wrong.idxmin()
     elif lacking:
         # it cannot hold
         answer, p = UNTESTED, 1.0 if len(tested) else math.nan
-        main = surest = leads.idxmin() if points == FAILS else rows["n"].idxmax()
+        surest = leads.idxmin() if points == FAILS else rows["n"].idxmax()
     else:
-        answer, p, main = HOLDS, tested["p"].max(), tested["p"].idxmax()
-        surest = main
-        # leads of one unit
-        if p <= LEVEL and tested["quantity"].nunique() == 1:
-            main = tested["lead"].idxmin()
+        answer, p, surest = HOLDS, tested["p"].max(), tested["p"].idxmax()
+    main = surest
+    # leads of one unit
+    if answer == HOLDS and p <= LEVEL and tested["quantity"].nunique() == 1:
+        main = tested["lead"].idxmin()
     return rows.loc[main, ["at", "quantity", "mean", "half", "n"]].to_dict() | {
         "main": main,
         "surest": surest,

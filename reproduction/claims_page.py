@@ -214,15 +214,12 @@ class _Page:
         }
         models = {other.model for other in self.others.values()}
         self.models = models - {_model(records)}
-        verdicts = [claim.verdict for claim in itertools.chain(*judged.values())]
-        self.together = p_of_all_pages(self.verdicts, pd.DataFrame(verdicts))
-        self.barely = barely_decided(self.verdicts, self.together)
-        decided = pd.DataFrame(verdicts)
-        self.barely_there = (
-            barely_decided(decided, p_of_all_pages(decided, decided))
-            if verdicts
-            else []
+        decided = pd.DataFrame(
+            claim.verdict for claim in itertools.chain(*judged.values())
         )
+        self.together = p_of_all_pages(self.verdicts, decided)
+        self.barely = barely_decided(self.verdicts, self.together)
+        self.barely_there = barely_decided(decided, p_of_all_pages(decided, decided))
         self.before = at_old_margin(self.records, self.shown) if self.decides else {}
 
     def path(self, file: Path) -> str:
@@ -333,8 +330,10 @@ class _Page:
 
     def windows(self) -> str:
         """What the choice of evaluation windows adds to all ± of perplexities, if it is known."""
+        if not self.decides:
+            return ""
         _, ratios, windows = window_spread(perplexity_runs(self.records))
-        if not self.decides or ratios.empty:
+        if ratios.empty:
             return ""
         low, middle, high = (
             f"{100 * each:.0f}"
@@ -379,8 +378,8 @@ class _Page:
             table = text_table(columns, (map(unbroken, line) for line in lines))
             texts.append(f"**{title}**\n\n{table}")
         model = str(common_parameters(self.records).get("model"))
-        ours = (self.shown["source"] == OURS).all()
-        if self.decides and not ours and model.startswith("embedded"):
+        no_paper = (self.shown["source"] == OURS).all()
+        if self.decides and not no_paper and model.startswith("embedded"):
             texts.append(self.nowhere())
         return texts
 
@@ -400,7 +399,7 @@ class _Page:
             number = _points_to(row, rows)
         remarks = [*_remarks(row, rows)]
         if before := self.before.get(row.number):
-            known = self.of(row)["earlier"].map(bool).any()
+            known = rows["earlier"].map(bool).any()
             remarks.append(f"{before} {FORMER}{WIDENED if known else ''}")
         cells += [verdict, number, "; ".join(remarks)]
         return cells if row.source == OURS else [*cells, row.source]
@@ -522,15 +521,8 @@ class _Page:
 
     def margins(self) -> str:
         """Why the margin is what it is, and what each claim that has one would be with another."""
-        claims = {
-            claim.number: [
-                each
-                for each in claim.conditions
-                if each.decides and abs(each.limit) == NEGLIGIBLE
-            ]
-            for claim in CLAIMS
-        }
-        shown = [n for n in self.shown["number"] if claims[n]]
+        claims = _with_margins()
+        shown = [n for n in self.shown["number"] if n in claims]
         if not shown:
             return ""
         lines = []
@@ -718,10 +710,25 @@ def barely_sentence(numbers: Sequence[int], before: dict[int, str]) -> str:
 
 def at_old_margin(records: Records, verdicts: pd.DataFrame) -> dict[int, str]:
     """The verdicts on these claims that were others with the margin of earlier releases."""
+    if not verdicts["number"].isin(_with_margins()).any():
+        return {}
     old, _ = judge_claims(records, with_margin(OLD_MARGIN))
     both = verdicts.merge(old, on="number", suffixes=("", "_old"))
     both = both[both["verdict"] != both["verdict_old"]]
     return dict(zip(both["number"], both["verdict_old"], strict=True))
+
+
+def _with_margins() -> dict[int, list[Condition]]:
+    """The conditions that decide a claim by the margin, of the claims that have one."""
+    claims = {
+        claim.number: [
+            each
+            for each in claim.conditions
+            if each.decides and abs(each.limit) == NEGLIGIBLE
+        ]
+        for claim in CLAIMS
+    }
+    return {number: tests for number, tests in claims.items() if tests}
 
 
 def _samples(n: int) -> str:

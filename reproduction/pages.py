@@ -59,7 +59,6 @@ from reproduction.plan import read_plan
 from reproduction.published import ratio_table
 from reproduction.records import read_records, record_id, run_seconds
 from reproduction.runs import (
-    as_change,
     confidence_interval,
     perplexity_runs,
     processor_of,
@@ -227,7 +226,6 @@ def apart(
     at: str = AT,
     of: str = BASE,
     plan: str = "full",
-    digits: int = 0,
 ) -> str:
     """By how much a method's perplexity is "above" or "below" a rival's: "28 ± 3 %".
 
@@ -236,8 +234,8 @@ def apart(
     row = compared(rival, at, of, plan=plan)
     lead = row["mean"] if side == "above" else -row["mean"]
     must(lead > 0 and not lead <= row["half"], f"{of} is {side} {rival} at {at}")
-    spread = f" ± {100 * row['half']:.{digits}f}" if row["half"] >= 0 else ""
-    return f"{100 * lead:.{digits}f}{spread} %"
+    spread = f" ± {100 * row['half']:.0f}" if row["half"] >= 0 else ""
+    return f"{100 * lead:.0f}{spread} %"
 
 
 def samples(rivals: Iterable[str], columns: Iterable[str], plan: str = "full") -> str:
@@ -475,15 +473,19 @@ def findings() -> str:
     ]
     also = f", and {listed(also)}" if also else ""
     level = listed([level_with_alps(at) for at in ("50 %", "2:4")])
-    pair = paired("perplexity", f"{BASE} (budget=output)", "alps")
-    must(abs(pair["mean"]) < pair["half"], "with a budget per output they are level")
-    budget = QUANTITIES["perplexity"].show(pair["mean"], pair["half"])
+    budget, _ = per_output()
+    draws = Draws(committed("full"))
     seconds, solving = (
-        1 + paired(q, "alps", "sparsegpt")["mean"] for q in ("seconds", "solving")
+        1 + draws.change(quantity, "alps", "sparsegpt", AT)[0]
+        for quantity in ("seconds", "solving")
     )
     must(1.8 < seconds < 2.2, "ALPS takes twice SparseGPT's seconds")
     alps = compared("alps", plan="second")
     must(abs(alps["mean"]) < NEGLIGIBLE, "ALPS is level with ADMM-Grad on Gemma")
+    seven, ten = (
+        [lead_in_answers(each, tasks, clear=clear) for each in ("sparsegpt", "wanda")]
+        for tasks, clear in {"seven": False, "answers": True}.items()
+    )
     explained = [
         at + " (two of every four weights stay)" * (at == "2:4") for at in columns
     ]
@@ -507,10 +509,9 @@ def findings() -> str:
         "output of a layer, which is not the paper's rule, ADMM-Grad is level with ALPS at "
         f"{AT}, too ({budget}; ALPS was not run so).",
         "**Answers to questions hardly tell the methods apart.** On the paper's seven tasks, at "
-        f"50 %, ADMM-Grad's share of right answers is {answers_apart('sparsegpt')} above "
-        f"SparseGPT's and {answers_apart('wanda')} above Wanda's (claims 13 and 14 are undecided). "
-        f"On all ten it is ahead, by {answers_ahead('sparsegpt')} and {answers_ahead('wanda')}. "
-        "Most of the seven are too hard for a model this small.",
+        f"50 %, ADMM-Grad's share of right answers is {seven[0]} above SparseGPT's and {seven[1]} "
+        "above Wanda's (claims 13 and 14 are undecided). On all ten it is ahead, by "
+        f"{listed(ten)}. Most of the seven are too hard for a model this small.",
         "**Two small models prove no rule.** On [Gemma-3-270M](docs/numbers.md#another-model) "
         f"ADMM1 is behind SparseGPT at {AT} already, and ALPS level with ADMM-Grad "
         f"({samples(['sparsegpt', 'alps'], [AT], 'second')}). In the only two published pairs that "
@@ -521,12 +522,12 @@ def findings() -> str:
     return bulleted(map(unbroken, bullets))
 
 
-def paired(quantity: str, of: str, rival: str, at: str = AT) -> dict[str, float]:
-    """Mean, half and n of a change that no claim is about, in pairs of the plan `full`."""
-    pairs = Draws(committed("full")).of(quantity, of, rival)
-    values = pairs[pairs["at"] == at].groupby("draw")["value"].mean()
-    mean, half = as_change(*confidence_interval(values))
-    return {"mean": mean, "half": half, "n": len(values)}
+def per_output() -> tuple[str, int]:
+    """How far ADMM-Grad with a budget per output is from ALPS, level with it, and the pairs."""
+    draws = Draws(committed("full"))
+    mean, half, n = draws.change("perplexity", f"{BASE} (budget=output)", "alps", AT)
+    must(abs(mean) < half, "with a budget per output ADMM-Grad is level with ALPS")
+    return QUANTITIES["perplexity"].show(mean, half), n
 
 
 def level_with_alps(at: str) -> str:
@@ -537,17 +538,13 @@ def level_with_alps(at: str) -> str:
     return QUANTITIES["perplexity"].show(row["mean"], row["half"])
 
 
-def answers_apart(rival: str) -> str:
-    """ADMM-Grad's lead in right answers on the paper's tasks, where it is undecided."""
-    row = compared(rival, "50 %", quantity="seven")
-    must(0 < row["mean"] < row["half"], f"ADMM-Grad's lead over {rival} is undecided")
-    return f"{row['mean']:.3f} ± {row['half']:.3f}"
-
-
-def answers_ahead(rival: str) -> str:
-    """ADMM-Grad's lead in right answers on all tasks, where it is more than ±."""
-    row = compared(rival, "50 %", quantity="answers")
-    must(row["mean"] > row["half"], f"on all tasks ADMM-Grad is ahead of {rival}")
+def lead_in_answers(rival: str, quantity: str, *, clear: bool) -> str:
+    """ADMM-Grad's lead in right answers at 50 %: more than ± if clear, else within it."""
+    row = compared(rival, "50 %", quantity=quantity)
+    must(
+        row["mean"] > 0 and (row["mean"] > row["half"]) == clear,
+        f"ADMM-Grad leads {rival} in {quantity} by {'more' if clear else 'less'} than ±",
+    )
     return f"{row['mean']:.3f} ± {row['half']:.3f}"
 
 
@@ -704,14 +701,12 @@ def another_budget() -> str:
     own, half = (table.loc[f"{BASE} (budget=output)"] for table in (variants, halves))
     change, half = -own["change (%)"], half["change (%)"]
     must(change > half, "a budget per output lowers ADMM-Grad's perplexity")
-    pair = paired("perplexity", f"{BASE} (budget=output)", "alps")
-    must(abs(pair["mean"]) < pair["half"], "that is level with ALPS")
-    apart_from_it = QUANTITIES["perplexity"].show(pair["mean"], pair["half"])
+    apart_from_it, pairs = per_output()
     return unbroken(
         f"With its zeros counted in each output ADMM-Grad has {own['perplexity']:.1f} at {AT} "
         f"({change:.1f} ± {half:.1f} % less, {own['seeds']} samples). That is level\nwith ALPS, "
         f"which counts them in the matrix and was not run otherwise: {apart_from_it} in "
-        f"{pair['n']} pairs. The table keeps the paper's budget."
+        f"{pairs} pairs. The table keeps the paper's budget."
     )
 
 

@@ -10,6 +10,7 @@ from layers import masked, objective, relative_objective
 from helpers.paper.admm import exact_least_squares
 from helpers.paper.gram import gram_of, relative_error
 from helpers.paper.methods import METHODS
+from reproduction import claim_draws
 from reproduction.studies import mask_study, update_study
 from reproduction.studies import updates as studies
 
@@ -117,3 +118,9 @@ def test_mask_study_changes_one_rule_at_a_time(layer):
         usual = dict(mask_steps=15, schedule="paper", budget="matrix")
         assert sum(row[name] != usual[name] for name in usual) <= 1
     assert len({row["error"] for row in rows}) == len(rows), "every rule has an effect"
+
+
+def test_claims_read_what_the_study_measures():
+    """The claims have these numbers too, since torch is slow to import."""
+    assert claim_draws.RHOS == studies.RHOS
+    assert claim_draws.LIGHT_DAMPING == studies.LIGHT_DAMPING
