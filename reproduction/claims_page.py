@@ -71,7 +71,7 @@ COUNTED = {  # a verdict on one claim, and on several
 }
 OLD_MARGIN = 0.01  # up to 0.10.0
 FORMER = f"with the margin of {100 * OLD_MARGIN:.0f} % used until 0.10.0"
-WIDENED = ", widened when five samples were known"  # of claims that 0.8.0 had measured
+HERE = "for these windows only"
 ADDED_BY_US = "Added by us"
 PLAINLY = "plainly"
 MARKS = {HOLDS: " ✓", FAILS: " ✗"}  # of a number by its own ±, as SIDES says
@@ -284,14 +284,13 @@ class _Page:
     def warnings(self) -> str:
         """What a reader should know before the lines: of the model, the paper and the windows."""
         texts = [
-            f"{model_sentence(self.records)} It is a *toy* beside the paper's models: a verdict is "
-            "about it and these texts, and no number here carries over to a large model.",
-            "We had the paper's abstract, its method and its released code, and know what its "
-            "tables compare, but could not read their numbers. So a source is named by its kind, "
-            "and the claims, their wording and their limits (2 %, 25 % ...) are our reading; only "
-            f"words in quotes are the paper's.{self.released()}",
+            f"{model_sentence(self.records)} It is a *toy* beside the paper's models: no number "
+            "here carries over to a large one.",
+            "Wording and limits (2 %, 25 % ...) are ours: we had the paper's abstract, its method "
+            "and its released code, and know what its tables compare, but could not read their "
+            "numbers. In brackets stands where a claim is from; only words in quotes are the "
+            f"paper's.{self.released()}",
             self.measured(),
-            self.windows(),
         ]
         return "\n".join(f"- {text}" for text in texts if text)
 
@@ -302,9 +301,8 @@ class _Page:
             return ""
         records = set(itertools.chain(*self.rows["ids"][self.rows["at"] == ""]))
         return (
-            f"They are not so many independent tests: 9 follows from 7, and 4 nearly from 5, and "
-            f"all {layers.sum()} about layers, ours included, rest on the same {len(records)} "
-            "records."
+            "These are not so many independent tests: 9 follows from 7, 4 nearly from 5, and all "
+            f"{layers.sum()} about layers, ours included, rest on the same {len(records)} records."
         )
 
     def released(self) -> str:
@@ -320,12 +318,13 @@ class _Page:
         """What the column of numbers shows, and how to read it."""
         if not self.decides:
             return ""
+        others = f'<a href="#claim-{self.shown["number"].iloc[0]}">the others</a>'
         return (
-            "*Measured* is one number per claim: of a claim that holds the one closest to its "
-            "limit, of one that does not the one whose p is smallest. The others are in the "
-            "details. Lower perplexity and fewer seconds are better, so below 0 the method that "
-            "the claim names first is ahead; of right answers, a share of the questions, more is "
-            "better."
+            "*Measured* is the number that is closest to the claim's limit, or of a claim that "
+            f"does not hold the surest; {others} stand below. Below 0 the method that "
+            "the claim names first is ahead (of right answers, above 0). ± is half of a 95 % "
+            "interval over samples of the calibration text; *over windows*, over the pieces of "
+            "text that perplexity is measured on, which all runs share."
         )
 
     def windows(self) -> str:
@@ -341,11 +340,12 @@ class _Page:
         )
         table = self.path(self.tables / "windows.md")
         return (
-            "± is half of a 95 % interval over samples of the calibration text. All runs share "
-            f"{windows} evaluation windows, whose choice it does not contain: others would move a "
-            f"ratio of two perplexities by about {middle} % ([{low} to {high} %]({table})). *Over "
-            "windows* is ± of a claim's own number, from the samples whose records keep the loss "
-            "of each window. A smaller difference holds for these windows only."
+            f"± over samples does not contain the choice of the {windows} evaluation windows: "
+            f"others would move a ratio of two perplexities by about {middle} % ([{low} to {high} "
+            f"%]({table})). ± over windows does, from the samples whose records keep the loss of "
+            f"each window. *{HERE.capitalize()}* means that the two together, the root of the sum "
+            "of their squares, reach the limit: the claim then counts by the first, as all do, but "
+            "as a kind of its own."
         )
 
     def scale(self) -> str:
@@ -365,17 +365,15 @@ class _Page:
 
     def lines(self) -> list[str]:
         """The tables of the paper's claims and of ours, then what it says and no run tests."""
-        heads = ["#", "claim", "verdict", "measured", "remarks", "source"]
+        heads = ["#", "claim", "verdict", "measured", "remarks"]
         if not self.decides:
             model = f" ({' and '.join(sorted(self.models))})" if self.models else ""
             heads[2:] = ["these runs point to", "measured here"]
             heads += [f"{self.deciding}{model}", "measured there"]
         texts = []
         for title, own in self.groups():
-            ours = title == ADDED_BY_US
-            columns = heads[:-1] if ours and self.decides else heads
             lines = map(self.line, self.shown[own].itertuples())
-            table = text_table(columns, (map(unbroken, line) for line in lines))
+            table = text_table(heads, (map(unbroken, line) for line in lines))
             texts.append(f"**{title}**\n\n{table}")
         model = str(common_parameters(self.records).get("model"))
         no_paper = (self.shown["source"] == OURS).all()
@@ -387,7 +385,8 @@ class _Page:
         """The cells of a claim."""
         rows = self.of(row)
         link = f'<a href="#claim-{row.number}">{row.number}</a>'
-        cells = [link, row.sentence.rstrip(".")]
+        source = "" if row.source == OURS else f" *({row.source})*"
+        cells = [link, f"{row.sentence.rstrip('.')}{source}"]
         if not self.decides:
             pointing = POINTS.get(row.points) or _nowhere(row)
             other = self.others.get(row.number)
@@ -399,10 +398,8 @@ class _Page:
             number = _points_to(row, rows)
         remarks = [*_remarks(row, rows)]
         if before := self.before.get(row.number):
-            known = rows["earlier"].map(bool).any()
-            remarks.append(f"{before} {FORMER}{WIDENED if known else ''}")
-        cells += [verdict, number, "; ".join(remarks)]
-        return cells if row.source == OURS else [*cells, row.source]
+            remarks.append(f"{before} {FORMER}")
+        return [*cells, verdict, number, "; ".join(remarks)]
 
     def sureness(self) -> list[str]:
         """Folds with p, with what would overturn each claim, and with other margins."""
@@ -466,7 +463,7 @@ class _Page:
     def notes(self) -> str:
         """What stands below the lines."""
         missing = set(self.verdicts["number"][self.verdicts["n"] == 0])
-        notes = self.problems()
+        notes = [note for note in (self.windows(),) if note] + self.problems()
         for plan, link in self.pages.items():
             if there := sorted(missing & self.elsewhere[plan]):
                 notes.append(f"{_claims(there)} no runs here: see {link}.")
@@ -543,7 +540,8 @@ class _Page:
             f"The margin is {100 * NEGLIGIBLE:.0f} % since the rounding of another processor can "
             f"move a perplexity by as much: {_moved()}. Up to 0.10.0 it was "
             f"{100 * OLD_MARGIN:.0f} %. Of claims 6, 8 and 15, in order: 0.8.0 measured five "
-            "samples; the margin was widened, so not blindly; eight samples were planned; the "
+            "samples; the margin was widened when these were known, so not blindly; eight samples "
+            "were planned; the "
             "first five were measured again, with later code, and three more. What the old "
             "margin would say, and what all samples would say, those of earlier releases with "
             "today's and without correction:\n\n"
@@ -563,6 +561,7 @@ class _Page:
                 f"p = {row.p:.2g}, and {row.corrected:.2g} after correction for {row.family} "
                 "claims."
             )
+        notes += _by_sample(row, rows)
         notes += _earlier_draws(rows)
         notes.append(f"Runs: {'; '.join(map(str, row.scale))}.")
         table = self.path(self.tables / f"{row.table}.md")
@@ -576,11 +575,25 @@ class _Page:
             name, _, seed = each.partition("--")[2].partition("-seed")
             text = f"seed {seed}" if seed and name in cells else each.partition("--")[2]
             cells.setdefault(name, []).append(self.record_link(each, text))
-        records = " · ".join(map(", ".join, cells.values()))
+        records = " · ".join(map(", ".join, cells.values())) + self.again(row, rows)
         return (
             f'<a id="claim-{row.number}"></a>**{row.number}. {row.sentence}** {row.how} '
             f"Source: {row.source}.\n\n{_numbers(row, rows)}\n{' '.join(notes)}\n\n"
             f"{_fold(f'Its records ({len(ids)}{self.hours(ids)})', records)}"
+        )
+
+    def again(self, row: Any, rows: pd.DataFrame) -> str:
+        """The command that makes the first runs again that a claim's number rests on."""
+        ids = rows.loc[row.main, "ids"]
+        own = {record_id(run) for run in self.records}
+        first = [each for each in ids if "-seed" not in each and each in own]
+        if not first:
+            return ""
+        # by the number of the notebook, which leaves out the runs of others by that name
+        only = " ".join(f"{each[:2]}*--{each.partition('--')[2]}" for each in first)
+        return (
+            "\n\nTo make the first of these again, and compare: "
+            f"`make reproduce PLAN={self.tables.parent.name} ONLY='{only}'`."
         )
 
     def hours(self, ids: Iterable[str]) -> str:
@@ -635,13 +648,15 @@ def count_sentence(verdicts: pd.DataFrame, barely: Sequence[int] = ()) -> str:
 
 
 def _how_sure(verdicts: pd.DataFrame, barely: Sequence[int]) -> dict[str, pd.Series]:
-    """The numbers of decided claims by how they are: plainly, with a reservation, only just."""
+    """The numbers of decided claims by how they are: plainly, with a reservation, only just ..."""
     just = verdicts["number"].isin(barely)
     remarked = (verdicts["verdict"] == HOLDS) & (verdicts["remark"] != "") & ~just
+    here = verdicts["windows_only"]
     ways = {
-        PLAINLY: ~just & ~remarked,
-        "with a reservation": remarked,
-        "only just": just,
+        PLAINLY: ~just & ~remarked & ~here,
+        "with a reservation": remarked & ~here,
+        "only just": just & ~here,
+        HERE: here,
     }
     return {way: verdicts["number"][own] for way, own in ways.items() if own.any()}
 
@@ -670,9 +685,7 @@ def main_number(row: Any, rows: pd.DataFrame) -> str:
         numbers.setdefault(words, {})[text] = None
     texts = [f"{words} {' and '.join(found)}" for words, found in numbers.items()]
     windows = _windows(rows.loc[row.main])
-    kept = rows.loc[row.main, "kept"]
-    some = f" of {kept} of them" if kept < row.n else ""
-    over = f"; {windows} over windows{some}" if windows else ""
+    over = f"; {windows} over windows" if windows else ""
     return f"{', '.join(texts)}, at {row.at} ({_samples(row.n)}{over})"
 
 
@@ -697,14 +710,13 @@ def barely_sentence(numbers: Sequence[int], before: dict[int, str]) -> str:
     if not numbers:
         return ""
     many = len(numbers) > 1
-    they = "they" if many else "it"
     also = ""
     if all(before.get(number) == OPEN for number in numbers):
-        also = f", and so {they} would {FORMER}{WIDENED}"
+        also = f", or {FORMER}"
     return (
-        f"{_named(numbers).capitalize()} {'are' if many else 'is'} decided only just: with p "
-        f"corrected for the claims of the pages {listed(DECIDING)} together {they} would be "
-        f"{OPEN}{also}."
+        f"{_named(numbers).capitalize()} {'are' if many else 'is'} decided only just: corrected "
+        f"for the claims of the pages {listed(DECIDING)} together{also}, "
+        f"{'they' if many else 'it'} would be {OPEN}."
     )
 
 
@@ -752,6 +764,8 @@ def verdict_words(row: Any, rows: pd.DataFrame, barely: Sequence[int] = ()) -> s
         return f"**{OPEN} after correction**; by its own ± it {COUNTED[row.alone][0]}"
     if row.verdict != UNTESTED:
         text = f"**{row.verdict}**"
+        if row.windows_only:
+            return f"{text}, {HERE}"
         if row.verdict == HOLDS and row.remark:
             text += ", with a reservation"
         return text + ", only just" * (row.number in barely)
@@ -781,26 +795,15 @@ def _remarks(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     if row.verdict == UNTESTED:
         yield f"needs {_needs(rows)}"
     if row.verdict == FAILS and len(row.columns) > 1:
-        yield f"by each column's own ±: {_sides(row.columns)}"
+        yield _sides(row.columns)
     yield from _range(row, rows)
     yield from _shown_beside(row, rows)
-    if shared := _windows_only(rows):
-        where = f"at {_columns(shared)} " if len(row.columns) > 1 else ""
-        yield f"{where}for these windows only: with both ± together the limit is not excluded"
+    if row.near and len(row.columns) > 1:
+        yield f"at {_columns(row.near)} {HERE}"
+    elif row.near:
+        yield "± over samples and over windows together reach the limit"
     if row.note:
         yield row.note
-
-
-def _windows_only(rows: pd.DataFrame) -> list[str]:
-    """The columns that ± over samples decides, and that and ± over windows together do not."""
-    columns = {}
-    for row in rows[rows["decides"] & rows["windows"].gt(0)].itertuples():
-        # of logarithms, as the interval is
-        far = math.log1p(row.mean) - math.log1p(row.limit)
-        both = math.hypot(row.half, row.window_half) / (1 + row.mean)
-        if row.verdict in (HOLDS, FAILS) and abs(far) < both:
-            columns[row.at] = None
-    return sorted(columns, key=column_key)
 
 
 def _sides(columns: dict[str, str]) -> str:
@@ -841,7 +844,7 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     needed = draws_needed(row, rows)
     about = f"about {needed}" if needed else f"more than {MANY}"
     asked = QUANTITIES[row.quantity].notebook == ZERO_SHOT_NOTEBOOK
-    none = ", each with other questions, and the tasks have none for so many" * asked
+    none = ", and the tasks have no questions for so many" * asked
     yield f"{about} samples would decide{none}"
 
 
@@ -856,9 +859,7 @@ def _range(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         return
     beside = _beside(most) if own["against"].nunique() > 1 else ""
     number = f"{_number(most)} {beside}".strip()
-    more = sorted(set(own["at"][~own["needed"]]), key=column_key)
-    also = f", {_columns(more)} among them" if more else ""
-    yield f"the smallest of {len(own)} differences{also}"
+    yield f"the smallest of {len(own)} differences"
     yield f"the largest {number}, at {most.at}"
 
 
@@ -963,7 +964,11 @@ def _numbers(row: Any, rows: pd.DataFrame) -> str:
         table.append([words, *numbers])
         if any(over.values()):
             cells = [over.get(at) or "–" for at in heads[1:]]
-            table.append([f"– the same, ± over {own['windows'].max()} windows", *cells])
+            kept = sorted({f"{each}" for each in own["kept"][own["windows"] > 0]})
+            words = (
+                f"± over {own['windows'].max()} windows, of {' or '.join(kept)} samples"
+            )
+            table.append([f"– the same, {words}", *cells])
     return text_table(heads, table)
 
 
@@ -1019,6 +1024,16 @@ def _alone(mean: Mean, tests: Iterable[Condition], margin: float) -> str:
     if all(lead > mean.half for lead in leads):
         return HOLDS
     return FAILS if any(-lead > mean.half for lead in leads) else OPEN
+
+
+def _by_sample(row: Any, rows: pd.DataFrame) -> list[str]:
+    """The number of a claim in each of its samples: what ± is made of."""
+    (main,) = rows.loc[[row.main]].itertuples()
+    if not row.at or main.n < FEWEST:
+        return []
+    values = ", ".join(map(QUANTITIES[main.quantity].show, main.values))
+    of = f"{_number(main)} {_beside(main)}".strip()
+    return [f"{of} at {row.at} is of the samples {values}."]
 
 
 def _earlier_draws(rows: pd.DataFrame) -> list[str]:

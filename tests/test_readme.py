@@ -14,9 +14,7 @@ from helpers import METHODS, masks_of
 from helpers.errors import RunError
 from helpers.paths import reference_dir, root
 from reproduction import pages
-from reproduction.claims import FAILS, HOLDS, OPEN, OURS, judge_claims
 from reproduction.plan import read_plan
-from reproduction.records import read_records
 
 README = (root() / "README.md").read_text("utf-8")
 NUMBERS = (root() / "docs/numbers.md").read_text("utf-8")
@@ -136,24 +134,6 @@ def test_the_recipes_lead_is_of_one_sample_as_said():
         right.append(sum(sum(task["acc"]) for task in series.values()))
     flat = re.sub(r"\s+", " ", NUMBERS)
     assert f"with {right[0]} right answers. ADMM-Grad has {right[1]} of" in flat
-
-
-def test_each_claim_stands_under_its_verdict():
-    verdicts, _ = judge_claims(read_records(reference_dir("full") / "records"))
-    tested = verdicts[verdicts["n"] > 0]
-    text = pages.claims_in_words().replace("\n  ", " ")
-    parts = re.split(r"\*+([A-Z][^*]+)\*+", text)
-    under = dict(zip(parts[1::2], parts[2::2], strict=True))
-    assert len(tested) == 18
-    columns = ["number", "verdict", "alone", "source"]
-    for number, verdict, alone, source in tested[columns].to_numpy():
-        (name,) = (each for each in under if pages.SHORT[number] in under[each])
-        assert name.startswith(
-            {HOLDS: "Hold", FAILS: "Do not hold", OPEN: "Undecided"}.get(verdict, "Not")
-        )
-        assert ("by ± alone" in name) == (verdict == OPEN != alone)
-        assert ("do not hold" in name.lower()) == (alone == FAILS)
-        assert (f"{pages.SHORT[number]} (ours)" in text) == (source == OURS)
 
 
 def test_budgets_of_wanda_and_admm1_differ_as_said():
