@@ -707,6 +707,23 @@ def methods() -> str:
     return grid(rows, "llll")
 
 
+def seconds() -> str:
+    """What each method takes to prune the model to README's column, in runs alone if there are."""
+    runs = perplexity_runs(committed("full"))
+    runs = runs[(runs["target"] == AT) & runs["label"].isin(WHAT)]
+    alone = runs.groupby("label")["timed"].transform("any")
+    runs = runs[runs["timed"] | ~alone]
+    rows = [("method", "seconds to prune", "of these solving", "runs", "alone")]
+    for label in WHAT:
+        own = runs[runs["label"] == label]
+        if own["solve_seconds"].any():
+            numbers = (own[f"{name}_seconds"].median() for name in ("prune", "solve"))
+            cells = [f"{number:.0f}" for number in numbers]
+            timed = "yes" if own["timed"].all() else "no"
+            rows.append((display_name(label), *cells, f"{len(own)}", timed))
+    return grid(rows, "lrrrl")
+
+
 def another_budget() -> str:
     """What a budget of zeros per output does to ADMM-Grad, beside ALPS."""
     variants, halves = variant_table(committed("full"))
@@ -844,27 +861,6 @@ def answers_in_pairs() -> str:
     return grid(rows, "lrr")
 
 
-def other_difference() -> str:
-    """Why the recipe's lead is not the difference of two rows of the table of answers."""
-    row = compared(BASE, "50 %", f"{BASE} + recipe", "answers", "beyond")
-    values, _ = accuracy_table([*committed("full"), *committed("beyond")])
-    name = f"{BASE}, 50 %"
-    ours = [run for run in scored("full") if run["parameters"]["method"] == BASE]
-    same = record_of("full", f"05_zero_shot--{BASE}-50")
-    (recipe,) = scored("beyond")
-    right, base = (
-        sum(sum(task["acc"]) for task in run["series"]["zero_shot"].values())
-        for run in (recipe, same)
-    )
-    total = sum(len(task["acc"]) for task in same["series"]["zero_shot"].values())
-    must(row["n"] == 1 and len(ours) > 1, "the recipe's answers are of one sample")
-    return (
-        f"The recipe was run on one sample, with {right} right answers. ADMM-Grad has {base} of "
-        f"{total:,} on that sample, {base / total:.3f}:\nhence +{row['mean']:.3f}, though the "
-        f"table above has {values.loc[name, 'mean']:.3f}, the mean of {len(ours)} samples."
-    )
-
-
 def boolq_share() -> str:
     """How much of ADMM-Grad's lead over SparseGPT in right answers is the task BoolQ."""
     leads: dict[str, list[float]] = {}
@@ -889,27 +885,6 @@ def boolq_share() -> str:
         "guessing, and ADMM-Grad says yes more often."
     )
     return textwrap.fill(text, 118)
-
-
-def alike_by_chance() -> str:
-    """The answers of the recipe's model and of the dense one, as many of which are right."""
-    (recipe,) = scored("beyond")
-    dense = record_of("full", "05_zero_shot--dense")  # on the recipe's questions
-    steps = {  # by task, question by question: 1 where the recipe alone is right, −1 the dense one
-        task: np.subtract(recipe["series"]["zero_shot"][task]["acc"], found["acc"])
-        for task, found in dense["series"]["zero_shot"].items()
-    }
-    other = sum(np.count_nonzero(step) for step in steps.values())
-    leads = pd.Series({task: step.sum() for task, step in steps.items()})
-    must(leads.sum() == 0, "the recipe and the dense model are level")
-    more = leads[leads > 0].sort_values(ascending=False)
-    return (
-        "The recipe's model has as many right answers as the dense one, on these questions, for "
-        f"no good reason. To {other} questions one of the\ntwo has the right answer alone: the "
-        f"recipe's has {listed([f'{lead:.0f} more in `{task}`' for task, lead in more.items()])}, "
-        f"and {more.sum():.0f}\nfewer in the other tasks. In `boolq` it says yes nearly always, "
-        "which is no better reading."
-    )
 
 
 def turned_answers() -> str:
