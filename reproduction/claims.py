@@ -137,12 +137,14 @@ def _closes(
     )
 
 
-PLANNED = "Eight samples were planned, whatever the first ones said."
+PLANNED = "Eight samples were planned when five were known."
 HARD_TASKS = (
-    "Four of the seven tasks are at chance for this model, and BoolQ shows how often it says yes "
-    "(notebook 05)."
+    "Four of the seven tasks are at chance for this model or, pruned, below it, and BoolQ shows "
+    "how often it says yes (notebook 05)."
 )
-A_FOURTH = "But at 60 % and 4:8 a fourth sample was added when three had been seen."
+A_FOURTH = (
+    "Except at 60 % and 4:8, the fourth sample was added when three had been seen."
+)
 CONVERGENCE = "figure of convergence"
 METHOD = "the method's description"
 PERPLEXITIES = "tables of perplexity"

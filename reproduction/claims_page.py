@@ -71,6 +71,9 @@ COUNTED = {  # a verdict on one claim, and on several
 }
 OLD_MARGIN = 0.01  # up to 0.10.0
 FORMER = f"with the margin of {100 * OLD_MARGIN:.0f} % used until 0.10.0"
+WIDENED = (
+    "; it was widened when five samples were known"  # of claims that 0.8.0 had measured
+)
 HERE = "for these windows only"
 ADDED_BY_US = "Added by us"
 PLAINLY = "plainly"
@@ -110,14 +113,14 @@ RULES = (
     "to*, of runs that decide nothing: yes if all means are clear of the limit on the right side, "
     f"no if one is on the wrong side; clear is by ±, or of fewer than {FEWEST} samples by "
     f"{100 * NEGLIGIBLE:.0f} % (of answers by ± over questions too).",
-    "**p** is that of Student's t-test, two-sided. Of a claim that holds it is the largest of its "
-    "columns' (perhaps of another than *measured* shows: the fold says which), of one that does "
-    "not the smallest, times their number. It is corrected for the interval claims of the page by "
+    "**p** is that of Student's t-test, two-sided. If a claim holds it is the largest of its "
+    "columns' (perhaps of another than *measured* shows: the fold says which); if not, the "
+    "smallest, times the number of columns. It is corrected for the interval claims of the page by "
     "Holm's method; ± is not. Neither ± nor p is corrected for looking twice. The columns of "
     "`full` other than 60 % were seen after three samples, and end with four, since three could "
-    "hardly stand the correction; Wanda, ADMM1 and ALPS at 60 % after five, and end with eight, as "
-    "many as their rivals have; the options of claims 6, 8 and 15 after four (of today's), the "
-    "exact fit of claim 25 after two, and end with the eight planned.",
+    "hardly stand the correction (4:8 with three); Wanda, ADMM1 and ALPS at 60 % after five, and "
+    "end with eight, as many as their rivals have; the options of claims 6, 8 and 15 after four "
+    "(of today's), the exact fit of claim 25 after two, and end with the eight planned.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another can move a run by as much (the page of `full` "
     "has what was measured), so a smaller change is hardly a property of a method. A claim of "
@@ -288,8 +291,9 @@ class _Page:
             "here carries over to a large one.",
             "Wording and limits (2 %, 25 % ...) are ours: we had the paper's abstract, its method "
             "and its released code, and know what its tables compare, but could not read their "
-            "numbers. In brackets stands where a claim is from; only words in quotes are the "
-            f"paper's.{self.released()}",
+            "numbers. The source of a claim is in brackets; only words in quotes are the paper's."
+            f"{self.released()}",
+            self.kinds(),
             self.measured(),
         ]
         return "\n".join(f"- {text}" for text in texts if text)
@@ -301,7 +305,7 @@ class _Page:
             return ""
         records = set(itertools.chain(*self.rows["ids"][self.rows["at"] == ""]))
         return (
-            "These are not so many independent tests: 9 follows from 7, 4 nearly from 5, and all "
+            "These tests are not independent: 9 follows from 7, 4 nearly from 5, and all "
             f"{layers.sum()} about layers, ours included, rest on the same {len(records)} records."
         )
 
@@ -314,14 +318,26 @@ class _Page:
             else ""
         )
 
+    def kinds(self) -> str:
+        """What the verdicts mean."""
+        if not self.decides:
+            return ""
+        return (
+            "**Holds**: every number is on the claim's side of its limit by more than its ±; "
+            "*with a reservation*, see its remark; *only just*, but not if p is corrected for the "
+            f"claims of all pages; *{HERE}*, but not if ± over windows counts too. **Does not "
+            f"hold**: a number is on the other side by more than its ±. **{OPEN.capitalize()}**: "
+            "a limit lies within ±."
+        )
+
     def measured(self) -> str:
         """What the column of numbers shows, and how to read it."""
         if not self.decides:
             return ""
         others = f'<a href="#claim-{self.shown["number"].iloc[0]}">the others</a>'
         return (
-            "*Measured* is the number that is closest to the claim's limit, or of a claim that "
-            f"does not hold the surest; {others} stand below. Below 0 the method that "
+            "*Measured* is the comparison nearest to failing; of a claim that does not hold, the "
+            f"one that refutes it most clearly; {others} are further down. Below 0 the method that "
             "the claim names first is ahead (of right answers, above 0). ± is half of a 95 % "
             "interval over samples of the calibration text; *over windows*, over the pieces of "
             "text that perplexity is measured on, which all runs share."
@@ -344,8 +360,8 @@ class _Page:
             f"others would move a ratio of two perplexities by about {middle} % ([{low} to {high} "
             f"%]({table})). ± over windows does, from the samples whose records keep the loss of "
             f"each window. *{HERE.capitalize()}* means that the two together, the root of the sum "
-            "of their squares, reach the limit: the claim then counts by the first, as all do, but "
-            "as a kind of its own."
+            "of their squares, reach the limit: the verdict is still that of ± over samples, and "
+            "is counted apart."
         )
 
     def scale(self) -> str:
@@ -472,7 +488,7 @@ class _Page:
             notes.append(
                 f"{_claims(nowhere)} no runs yet, here or elsewhere: {'; '.join(sentences)}."
             )
-        notes.append(GONE)
+        notes.append(f"Numbers are names, not ranks. {GONE}")
         if self.decides and self.shown["verdict"].eq(OPEN).any():
             notes.append(
                 "How many samples would decide is a guess: it supposes that mean and spread stay. "
@@ -557,9 +573,11 @@ class _Page:
         if row.verdict == UNTESTED:
             notes.append(f"Needs {_needs(rows)}.")
         elif row.family:
+            at = self.rows.loc[row.surest, "at"]
+            where = f" (at {at})" if len(row.columns) > 1 else ""
             notes.append(
-                f"p = {row.p:.2g}, and {row.corrected:.2g} after correction for {row.family} "
-                "claims."
+                f"p = {row.p:.2g}{where}, and {row.corrected:.2g} after correction for "
+                f"{row.family} claims."
             )
         notes += _by_sample(row, rows)
         notes += _earlier_draws(rows)
@@ -656,7 +674,8 @@ def _how_sure(verdicts: pd.DataFrame, barely: Sequence[int]) -> dict[str, pd.Ser
         PLAINLY: ~just & ~remarked & ~here,
         "with a reservation": remarked & ~here,
         "only just": just & ~here,
-        HERE: here,
+        f"only just and {HERE}": just & here,
+        HERE: here & ~just,
     }
     return {way: verdicts["number"][own] for way, own in ways.items() if own.any()}
 
@@ -710,14 +729,14 @@ def barely_sentence(numbers: Sequence[int], before: dict[int, str]) -> str:
     if not numbers:
         return ""
     many = len(numbers) > 1
-    also = ""
-    if all(before.get(number) == OPEN for number in numbers):
-        also = f", or {FORMER}"
-    return (
+    they = f"{'they' if many else 'it'} would be {OPEN}"
+    sentence = (
         f"{_named(numbers).capitalize()} {'are' if many else 'is'} decided only just: corrected "
-        f"for the claims of the pages {listed(DECIDING)} together{also}, "
-        f"{'they' if many else 'it'} would be {OPEN}."
+        f"for the claims of the pages {listed(DECIDING)} together {they}"
     )
+    if all(before.get(number) == OPEN for number in numbers):
+        return f"{sentence}, and so {they.split()[0]} would {FORMER}{WIDENED}."
+    return f"{sentence}."
 
 
 def at_old_margin(records: Records, verdicts: pd.DataFrame) -> dict[int, str]:
@@ -765,7 +784,8 @@ def verdict_words(row: Any, rows: pd.DataFrame, barely: Sequence[int] = ()) -> s
     if row.verdict != UNTESTED:
         text = f"**{row.verdict}**"
         if row.windows_only:
-            return f"{text}, {HERE}"
+            just = "only just and " if row.number in barely else ""
+            return f"{text}, {just}{HERE}"
         if row.verdict == HOLDS and row.remark:
             text += ", with a reservation"
         return text + ", only just" * (row.number in barely)
@@ -827,7 +847,7 @@ def _shown_beside(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         beside = beside[beside["quantity"].str.startswith(f"{row.quantity},")]
     for each in itertools.islice(beside.itertuples(), 1):
         number = f" {_number(each)}" if row.at else f": {_right(each)}"
-        yield f"{QUANTITIES[each.quantity].words}{number}"
+        yield f"{QUANTITIES[each.quantity].words}{number} (decides nothing)"
 
 
 def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
@@ -843,9 +863,10 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         yield f"beyond the limit by its own ±, but not as one of {columns}"
     needed = draws_needed(row, rows)
     about = f"about {needed}" if needed else f"more than {MANY}"
+    against = ", against it" if rows.loc[row.main, "lead"] < 0 else ""
     asked = QUANTITIES[row.quantity].notebook == ZERO_SHOT_NOTEBOOK
     none = ", and the tasks have no questions for so many" * asked
-    yield f"{about} samples would decide{none}"
+    yield f"{about} samples would decide{against}{none}"
 
 
 def _range(row: Any, rows: pd.DataFrame) -> Iterator[str]:
@@ -887,7 +908,7 @@ def _needs(rows: pd.DataFrame) -> str:
 
 def _overturned(row: Any, rows: pd.DataFrame) -> str:
     """What was put in the method's place, or broken in it, with which the claim does not hold."""
-    if row.verdict == FAILS:
+    if row.verdict in (FAILS, OPEN):
         return "–"
     texts = []
     if row.mutants:

@@ -47,7 +47,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     done = len(current_records(read_plan(plan, only)))
     others = ""
     if done > len(records):
-        others = f"; {done - len(records)} more for the tables (notebook 06)"
+        others = f", {done - len(records)} only make tables (notebook 06)"
     folder = os.path.relpath(results_dir(plan))
     claims = f"claims   {folder}/tables/claims.md (what these runs say of each)\n"
     if not (results_dir(plan) / "tables" / "claims.md").is_file():
@@ -62,7 +62,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
             "      minutes on a slow laptop),\n      "
         )
     write_line(
-        f"\n{done} runs done (this call: {minutes:.0f} minutes), {verdict.compared} compared"
+        f"\n{done} runs done ({minutes:.0f} minutes in this call): {verdict.compared} compared"
         f"{others}\n"
         f"tables   {folder}/tables (records.md: which records a number is made of)\n"
         f"{claims}"
@@ -87,7 +87,7 @@ def perplexities(records: Iterable[Any], committed: Iterable[Any]) -> str:
     texts = []
     for table, other in zip(made, ours, strict=True):
         frame = beside(table, other)
-        own = "Ours have the same digits."
+        own = "Ours is the same, digit for digit."
         if frame.map(lambda text: "(" in text).any(axis=None):
             own = "In brackets: ours, where its digits differ."
         note = textwrap.fill(f"{table.note} –: not run. {own}", 100)

@@ -437,10 +437,14 @@ def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
         first = [f"Incomplete: {missing} more runs belong to it.", agree]
     else:
         first = [f"Reproduced: {agree}"]
-        near = f"to {100 * SAME:g} %"
-        if any(verdict.machines.values()):
-            near = "as nearly as rounding on another kind of machine allows"
-        what = f"Your runs of plan {plan} repeat ours, {near}."
+        others = sum(map(bool, verdict.machines.values()))
+        kinds = {
+            f"to {100 * SAME:g} % where ours are of the same kind of machine": made
+            - others,
+            "as nearly as rounding on another kind allows": others,
+        }
+        near = " and ".join(f"{n} {how}" for how, n in kinds.items() if n)
+        what = f"Your runs of plan {plan} repeat ours: {near}."
     lines = [what]
     if missing:
         names = [
@@ -457,7 +461,7 @@ def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
         lines.append(" ".join(machine_lines(verdict)))
     lines += [
         OF_README if plan == "full" else NOT_OF_README,
-        f"{_unseen(verdict)} (docs/numbers.md, What the verdict can see).",
+        f"{_unseen(verdict)} (docs/verdict.md).",
     ]
     if details:
         lines += _details(verdict)
@@ -482,7 +486,7 @@ def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
         if half < NO_DIGIT:  # "half within 0.0 %" would hide how many are equal
             equal = sum(abs(item.difference) < NO_DIGIT for item in own)
             most = f"{equal} of {len(own)} are equal to within 0.05 %"
-        text = f"Perplexities: all {len(own)} are equal."
+        text = f"All {len(own)} perplexities are equal."
         if worst.difference:
             text = (
                 f"Perplexities: {most}, at most {_percent(worst.difference)} apart "
@@ -550,8 +554,8 @@ def _unseen(verdict: Verdict) -> str:
     ends = dict.fromkeys(end(limits) for end in (min, max))
     texts = (f"{_percent(limit)} ({limits[limit]})" for limit in ends)
     return (
-        "Blind spot: a mistake that moves a perplexity by less than its limit would pass. Limits "
-        f"are {' to '.join(texts)}; another method mostly shows in the errors of layers"
+        "Not noticed: a mistake that moves a perplexity by less than its limit, "
+        f"{' to '.join(texts)}, and no layer's error by more than its own"
     )
 
 
@@ -578,7 +582,7 @@ def _nearest(verdict: Verdict, plan: str) -> Iterator[str]:
     else:
         return
     what = item.what.partition(",")[0]
-    what = f"{IN_WORDS.get(what, what)} of {verdict.titles[item.run]}"
+    what = f"{verdict.titles[item.run]}: {IN_WORDS.get(what, what)}"
     if item.within:
         if item.used:
             yield (

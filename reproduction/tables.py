@@ -146,21 +146,19 @@ def window_sentence(runs: pd.DataFrame) -> str:
     if alone.empty:
         return ""
     text = (
-        f" All share the {windows} evaluation windows, whose choice is not in ±: over windows half "
-        f"of a 95 % interval is {100 * np.nanmedian(alone):.0f} % of a perplexity"
+        f" All share the {windows} evaluation windows, whose choice is not in ±: half of a 95 % "
+        f"interval over windows is {100 * np.nanmedian(alone):.0f} % of a perplexity"
     )
-    of_each = ""
     if not ratios.empty:
-        text += f", and {100 * np.nanmedian(ratios):.0f} % of its ratio to ADMM-Grad's"
-        of_each = "; of each ratio: windows.md"
-    return f"{text} (medians over the cells whose records keep the loss of each window{of_each})."
+        text += f", and {100 * np.nanmedian(ratios):.0f} % of its ratio to ADMM-Grad's (windows.md)"
+    return f"{text}. So compare within the table."
 
 
 COST_CAPTION = (
-    "Medians over runs; the seconds of runs that were not timed alone are an order of magnitude: "
-    "they may have shared the machine. Solve holds the checks of a layer and the measuring of its "
-    "error, which is all of it for methods without an update; peak memory is the process's, "
-    "evaluation included."
+    "Medians over runs. Where some of a method's runs were timed alone, only these count; the "
+    "seconds of others are an order of magnitude: they may have shared the machine. Solve holds "
+    "the checks of a layer and the measuring of its error, which is all of it for methods without "
+    "an update; peak memory is the process's, evaluation included."
 )
 
 
@@ -168,15 +166,27 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame:
     """The paper's overhead table: seconds of each part by method, and peak memory.
 
     Medians, since a run that shared the machine with something heavy is an outlier. "forward" holds
-    the Gram matrices and the parity gate, "solve" the choice of the mask. Without variants.
+    the Gram matrices and the parity gate, "solve" the choice of the mask. Of the runs of
+    `cost_runs`; alone says of how many of them.
     """
-    runs = runs_frame(records).query("not variant").sort_values("order")
+    runs = cost_runs(records)
     groups = runs.groupby("label", sort=False)
     table = groups[SECONDS].median()
     table = table.rename(columns=lambda name: name.replace("_seconds", " (s)"))
     table.insert(0, "runs", groups.size())
+    table.insert(1, "alone", groups["timed"].sum())
     table["peak memory (GB)"] = groups["memory"].max()
     return table.rename_axis("method")
+
+
+def cost_runs(records: Iterable[Record]) -> pd.DataFrame:
+    """The runs whose seconds count: those that were timed alone, of a label without any all.
+
+    In the order of the methods, without variants.
+    """
+    runs = runs_frame(records).query("not variant").sort_values("order")
+    alone = runs.groupby("label")["timed"].transform("any")
+    return runs[runs["timed"] | ~alone]
 
 
 VARIANTS_CAPTION = (
@@ -260,13 +270,9 @@ def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
         yield "windows", windows
     setting = setting_sentences(runs)
     devices = "; ".join(sorted({run["device"] for run in runs}))
-    plain = runs_frame(runs).query("not variant")
-    note = (
-        f"{setting} Device: {devices}. {plain['timed'].sum()} of {len(plain)} runs were timed "
-        f"alone. {COST_CAPTION}"
-    )
+    note = f"{setting} Device: {devices}. {COST_CAPTION}"
     table = cost_table(runs)
-    ids = ids_by(plain, "label")
+    ids = ids_by(cost_runs(runs), "label")
     yield (
         "cost",
         Table(note, table, records=cells_like(table, lambda row, _: ids[row,])),

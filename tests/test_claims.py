@@ -613,12 +613,15 @@ def test_what_only_the_shared_windows_decide_is_said_so():
     verdicts, rows = judge_claims(runs, [BY_NUMBER[6]])
     (row,) = verdicts.itertuples()
     assert (row.verdict, row.near, row.windows_only) == (HOLDS, ["60 %"], True)
-    words = claims_page.verdict_words(row, rows, [6])
+    words = claims_page.verdict_words(row, rows)
     assert words == "**holds**, for these windows only"
+    words = claims_page.verdict_words(row, rows, [6])
+    assert words == "**holds**, only just and for these windows only"
     assert "over windows together reach the limit" in remarks_of(6, runs)
     # a kind of its own, and no other
     counted = count_sentence(verdicts, [6])
-    assert counted.endswith("1 holds (6, for these windows only).")
+    assert counted.endswith("1 holds (6, only just and for these windows only).")
+    assert count_sentence(verdicts).endswith("1 holds (6, for these windows only).")
     for run in runs:
         run["series"]["window_losses"]["perplexity"] = [3.0] * 4
     (row,) = judge_claims(runs, [BY_NUMBER[6]])[0].itertuples()

@@ -91,7 +91,7 @@ def test_a_run_is_reproduced_within_its_limit():
     assert "Not run here" in text and "without a committed record" in text
     # 5.7 % of 10.6, where 0.1 % is allowed
     title = found.titles["04--b-0"]
-    assert f"{title} (furthest: perplexity of {title}, 56.6 times" in text
+    assert f"{title} (furthest: {title}: perplexity, 56.6 times" in text
 
 
 def test_what_a_person_reads():
@@ -111,7 +111,7 @@ def test_what_a_person_reads():
     assert f"half within 2.3 %, at most 4.0 % apart ({title}: 20.80, ours 20.00" in text
     assert "; 5.3 % allowed)" in text
     assert "99 of 100 are equal" in text
-    assert f"used 75 % of what is allowed (perplexity of {title})" in text
+    assert f"used 75 % of what is allowed ({title}: perplexity)" in text
     assert (
         "the processor (texts, sparsities, runs that read no calibration text) is equal."
         in text

@@ -73,7 +73,7 @@ def test_a_row_is_the_mean_of_its_records(name):
         ("sparsegpt", "At 60 % its perplexity is {} and"),
         ("wanda", "and {} lower"),
         ("admm1", "{} below that of ADMM1"),
-        ("alps", "ADMM-Grad is {} above it at 60 %"),
+        ("alps", "ADMM-Grad's perplexity is {} above its at 60 %"),
     ],
 )
 def test_a_finding_is_the_mean_over_pairs_of_draws(rival, sentence):
@@ -95,8 +95,9 @@ def test_minutes_of_a_slow_laptop_are_twice_those_of_the_records():
     files = (reference_dir("laptop") / "records").glob("*.json")
     seconds = [json.loads(path.read_text("utf-8"))["run_seconds"] for path in files]
     (said,) = re.findall(r"make reproduce`.*\| (\d+) \|", README)
-    # two runs at a time
-    assert float(said) == pytest.approx(2 * sum(seconds) / 2 / 60, abs=0.51)
+    # two runs at a time, rounded up to the next ten
+    assert int(said) % 10 == 0
+    assert 0 <= int(said) - 2 * sum(seconds) / 2 / 60 < 10
 
 
 def test_hours_of_a_plan_count_timed_runs_alone():
@@ -187,8 +188,8 @@ def test_boolq_has_as_much_of_the_lead_as_the_page_says():
     )
     assert len(seven) == 7
     said = (
-        f"BoolQ alone makes {every:.0f} % of ADMM-Grad's lead over SparseGPT on the ten tasks, and "
-        f"{theirs:.0f} % of its lead on the seven"
+        f"BoolQ alone accounts for {every:.0f} % of ADMM-Grad's lead over SparseGPT on the ten "
+        f"tasks, and {theirs:.0f} % of its lead on the seven"
     )
     assert said in re.sub(r"\s+", " ", NUMBERS)
 

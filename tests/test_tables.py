@@ -275,6 +275,12 @@ def test_cost_is_the_median_over_runs_without_variants(runs):
     frame = tables.cost_table(runs)
     assert frame.loc["admm-grad", ["runs", "solve (s)"]].tolist() == [5, 3.0]
     assert frame.loc["dense", ["prune (s)", "peak memory (GB)"]].tolist() == [10.0, 2.5]
+    # those that were timed alone count, if there are any
+    runs[0]["timed"] = True
+    frame = tables.cost_table(runs)
+    cells = frame.loc["admm-grad", ["runs", "alone", "solve (s)"]]
+    assert cells.tolist() == [1, 1, 3.0]
+    assert frame.loc["dense", "alone"] == 0
 
 
 def test_zero_shot_has_the_papers_columns_and_a_mean():
