@@ -439,9 +439,8 @@ def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
         first = [f"Reproduced: {agree}"]
         others = sum(map(bool, verdict.machines.values()))
         kinds = {
-            f"to {100 * SAME:g} % where ours are of the same kind of machine": made
-            - others,
-            "as nearly as rounding on another kind allows": others,
+            f"to {100 * SAME:g} %": made - others,
+            "as nearly as rounding allows, since ours were made on another kind of machine": others,
         }
         near = " and ".join(f"{n} {how}" for how, n in kinds.items() if n)
         what = f"Your runs of plan {plan} repeat ours: {near}."
@@ -461,7 +460,7 @@ def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
         lines.append(" ".join(machine_lines(verdict)))
     lines += [
         OF_README if plan == "full" else NOT_OF_README,
-        f"{_unseen(verdict)} (docs/verdict.md).",
+        f"{_unseen(verdict)}: docs/verdict.md.",
     ]
     if details:
         lines += _details(verdict)
@@ -501,8 +500,9 @@ def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
         text = f"Answers: all are equal, in each of {len(own)} runs that answered questions."
         if worst.difference:
             text = (
-                f"Answers: at least {worst.here:,} of {worst.reference:,} are equal in each run "
-                f"(fewest: {titles[worst.run]}; {_percent(worst.limit)} may differ)."
+                f"Answers: {worst.reference - worst.here:,} of {worst.reference:,} differ in "
+                f"{titles[worst.run]} ({math.floor(worst.limit * worst.reference):,} may); "
+                "no more in other runs."
             )
         yield text
     yield from _ranks(verdict)
@@ -550,12 +550,12 @@ def _unseen(verdict: Verdict) -> str:
         if item.what.startswith("perplexity") and item.limit > ROUNDING
     }
     if not limits:
-        return "What could slip through is on record"
+        return "What could pass unnoticed is on record"
     ends = dict.fromkeys(end(limits) for end in (min, max))
     texts = (f"{_percent(limit)} ({limits[limit]})" for limit in ends)
     return (
-        "Not noticed: a mistake that moves a perplexity by less than its limit, "
-        f"{' to '.join(texts)}, and no layer's error by more than its own"
+        "A mistake would pass if it moved every number by less than its limit (of a perplexity "
+        f"{' to '.join(texts)})"
     )
 
 
