@@ -79,6 +79,8 @@ class Quantity(NamedTuple):
         Of a change whose ± would reach below −100 % the ends of its interval: "−98 % (−99 to −90)".
         """
         text = self.number.format(self.scale * value)
+        if text.strip("+-0.") == "":
+            text = text.lstrip("+-")  # zero has no sign
         if self.logarithm and half >= 1 + value:
             far = half / (1 + value)  # of the logarithm
             ends = (math.expm1(math.log1p(value) + side * far) for side in (-1, 1))

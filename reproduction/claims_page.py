@@ -604,7 +604,11 @@ class _Page:
         """The command that makes the first runs again that a claim's number rests on."""
         ids = rows.loc[row.main, "ids"]
         own = {record_id(run) for run in self.records}
-        first = [each for each in ids if "-seed" not in each and each in own]
+        first = [
+            each
+            for each in ids
+            if each in own and each.partition("-seed")[2] in ("", "0")
+        ]
         if not first:
             return ""
         # by the number of the notebook, which leaves out the runs of others by that name

@@ -1024,6 +1024,7 @@ def test_a_change_does_not_reach_below_all_of_it():
     show = claims.QUANTITIES["perplexity"].show
     assert show(-0.981, 0.035) == "−98.1 % (−99.7 % to −88.0 %)"
     assert show(-0.45, 0.035) == "−45.0 ± 3.5 %"
+    assert show(-0.0004, 0.0) == "0.0 ± 0.0 %"
 
 
 def test_what_no_run_tests_stands_on_the_page(committed, tmp_path):
