@@ -236,9 +236,8 @@ class Sources:
         if (table := folder / "tables" / f"{name}.md").is_file():
             page = f"{copies}/tables/{name}.md"
             made = table.read_text(encoding="utf-8")
-            if (
-                name == "claims"
-            ):  # it has a title of its own here, and contents that list its parts
+            # it has a title of its own here, and contents that list its parts
+            if name == "claims":
                 made = made.removeprefix(claims_heading(table.parent))
                 made = TITLE.sub(r"### \1", made)
             made = self.localise(made, page)

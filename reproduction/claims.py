@@ -750,11 +750,10 @@ def _near(rows: pd.DataFrame) -> list[str]:
 
 def _rests_on(verdict: str, columns: dict[str, str], near: Sequence[str]) -> bool:
     """Whether other evaluation windows may turn a verdict: all columns must hold, one may fail."""
-    if verdict == FAILS:
-        return bool(near) and {at for at in columns if columns[at] == FAILS} <= set(
-            near
-        )
-    return verdict == HOLDS and len(near) > 0
+    if not near:
+        return False
+    failing = {at for at in columns if columns[at] == FAILS}
+    return verdict == HOLDS or (verdict == FAILS and failing <= set(near))
 
 
 def _by_column(rows: pd.DataFrame) -> dict[str, str]:

@@ -71,12 +71,13 @@ COUNTED = {  # a verdict on one claim, and on several
 }
 OLD_MARGIN = 0.01  # up to 0.10.0
 FORMER = f"with the margin of {100 * OLD_MARGIN:.0f} % used until 0.10.0"
-WIDENED = (
-    "; it was widened when five samples were known"  # of claims that 0.8.0 had measured
-)
+# of claims that 0.8.0 had measured
+WIDENED = "; it was widened when five samples were known"
 HERE = "for these windows only"
 ADDED_BY_US = "Added by us"
 PLAINLY = "plainly"
+RESERVED = "with a reservation"
+JUST = "only just"
 MARKS = {HOLDS: " ✓", FAILS: " ✗"}  # of a number by its own ±, as SIDES says
 SIDES = (
     "The number of samples stands in brackets. ✓: on the claim's side of the limit by more than ±; "
@@ -479,7 +480,7 @@ class _Page:
     def notes(self) -> str:
         """What stands below the lines."""
         missing = set(self.verdicts["number"][self.verdicts["n"] == 0])
-        notes = [note for note in (self.windows(),) if note] + self.problems()
+        notes = [self.windows(), *self.problems()]
         for plan, link in self.pages.items():
             if there := sorted(missing & self.elsewhere[plan]):
                 notes.append(f"{_claims(there)} no runs here: see {link}.")
@@ -496,7 +497,7 @@ class _Page:
             )
         if self.decides:
             notes.append(self.cost())
-        return "\n".join(f"- {note}" for note in notes)
+        return "\n".join(f"- {note}" for note in notes if note)
 
     def families(self) -> str:
         """Which claims p is corrected for, and what changes with those of all pages."""
@@ -557,10 +558,9 @@ class _Page:
             f"move a perplexity by as much: {_moved()}. Up to 0.10.0 it was "
             f"{100 * OLD_MARGIN:.0f} %. Of claims 6, 8 and 15, in order: 0.8.0 measured five "
             "samples; the margin was widened when these were known, so not blindly; eight samples "
-            "were planned; the "
-            "first five were measured again, with later code, and three more. What the old "
-            "margin would say, and what all samples would say, those of earlier releases with "
-            "today's and without correction:\n\n"
+            "were planned; the first five were measured again, with later code, and three more. "
+            "What the old margin would say, and what all samples would say, those of earlier "
+            "releases with today's and without correction:\n\n"
             f"{text_table(heads, lines)}"
         )
 
@@ -653,7 +653,7 @@ def count_sentence(verdicts: pd.DataFrame, barely: Sequence[int] = ()) -> str:
             if these.empty:
                 continue
             text = f"{len(these)} {words[int(len(these) > 1)]}"
-            how = _how_sure(these, barely) if kind in (HOLDS, FAILS) else {}
+            how = how_sure(these, barely) if kind in (HOLDS, FAILS) else {}
             if len(how) > 1:
                 parts = (
                     f"{len(each)} {way} ({_numbers_of(each)})"
@@ -669,16 +669,16 @@ def count_sentence(verdicts: pd.DataFrame, barely: Sequence[int] = ()) -> str:
     return " ".join(sentences)
 
 
-def _how_sure(verdicts: pd.DataFrame, barely: Sequence[int]) -> dict[str, pd.Series]:
+def how_sure(verdicts: pd.DataFrame, barely: Sequence[int]) -> dict[str, pd.Series]:
     """The numbers of decided claims by how they are: plainly, with a reservation, only just ..."""
     just = verdicts["number"].isin(barely)
     remarked = (verdicts["verdict"] == HOLDS) & (verdicts["remark"] != "") & ~just
     here = verdicts["windows_only"]
     ways = {
         PLAINLY: ~just & ~remarked & ~here,
-        "with a reservation": remarked & ~here,
-        "only just": just & ~here,
-        f"only just and {HERE}": just & here,
+        RESERVED: remarked & ~here,
+        JUST: just & ~here,
+        f"{JUST} and {HERE}": just & here,
         HERE: here & ~just,
     }
     return {way: verdicts["number"][own] for way, own in ways.items() if own.any()}
@@ -788,11 +788,11 @@ def verdict_words(row: Any, rows: pd.DataFrame, barely: Sequence[int] = ()) -> s
     if row.verdict != UNTESTED:
         text = f"**{row.verdict}**"
         if row.windows_only:
-            just = "only just and " if row.number in barely else ""
+            just = f"{JUST} and " if row.number in barely else ""
             return f"{text}, {just}{HERE}"
         if row.verdict == HOLDS and row.remark:
-            text += ", with a reservation"
-        return text + ", only just" * (row.number in barely)
+            text += f", {RESERVED}"
+        return text + f", {JUST}" * (row.number in barely)
     lacking = rows[rows["needed"] & rows["decides"] & (rows["lacks"] != "")]
     why = "too few runs" if (lacking["n"] > 0).any() else "no runs"
     if row.lacks == ALONE:

@@ -58,7 +58,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     readme = ""
     if plan != "full" and "full" in plan_names():
         readme = (
-            f"{CHECKS_README} (README's table, one sample: {column_minutes():.0f}\n"
+            f"{CHECKS_README} (README's table, one sample: {column_minutes()}\n"
             "      minutes on a slow laptop),\n      "
         )
     write_line(
