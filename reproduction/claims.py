@@ -549,7 +549,7 @@ def evidence(records: Records, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame
             draws = found.of(condition.quantity, condition.of, condition.against)
             if QUANTITIES[condition.quantity].timed and draws["timed"].any():
                 draws = draws[draws["timed"]]
-            for at in (*condition.needed, *condition.also):
+            for at in dict.fromkeys((*condition.needed, *condition.also)):
                 own = draws[draws["at"] == at]
                 if len(own) or at in condition.needed:
                     row = {"number": claim.number, **condition._asdict()}

@@ -302,6 +302,15 @@ def test_records_can_give_each_answer_to_each_claim(number, monkeypatch):
         assert verdict["scale"]
 
 
+@pytest.mark.parametrize("number", sorted(BY_NUMBER))
+def test_a_column_counts_once(number):
+    """Claim 18 named 70 % twice, and its p was multiplied by one column too many."""
+    for runs in CASES[number].values():
+        rows = judged(number, runs)[1]
+        names = ["quantity", "of", "against", "side", "limit", "at", "control"]
+        assert not rows[names].duplicated().any()
+
+
 def test_every_claim_says_whether_it_is_the_papers():
     ours = [claim.number for claim in CLAIMS if claim.source == OURS]
     assert ours == [3, 17, 18, 19, 20, 21, 22, 23, 24, 25]
