@@ -114,10 +114,10 @@ RULES = (
     "to*, of runs that decide nothing: yes if all means are clear of the limit on the right side, "
     f"no if one is on the wrong side; clear is by ±, or of fewer than {FEWEST} samples by "
     f"{100 * NEGLIGIBLE:.0f} % (of answers by ± over questions too).",
-    "**p** is that of Student's t-test, two-sided. If a claim holds it is the largest of its "
-    "columns' (perhaps of another than *measured* shows: the fold says which); if not, the "
-    "smallest, times the number of columns. It is corrected for the interval claims of the page by "
-    "Holm's method; ± is not. Neither ± nor p is corrected for looking twice. The columns of "
+    "**p** is that of Student's t-test, two-sided. If all means are on the claim's side it is the "
+    "largest of the columns' (perhaps of another than *measured* shows: the fold says which); if "
+    "not, the smallest of those on the other side, times the number of columns. It is corrected "
+    "for the interval claims of the page by Holm's method; ± is not. Neither ± nor p is corrected for looking twice. The columns of "
     "`full` other than 60 % were seen after three samples, and end with four, since three could "
     "hardly stand the correction (4:8 with three); Wanda, ADMM1 and ALPS at 60 % after five, and "
     "end with eight, as many as their rivals have; the options of claims 6, 8 and 15 after four "
@@ -328,7 +328,7 @@ class _Page:
             "*with a reservation*, see its remark; *only just*, but not if p is corrected for the "
             f"claims of all pages; *{HERE}*, but not if ± over windows counts too. **Does not "
             f"hold**: a number is on the other side by more than its ±. **{OPEN.capitalize()}**: "
-            "a limit lies within ±."
+            f"a limit lies within ±, or p, corrected for this page's claims, is above {LEVEL:g}."
         )
 
     def measured(self) -> str:
