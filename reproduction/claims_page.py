@@ -117,11 +117,12 @@ RULES = (
     "**p** is that of Student's t-test, two-sided. If all means are on the claim's side it is the "
     "largest of the columns' (perhaps of another than *measured* shows: the fold says which); if "
     "not, the smallest of those on the other side, times the number of columns. It is corrected "
-    "for the interval claims of the page by Holm's method; ± is not. Neither ± nor p is corrected for looking twice. The columns of "
-    "`full` other than 60 % were seen after three samples, and end with four, since three could "
-    "hardly stand the correction (4:8 with three); Wanda, ADMM1 and ALPS at 60 % after five, and "
-    "end with eight, as many as their rivals have; the options of claims 6, 8 and 15 after four "
-    "(of today's), the exact fit of claim 25 after two, and end with the eight planned.",
+    "for the interval claims of the page by Holm's method; ± is not. Neither ± nor p is corrected "
+    "for looking twice. The columns of `full` other than 60 % were seen after three samples, and "
+    "end with four, since three could hardly stand the correction (4:8 with three); Wanda, ADMM1 "
+    "and ALPS at 60 % after five, and end with eight, as many as their rivals have; the options "
+    "of claims 6, 8 and 15 after four (of today's), the exact fit of claim 25 after two, and end "
+    "with the eight planned.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another can move a run by as much (the page of `full` "
     "has what was measured), so a smaller change is hardly a property of a method. A claim of "
