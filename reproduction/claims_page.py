@@ -74,7 +74,14 @@ FORMER = f"with the margin of {100 * OLD_MARGIN:.0f} % used until 0.10.0"
 # of claims that 0.8.0 had measured
 WIDENED = "; it was widened when five samples were known"
 HERE = "for these windows only"
+LEGEND = (
+    "*Measured* is the comparison nearest to failing, ± half of a 95 % interval over samples of "
+    "the calibration text. Below 0 the method that the claim names first is ahead (of right "
+    "answers, above 0). A claim **holds** if all its comparisons are on its side of the limit by "
+    "more than ±."
+)
 ADDED_BY_US = "Added by us"
+FIRST = (11, 10, 12, 13, 14)  # what a reader of the paper asks; then by number
 PLAINLY = "plainly"
 RESERVED = "with a reservation"
 JUST = "only just"
@@ -119,7 +126,7 @@ RULES = (
     "not, the smallest of those on the other side, times the number of columns. It is corrected "
     "for the interval claims of the page by Holm's method; ± is not. Neither ± nor p is corrected "
     "for looking twice. The columns of `full` other than 60 % were seen after three samples, and "
-    "end with four, since three could hardly stand the correction (4:8 with three); Wanda, ADMM1 "
+    "end with four, since three would hardly survive it (4:8 with three); Wanda, ADMM1 "
     "and ALPS at 60 % after five, and end with eight, as many as their rivals have; the options "
     "of claims 6, 8 and 15 after four (of today's), the exact fit of claim 25 after two, and end "
     "with the eight planned.",
@@ -146,25 +153,31 @@ class Other(NamedTuple):
 
 def claims_heading(folder: Path) -> str:
     """The title of a page of claims in a folder, and where what it speaks of is found."""
+    paper = (
+        "*Fast and Effective Weight Update for Pruned Large Language Models* (Boža, TMLR 2024, "
+        "[arXiv 2401.02938](https://arxiv.org/abs/2401.02938))"
+    )
+    title, about = "Do the claims hold?", f"Claims of {paper} and some of our own"
+    if Path(folder).parent.name == "beyond":
+        title = "Do our own claims hold?"
+        about = f"What we claim of steps that go beyond {paper}"
     readme, numbers, words = (
         os.path.relpath(root() / page, folder)
         for page in ("README.md", "docs/numbers.md", "docs/glossary.md")
     )
     return (
-        "# Do the claims hold?\n\n"
-        "Claims of *Fast and Effective Weight Update for Pruned Large Language Models* (Boža, TMLR "
-        "2024, [arXiv 2401.02938](https://arxiv.org/abs/2401.02938)) and some of our own, tested "
-        f"by code on the records of runs. [What this project is]({readme}) · [all numbers]"
-        f"({numbers}) · [what the words mean]({words})\n\n"
+        f"# {title}\n\n{about}, tested by code on the records of runs. [What this project is]"
+        f"({readme}) · [all numbers]({numbers}) · [what the words mean]({words})\n\n"
     )
 
 
 def claims_markdown(records: Records, tables: Path, page: Path | None = None) -> str:
     """The page of claims on the records of one model, without its title.
 
-    It begins with which claims hold. Then comes a line for each claim with its verdict and the
-    number that decides it, and what the paper says that no run tests; then how large the runs are,
-    folds with p, margins and rules, and how each claim was tested. Of runs that decide nothing the
+    It begins with which claims hold, and how to read the table; the rest of that is folded. Then
+    comes a line for each claim with its verdict and the number that decides it, and what the paper
+    says that no run tests; then how large the runs are, folds with p, margins and rules, and how
+    each claim was tested. Of runs that decide nothing the
     line says where they point, beside the verdict of the plans `full` and `beyond`.
     Args: tables, the folder of the tables; page, where links start, by default there; elsewhere
         the details are folded too.
@@ -175,7 +188,6 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         return f"No claim has runs here: see {here.deciding}.\n"
     parts = [
         here.opening(),
-        here.warnings(),
         *here.lines(),
         here.notes(),
         f"**These runs and the paper's**\n\n{here.scale()}",
@@ -242,19 +254,30 @@ class _Page:
         return self.rows[self.rows["number"] == row.number]
 
     def opening(self) -> str:
-        """How many claims hold, and so on, and which."""
+        """How many claims hold, and so on, and which; how to read the table, partly in a fold."""
+        toy = (
+            f"{model_sentence(self.records)} It is a *toy* beside the paper's models: no number "
+            "here carries over to a large one. The wording of the claims and their limits are ours."
+        )
         if not self.decides:
-            return (
+            few = (
                 f"**These runs are too few to decide any of the {len(self.shown)} claims that they "
                 "say something of.**"
             )
+            return f"{few}\n\n{toy}"
         lines = [
+            self.kinds(),
+            self.measured(),
             scope_sentence(self.verdicts),
             barely_sentence(self.barely, self.before),
             self.dependence(),
+            self.sources(),
         ]
         listing = "\n".join(f"- {line}" for line in lines if line)
-        return f"**{count_sentence(self.verdicts, self.barely)}**\n\n{listing}"
+        return (
+            f"**{count_sentence(self.verdicts, self.barely)}**\n\n{toy}\n\n{LEGEND}\n\n"
+            f"{_fold('More on verdicts, numbers and sources', listing)}"
+        )
 
     def groups(self) -> list[tuple[str, pd.Series]]:
         """The tables of lines: the paper's claims on the model, those on layers, and ours."""
@@ -271,6 +294,13 @@ class _Page:
         )
         return [(title, own) for title, own in groups if own.any()]
 
+    def ordered(self, own: pd.Series) -> pd.DataFrame:
+        """The claims of a group, FIRST first."""
+        place = {number: i for i, number in enumerate(FIRST)}
+        return self.shown[own].sort_values(
+            "number", key=lambda n: n.map(place).fillna(len(FIRST) + n)
+        )
+
     def problems(self) -> list[str]:
         """What a problem is, and which ones there are."""
         counts = self.shown.query("table == 'weight_update'")
@@ -286,19 +316,20 @@ class _Page:
             )
         return [text]
 
-    def warnings(self) -> str:
-        """What a reader should know before the lines: of the model, the paper and the windows."""
-        texts = [
-            f"{model_sentence(self.records)} It is a *toy* beside the paper's models: no number "
-            "here carries over to a large one.",
+    def sources(self) -> str:
+        """Where the paper's claims are from, and which is not about its text but about its code."""
+        if (self.shown["source"] == OURS).all():
+            return ""
+        own = self.shown["number"][self.shown["source"] == RELEASED]
+        released = (
+            f" {_named(own).capitalize()} is about that code." if len(own) else ""
+        )
+        return (
             "Wording and limits (2 %, 25 % ...) are ours: we had the paper's abstract, its method "
             "and its released code, and know what its tables compare, but could not read their "
             "numbers. The source of a claim is in brackets; only words in quotes are the paper's."
-            f"{self.released()}",
-            self.kinds(),
-            self.measured(),
-        ]
-        return "\n".join(f"- {text}" for text in texts if text)
+            f"{released}"
+        )
 
     def dependence(self) -> str:
         """Which of the paper's claims are no tests of their own."""
@@ -311,38 +342,26 @@ class _Page:
             f"{layers.sum()} about layers, ours included, rest on the same {len(records)} records."
         )
 
-    def released(self) -> str:
-        """Which claims are not about the paper's text but about its code."""
-        own = self.shown["number"][self.shown["source"] == RELEASED]
-        return (
-            f" {_named(own).capitalize()} is about the released code."
-            if len(own)
-            else ""
-        )
-
     def kinds(self) -> str:
         """What the verdicts mean."""
-        if not self.decides:
-            return ""
         return (
-            "**Holds**: every number is on the claim's side of its limit by more than its ±; "
-            "*with a reservation*, see its remark; *only just*, but not if p is corrected for the "
-            f"claims of all pages; *{HERE}*, but not if ± over windows counts too. **Does not "
-            f"hold**: a number is on the other side by more than its ±. **{OPEN.capitalize()}**: "
-            f"a limit lies within ±, or p, corrected for this page's claims, is above {LEVEL:g}."
+            "**Holds**: every number is on the claim's side of its limit by more than its ±. "
+            f"*{RESERVED.capitalize()}*: the claim itself is weaker than it sounds, and its remark "
+            "says why (a limit of ours, reworded, it follows from another, others found "
+            "otherwise); samples that were added after a look are no reservation, rule 5 names "
+            f"them. *{JUST.capitalize()}*: {OPEN} once p is corrected for the claims of all pages. "
+            f"*{HERE.capitalize()}*: {OPEN} once ± over windows counts too. **Does not hold**: a "
+            f"number is on the other side by more than its ±. **{OPEN.capitalize()}**: a limit "
+            f"lies within ±, or p, corrected for this page's claims, is above {LEVEL:g}."
         )
 
     def measured(self) -> str:
         """What the column of numbers shows, and how to read it."""
-        if not self.decides:
-            return ""
         others = f'<a href="#claim-{self.shown["number"].iloc[0]}">the others</a>'
         return (
-            "*Measured* is the comparison nearest to failing; of a claim that does not hold, the "
-            f"one that refutes it most clearly; {others} are further down. Below 0 the method that "
-            "the claim names first is ahead (of right answers, above 0). ± is half of a 95 % "
-            "interval over samples of the calibration text; *over windows*, over the pieces of "
-            "text that perplexity is measured on, which all runs share."
+            "*Measured*, of a claim that does not hold, is the comparison that refutes it most "
+            f"clearly; {others} of each claim are further down. *Over windows* is ± over the "
+            "pieces of text that perplexity is measured on, which all runs share."
         )
 
     def windows(self) -> str:
@@ -390,7 +409,7 @@ class _Page:
             heads += [f"{self.deciding}{model}", "measured there"]
         texts = []
         for title, own in self.groups():
-            lines = map(self.line, self.shown[own].itertuples())
+            lines = map(self.line, self.ordered(own).itertuples())
             table = text_table(heads, (map(unbroken, line) for line in lines))
             texts.append(f"**{title}**\n\n{table}")
         model = str(common_parameters(self.records).get("model"))
@@ -444,7 +463,7 @@ class _Page:
             rows.append([str(row.number), *p, _overturned(row, self.of(row))])
         text = (
             "The last column has what was put in the method's place, or broken in it, so that the "
-            "claim holds no longer. Where no control was run, nothing is known to overturn it.\n\n"
+            "claim no longer holds. Where no control was run, nothing is known to overturn it.\n\n"
             f"{text_table(heads, rows)}\n- {self.families()}"
         )
         folds = [_fold("How sure: p, and what would overturn a claim", text)]
@@ -868,10 +887,10 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         yield f"beyond the limit by its own ±, but not as one of {columns}"
     needed = draws_needed(row, rows)
     about = f"about {needed}" if needed else f"more than {MANY}"
-    against = ", against it" if rows.loc[row.main, "lead"] < 0 else ""
+    decide = "refute it" if rows.loc[row.main, "lead"] < 0 else "decide"
     asked = QUANTITIES[row.quantity].notebook == ZERO_SHOT_NOTEBOOK
-    none = ", and the tasks have no questions for so many" * asked
-    yield f"{about} samples would decide{against}{none}"
+    none = ", for which the tasks have too few questions" * asked
+    yield f"{about} samples would {decide}{none}"
 
 
 def _range(row: Any, rows: pd.DataFrame) -> Iterator[str]:

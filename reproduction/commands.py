@@ -58,8 +58,8 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     readme = ""
     if plan != "full" and "full" in plan_names():
         readme = (
-            f"{CHECKS_README} (README's table, one sample: {column_minutes()}\n"
-            "      minutes on a slow laptop),\n      "
+            f",\n      {CHECKS_README} (README's table, one sample:\n"
+            f"      {column_minutes()} minutes on a slow laptop)"
         )
     write_line(
         f"\n{done} runs done ({minutes:.0f} minutes in this call): {verdict.compared} compared"
@@ -70,8 +70,8 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
         f"records  {folder}/records\n"
         f"verdict  {folder}/verdict.txt (more, and every comparison)\n"
         f"{agree}"
-        f"next: {readme}make book (all of this as a site),\n"
-        "      make lab (the notebooks; 07 is for a method of your own)"
+        "next: make lab (the notebooks; 07 is for a method of your own),\n"
+        f"      make book (all of this as a site){readme}"
     )
     return int(verdict.reproduced < verdict.compared)
 
@@ -87,7 +87,7 @@ def perplexities(records: Iterable[Any], committed: Iterable[Any]) -> str:
     texts = []
     for table, other in zip(made, ours, strict=True):
         frame = beside(table, other)
-        own = "Ours is the same, digit for digit."
+        own = "Our table is identical, digit for digit."
         if frame.map(lambda text: "(" in text).any(axis=None):
             own = "In brackets: ours, where its digits differ."
         note = textwrap.fill(f"{table.note} –: not run. {own}", 100)
@@ -121,7 +121,7 @@ def tables(plan: str) -> None:
     Raises RunError if there are none.
     """
     folder = results_dir(plan)
-    runs = read_plan(plan)
+    runs = without_tables(read_plan(plan))
     records = current_records(runs)
     others = len(local_records(runs)) - len(records)
     left_out = f", {others} of earlier code left out" if others else ""

@@ -32,7 +32,7 @@ import itertools
 import math
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -493,18 +493,18 @@ def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
                 f"{format_number(worst.reference)}; {_percent(worst.limit)} allowed)."
             )
         yield text
-    if verdict.reproduced == len(verdict.pairs):
-        yield from nearest
     if own := [item for item in found if item.kind == "answers"]:
         worst = own[0]
         text = f"Answers: all are equal, in each of {len(own)} runs that answered questions."
         if worst.difference:
             text = (
                 f"Answers: {worst.reference - worst.here:,} of {worst.reference:,} differ in "
-                f"{titles[worst.run]} ({math.floor(worst.limit * worst.reference):,} may); "
+                f"{titles[worst.run]} (limit: {math.floor(worst.limit * worst.reference):,}); "
                 "no more in other runs."
             )
         yield text
+    if verdict.reproduced == len(verdict.pairs):
+        yield from nearest
     yield from _ranks(verdict)
 
 
@@ -554,7 +554,7 @@ def _unseen(verdict: Verdict) -> str:
     ends = dict.fromkeys(end(limits) for end in (min, max))
     texts = (f"{_percent(limit)} ({limits[limit]})" for limit in ends)
     return (
-        "A mistake would pass if it moved every number by less than its limit (of a perplexity "
+        "Not detectable: a mistake that moves every number by less than its limit (of a perplexity "
         f"{' to '.join(texts)})"
     )
 
@@ -689,9 +689,10 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
     if len(others) < len(verdict.machines):
         which = f" for {len(others)} of {len(verdict.machines)} runs"
     if not others:
+        (here, _) = _processors(verdict.pairs.values())
         yield (
-            "The same kind of machine as ours (processor, threads, versions): numbers must be "
-            f"equal to {100 * SAME:g} %."
+            f"The same kind of machine as ours (processor, threads, versions; {here}): numbers "
+            f"must be equal to {100 * SAME:g} %."
         )
     elif all(key in COMPUTING for key, _ in reasons):
         yield (
@@ -700,13 +701,19 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
         )
     else:
         if any(key == "processor" for key, _ in reasons):
-            listed = "; ".join(["another kind of processor", *parts])
+            apart = [run for run, own in verdict.machines.items() if "processor" in own]
+            here, ours = _processors(verdict.pairs[run] for run in apart)
+            names = f"another kind of processor (yours: {here}; ours: {ours})"
+            listed = "; ".join([names, *parts])
         yield f"Your machine differs from ours{which}: {listed}. It may round differently."
-    here, ours = (
+
+
+def _processors(pairs: Iterable[tuple[Record, Record]]) -> tuple[str, ...]:
+    """The processors that pairs of records were made on, yours and ours."""
+    return tuple(
         " and ".join(dict.fromkeys(processor_of(each) or "unknown" for each in side))
-        for side in zip(*verdict.pairs.values(), strict=True)
+        for side in zip(*pairs, strict=True)
     )
-    yield f"Your processor: {here}." + (f" Ours: {ours}." if ours != here else "")
 
 
 def cells(item: Comparison, titles: Mapping[str, str]) -> list[str]:

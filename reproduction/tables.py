@@ -155,10 +155,10 @@ def window_sentence(runs: pd.DataFrame) -> str:
 
 
 COST_CAPTION = (
-    "Medians over runs. Where some of a method's runs were timed alone, only these count; the "
-    "seconds of others are an order of magnitude: they may have shared the machine. Solve holds "
-    "the checks of a layer and the measuring of its error, which is all of it for methods without "
-    "an update; peak memory is the process's, evaluation included."
+    "Medians over runs, of all sparsities. Where some of a method's runs were timed alone, only "
+    "these count; the seconds of others are only rough, for they may have shared the machine. "
+    "Solve holds the checks of a layer and the measuring of its error, which is all of it for "
+    "methods without an update; peak memory is the process's, evaluation included."
 )
 
 

@@ -116,7 +116,10 @@ def test_what_a_person_reads():
         "the processor (texts, sparsities, runs that read no calibration text) is equal."
         in text
     )
-    assert "Your processor: another. Ours: one." in text
+    assert "another kind of processor (yours: another; ours: one)." in text
+    # perplexities first, then answers, then what is nearest to its limit
+    order = [text.index(words) for words in ("half within", "1 of 100", "used 75 %")]
+    assert order == sorted(order)
     assert len(legend.splitlines()) <= 4
     heads, *rows = table.splitlines()
     assert heads.endswith("agrees")
