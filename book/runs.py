@@ -197,8 +197,10 @@ class Runs:
             target = f"#{self.anchor(whose, groups[key])}"
         for run_id in group.ids:
             places = self.used.setdefault(run_id, {}).setdefault(group.name, {})
-            # a dictionary keeps an order
-            places[f"[{group.title}]({target})" if target else group.title] = None
+            place = f"[{group.title}]({target})" if target else group.title
+            if target and group.name == "perplexity" and group.text:
+                place += f" (one of {len(group.ids)} behind {group.text})"
+            places[place] = None  # a dictionary keeps an order
         return target or f"/runs/{self.plan}/{group.ids[0]}.md"
 
     def anchor(self, whose: str, group: Group) -> str:
@@ -281,7 +283,7 @@ class Runs:
             metrics_table(found),
             "\n\n".join(self.code_note(whose, own) for whose, own in found.items()),
             "## Run it again",
-            self.again(run_id, record, run),
+            self.again(run_id, run),
         ]
         if shown:
             parts.append(f"[The notebook as it ran](/{shown})")
@@ -307,14 +309,12 @@ class Runs:
             parts.append(layers_text(layers))
         return "\n\n".join(parts) + "\n"
 
-    def again(self, run_id: str, record: Record, run: Run | None) -> str:
-        """The line that runs it again, and how long that takes."""
+    def again(self, run_id: str, run: Run | None) -> str:
+        """The line that runs it again."""
         if run is None:
             return "The plan has this run no longer; its parameters are below."
         text = "```{code-block} text\n:class: again\n\n"
-        text += f"make reproduce PLAN={self.plan} ONLY={run_id}\n```\n\n"
-        text += f"It took {minutes(record):.1f} minutes"
-        return f"{text}."
+        return f"{text}make reproduce PLAN={self.plan} ONLY={run_id}\n```"
 
     def code_note(self, whose: str, record: Record) -> str:
         """A sentence: the record's file, and whether it is of today's code."""
