@@ -101,35 +101,35 @@ PAPER = (  # as the plan `paper` lays it out
     "not known to us",
 )
 RULES = (
-    "Methods are compared **in pairs** of one sample of calibration text (a seed), one setting "
-    "(that of most runs), one processor and, of answers, the same questions. Several records of "
-    "one sample count once, with their mean. The two may be of different commits: `make same` has "
-    "found today's code equal to theirs on probes and on the plan smoke, bit for bit.",
-    f"**A column** (a sparsity or a pattern) decides by its own samples, {FEWEST} at the least. "
-    "With fewer it has no ± over samples (of answers ± over questions is shown), and decides "
-    "nothing.",
-    "**±** is half of Student's 95 % interval over samples; of ratios over their logarithms, so "
-    "that a change in % is that of the geometric mean. Where samples answer the same questions, "
-    "two standard errors over these are added in quadrature. It speaks of these texts alone: all "
-    "samples are of one pool, and all runs share the evaluation windows.",
+    "Methods are compared **in pairs** of runs with the same calibration sample (seed), the same "
+    "setting (that of most runs), the same processor and, for answers, the same questions. Several "
+    "records of one sample count once, with their mean. The two may be of different commits: `make "
+    "same` has found today's code equal to theirs, bit for bit, on probes and on the plan smoke.",
+    "**A column** (a sparsity or a pattern) is decided by its own samples, at least "
+    f"{FEWEST}. With fewer it has no ± over samples and decides nothing (for answers, ± over "
+    "questions is shown).",
+    "**±** is half of Student's 95 % interval over samples. For ratios it is taken over their "
+    "logarithms, so that a change in % is that of the geometric mean. Where samples answer the "
+    "same questions, two standard errors over these are added in quadrature. ± covers these texts "
+    "only: all samples are from one pool, and all runs share the evaluation windows.",
     "**A verdict.** A claim *holds* if every column is on its side of the limit by more than ±, "
-    "and *does not hold* if one is on the other side by more than ±. Else it is "
-    f"*{OPEN}*, and so it is if p after correction (rule 5) is above {LEVEL:g}. *Too few runs*, "
-    "*no runs* and *not timed alone* are reasons why it is not tested. *Measured* shows, of a "
-    "claim that holds (and is of one quantity), the column nearest to its limit; of one that is "
-    "not tested the one furthest behind, or with most samples; else that which p is of. *Points "
-    "to*, of runs that decide nothing: yes if all means are clear of the limit on the right side, "
-    f"no if one is on the wrong side; clear is by ±, or of fewer than {FEWEST} samples by "
-    f"{100 * NEGLIGIBLE:.0f} % (of answers by ± over questions too).",
-    "**p** is that of Student's t-test, two-sided. If all means are on the claim's side it is the "
-    "largest of the columns' (perhaps of another than *measured* shows: the fold says which); if "
-    "not, the smallest of those on the other side, times the number of columns. It is corrected "
-    "for the interval claims of the page by Holm's method; ± is not. Neither ± nor p is corrected "
-    "for looking twice. The columns of `full` other than 60 % were seen after three samples, and "
-    "end with four, since three would hardly survive it (4:8 with three); Wanda, ADMM1 "
-    "and ALPS at 60 % after five, and end with eight, as many as their rivals have; the options "
-    "of claims 6, 8 and 15 after four (of today's), the exact fit of claim 25 after two, and end "
-    "with the eight planned.",
+    "and *does not hold* if one is on the other side by more than ±. Otherwise, or if p after "
+    f"correction (rule 5) is above {LEVEL:g}, it is *{OPEN}*. *Too few runs*, *no runs* and *not "
+    "timed alone* are reasons why it is not tested. *Measured* shows one column: if the claim "
+    "holds (and is of one quantity), the one nearest to its limit; if it is not tested, the one "
+    "furthest behind, or with most samples; else the one that p is of. Runs that decide nothing "
+    "*suggest* yes if all means are clear of the limit on the right side, and no if one is clear "
+    f"of it on the wrong side. Clear is by more than ±, or with fewer than {FEWEST} samples by "
+    f"{100 * NEGLIGIBLE:.0f} % (for answers by ± over questions too).",
+    "**p** is that of Student's t-test, two-sided. If all means are on the claim's side, it is the "
+    "largest of the columns' (*measured* may show another column; the fold says which p is of). If "
+    "not, it is the smallest of those on the other side, times the number of columns. Holm's "
+    "method corrects it for the interval claims of the page; ± is not corrected. Neither is "
+    "corrected for looking twice. The columns of `full` other than 60 % were seen after three "
+    "samples and have four now, since three would hardly survive the correction (4:8 has three). "
+    "Wanda, ADMM1 and ALPS at 60 % were seen after five and have eight, as many as their rivals. "
+    "The options of claims 6, 8 and 15 were seen after four of today's samples, the exact fit of "
+    "claim 25 after two; they have the eight planned.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another can move a run by as much (the page of `full` "
     "has what was measured), so a smaller change is hardly a property of a method. A claim of "
@@ -347,8 +347,8 @@ class _Page:
         return (
             "**Holds**: every number is on the claim's side of its limit by more than its ±. "
             f"*{RESERVED.capitalize()}*: the claim itself is weaker than it sounds, and its remark "
-            "says why (a limit of ours, reworded, it follows from another, others found "
-            "otherwise); samples that were added after a look are no reservation, rule 5 names "
+            "says why (a limit of ours, reworded, implied by another claim, or at odds with what "
+            "others found). Samples that were added after a look are no reservation; rule 5 lists "
             f"them. *{JUST.capitalize()}*: {OPEN} once p is corrected for the claims of all pages. "
             f"*{HERE.capitalize()}*: {OPEN} once ± over windows counts too. **Does not hold**: a "
             f"number is on the other side by more than its ±. **{OPEN.capitalize()}**: a limit "
@@ -405,7 +405,7 @@ class _Page:
         heads = ["#", "claim", "verdict", "measured", "remarks"]
         if not self.decides:
             model = f" ({' and '.join(sorted(self.models))})" if self.models else ""
-            heads[2:] = ["these runs point to", "measured here"]
+            heads[2:] = ["these runs suggest", "measured here"]
             heads += [f"{self.deciding}{model}", "measured there"]
         texts = []
         for title, own in self.groups():
@@ -914,8 +914,8 @@ def _nowhere(row: Any) -> str:
 
 
 def _points_to(row: Any, rows: pd.DataFrame) -> str:
-    """Where runs point that decide nothing: "points to yes: perplexity −20.3 % against ADMM1"."""
-    pointing = f"points to {POINTS[row.points]}" if row.points else _nowhere(row)
+    """Where runs point that decide nothing: "suggests yes: perplexity −20.3 % against ADMM1"."""
+    pointing = f"suggests {POINTS[row.points]}" if row.points else _nowhere(row)
     return f"{pointing}: {main_number(row, rows)}"
 
 
@@ -1078,7 +1078,7 @@ def _by_sample(row: Any, rows: pd.DataFrame) -> list[str]:
         return []
     values = ", ".join(map(QUANTITIES[main.quantity].show, main.values))
     of = f"{_number(main)} {_beside(main)}".strip()
-    return [f"{of} at {row.at} is of the samples {values}."]
+    return [f"{of} at {row.at} is the mean of these samples: {values}."]
 
 
 def _earlier_draws(rows: pd.DataFrame) -> list[str]:

@@ -60,7 +60,8 @@ def ratio_table(records: Iterable[Record]) -> pd.DataFrame:
         + ", window "
         + theirs["window"].replace(0, "not said").map(str),
         perplexity=theirs["value"],
-        # without another name of the method
+        # without another name of the method, so that it is that of its rivals
+        full=theirs["source"],
         source=theirs["source"].str.replace(r" \(as .+\)$", "", regex=True),
     )
     ours = perplexity_runs(records).drop(columns="method")
@@ -87,6 +88,11 @@ def ratio_table(records: Iterable[Record]) -> pd.DataFrame:
     cells = cells.query("method not in ['dense', 'magnitude', 'sparsegpt']")
     cells = cells.dropna(subset=list(RATIOS), how="all")
     cells = cells[cells["at"].isin(cells.query("model == 'here'")["at"])]
+    names = theirs.set_index([*CELL, "method"])["full"].to_dict()
+    cells["source"] = [
+        names.get((cell.at, cell.model, cell.source, cell.method), cell.source)
+        for cell in cells.itertuples()
+    ]
     table = cells.sort_values("order").set_index("at")
     return table[["method", "model", "perplexity", *RATIOS, "source"]]
 

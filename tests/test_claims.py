@@ -798,13 +798,13 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     ]
     assert "needs runs at 50, 70, 80 %" in rows[10][4]
     assert rows[12][4].startswith(BY_NUMBER[12].remark)
-    assert "points to yes: perplexity −10.0 ± 2.2 %" in rows[10][3]
+    assert "suggests yes: perplexity −10.0 ± 2.2 %" in rows[10][3]
     assert "(5 samples)" in rows[10][3]
     assert rows[10][1].endswith(" *(tables of perplexity)*")
     assert rows[21][1] == BY_NUMBER[21].sentence.rstrip(".")
     assert "Table: [perplexity](tables/perplexity.md)." in page
     # what ± is made of, and the command that makes a pair of it again
-    number = "−10.0 ± 2.2 % against ADMM1 at 60 % is of the samples "
+    number = "−10.0 ± 2.2 % against ADMM1 at 60 % is the mean of these samples: "
     said = page.replace("\u00a0", " ").partition(number)[2]
     values = said.split(" %")[:5]
     changes = [float(each.strip(", ").replace("−", "-")) for each in values]
@@ -945,7 +945,7 @@ def test_runs_that_decide_nothing_have_no_verdict_beside_their_number(
     row = rows_of(claims_markdown(against(-0.1, ["admm1"], ["60 %"]), tmp_path))[10]
     assert row[2] == "yes"
     assert row[4].startswith("**too few runs** at 80 %; holds at 50, 60, 70 %")
-    assert row[5].startswith("points to no: ")
+    assert row[5].startswith("suggests no: ")
     assert row[5].endswith("80 % was not run here")
 
 
@@ -978,7 +978,7 @@ def test_a_method_of_ones_own_is_paired_with_rivals(count, half, monkeypatch):
 
 def test_a_claim_says_where_the_runs_of_a_second_model_point(committed, tmp_path):
     ours = against(-0.1, ["admm1"])
-    for change, said in ((-0.1, "points to yes"), (0.1, "points to no")):
+    for change, said in ((-0.1, "suggests yes"), (0.1, "suggests no")):
         special = {"60 %": (change, [1.0])}
         theirs = against(change, ["admm1"], ["60 %"], **special)
         for run in theirs:
