@@ -293,7 +293,7 @@ def test_options_change_a_model_as_03_and_06_say():
         )
     )
     assert abs(released / ours - 1) < 0.02
-    assert "2 % ([claim 15]" in text_of("03_mask_schedule")
+    assert "differ by no more than 2 %" in text_of("03_mask_schedule")
     assert len(runs("full", "04_prune_model--admm-grad-60-released")) == 8
     assert abs(alps / other - 1) < 0.02
     gemma = [
@@ -363,7 +363,7 @@ def test_gemma_with_and_without_its_start_token_as_04_says():
         for name in ("dense", "dense-no-start")
     )
     said = re.search(
-        r"perplexity of ([\d.]+), and without it .* ([\d.]+) on",
+        r"(?s)perplexity of ([\d.]+)\. Without the token.*? ([\d.]+) on",
         text_of("04_prune_model"),
     )
     assert list(said.groups()) == shown(".1f", told, without)
