@@ -773,9 +773,10 @@ def on_shared_samples(plan: str) -> str:
         own = runs[runs["seed"].isin(shared)].groupby("label")["perplexity"].mean()
         more = sorted(seeds.index[seeds != shared], key=row_key)
         cells = [f"{display_name(name)} {own[name]:.2f}" for name in more]
+        count = f"{len(shared)} samples" if len(shared) > 1 else "one sample"
         if cells:
             texts.append(
-                f"At {at}, on the {len(shared)} samples that all methods share: {listed(cells)}."
+                f"At {at}, on the {count} that all methods share: {listed(cells)}."
             )
     return "\n".join(texts)
 
