@@ -211,7 +211,7 @@ def test_two_kinds_of_processor_agree_and_are_not_one(name, runs):
     "change, said",
     [
         ({}, ["same kind of machine"]),
-        (OTHER, ["differs from ours", "processor: another", "ours: one"]),
+        (OTHER, ["differs from ours", "(yours: another; ours: one)"]),
         ({"device": "cpu, 2 threads"}, ["differs from ours", "2 threads", "1 thread"]),
         ({"versions": {"torch": "2.14"}}, ["same kind of processor", "torch 2.14"]),
         (

@@ -70,10 +70,10 @@ def test_a_row_is_the_mean_of_its_records(name):
 @pytest.mark.parametrize(
     ("rival", "sentence"),
     [
-        ("sparsegpt", "At 60 % its perplexity is {} and"),
-        ("wanda", "and {} lower"),
+        ("sparsegpt", "At 60 % its perplexity is {} below SparseGPT's"),
+        ("wanda", "and {} below Wanda's"),
         ("admm1", "{} below that of ADMM1"),
-        ("alps", "ADMM-Grad's perplexity is {} above its at 60 %"),
+        ("alps", "ADMM-Grad's perplexity is {} above that of ALPS at 60 %"),
     ],
 )
 def test_a_finding_is_the_mean_over_pairs_of_draws(rival, sentence):
