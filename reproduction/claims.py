@@ -290,7 +290,8 @@ CLAIMS = (
             Condition("perplexity", -1, against="wanda", **AND_2_4),
             _control("perplexity", -1, 0.0, "sparsegpt", NO_MASK, "admm1", AND_2_4),
         ),
-        note="ALPS, not in the paper, is lower from 60 % on (claim 17)",
+        remark="“state of the art” says more: ALPS, not in the paper, is lower from 60 % on "
+        "(claim 17)",
     ),
     Claim(
         12,
@@ -394,7 +395,7 @@ CLAIMS = (
         "times the seconds of ADMM-Grad with two passes.",
         "beyond",
         _closes(0.1, 1.3, f"{BASE}, guide (2), one pass", "60 %"),
-        remark="its limits were set after a first measurement: it could hardly fail",
+        remark="its limits were set after a first measurement, so it was nearly sure to hold",
     ),
     Claim(
         20,
@@ -481,7 +482,7 @@ ON_A_GPU = "the plan `paper` (`make reproduce PLAN=paper`) and a large GPU"
 NOWHERE = (
     Untested(
         "It works for “a wide range of LLMs”. The models here have 135M and 270M parameters: two "
-        "toys are no range",
+        "small models are not a wide range",
         "abstract",
         ON_A_GPU,
     ),

@@ -75,10 +75,11 @@ FORMER = f"with the margin of {100 * OLD_MARGIN:.0f} % used until 0.10.0"
 WIDENED = "; it was widened when five samples were known"
 HERE = "for these windows only"
 LEGEND = (
-    "*Measured* is the comparison nearest to failing, ± half of a 95 % interval over samples of "
-    "the calibration text. Below 0 the method that the claim names first is ahead (of right "
-    "answers, above 0). A claim **holds** if all its comparisons are on its side of the limit by "
-    "more than ±."
+    "*Measured* is one comparison: the smallest difference of a claim that holds, and otherwise "
+    "the one that p is of. ± is half of a 95 % interval over samples of the calibration text. "
+    "Negative means that the method that the claim names first is better (for right answers, "
+    "positive does). A claim **holds** if all its comparisons are on its side of the limit by more "
+    "than ±."
 )
 ADDED_BY_US = "Added by us"
 FIRST = (11, 10, 12, 13, 14)  # what a reader of the paper asks; then by number
@@ -129,7 +130,8 @@ RULES = (
     "samples and have four now, since three would hardly survive the correction (4:8 has three). "
     "Wanda, ADMM1 and ALPS at 60 % were seen after five and have eight, as many as their rivals. "
     "The options of claims 6, 8 and 15 were seen after four of today's samples, the exact fit of "
-    "claim 25 after two; they have the eight planned.",
+    "claim 25 after two; they have the eight planned. Claim 20 is to have five samples; three were "
+    "seen. So these p are somewhat too small.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another can move a run by as much (the page of `full` "
     "has what was measured), so a smaller change is hardly a property of a method. A claim of "
@@ -359,9 +361,9 @@ class _Page:
         """What the column of numbers shows, and how to read it."""
         others = f'<a href="#claim-{self.shown["number"].iloc[0]}">the others</a>'
         return (
-            "*Measured*, of a claim that does not hold, is the comparison that refutes it most "
-            f"clearly; {others} of each claim are further down. *Over windows* is ± over the "
-            "pieces of text that perplexity is measured on, which all runs share."
+            f"*Measured*: {others} of each claim are further down, and so is p, which may be that "
+            "of another comparison. *Over windows* is ± over the pieces of text that perplexity is "
+            "measured on, which all runs share."
         )
 
     def windows(self) -> str:
@@ -517,7 +519,7 @@ class _Page:
             )
         if self.decides:
             notes.append(self.cost())
-        return "\n".join(f"- {note}" for note in notes if note)
+        return "**Notes**\n\n" + "\n".join(f"- {note}" for note in notes if note)
 
     def families(self) -> str:
         """Which claims p is corrected for, and what changes with those of all pages."""
@@ -881,7 +883,7 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         shown = QUANTITIES[row.quantity].show(limit) if limit else 0
         yield f"the limit, {shown}, lies within ±"
         if abs(limit) == NEGLIGIBLE and abs(row.mean) > row.half:
-            yield "0 does not"
+            yield "that there is a change is clear"
     elif row.alone == OPEN:
         columns = (rows["decides"] & (rows["lacks"] == "")).sum()
         yield f"beyond the limit by its own ±, but not as one of {columns}"
@@ -889,7 +891,7 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     about = f"about {needed}" if needed else f"more than {MANY}"
     decide = "refute it" if rows.loc[row.main, "lead"] < 0 else "decide"
     asked = QUANTITIES[row.quantity].notebook == ZERO_SHOT_NOTEBOOK
-    none = ", for which the tasks have too few questions" * asked
+    none = "; the tasks have too few questions for that" * asked
     yield f"{about} samples would {decide}{none}"
 
 

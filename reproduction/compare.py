@@ -440,7 +440,7 @@ def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
         others = sum(map(bool, verdict.machines.values()))
         kinds = {
             f"to {100 * SAME:g} %": made - others,
-            "as nearly as rounding allows, since ours were made on another kind of machine": others,
+            "within the limits for another kind of machine, on which ours were made": others,
         }
         near = " and ".join(f"{n} {how}" for how, n in kinds.items() if n)
         what = f"Your runs of plan {plan} repeat ours: {near}."
@@ -554,8 +554,8 @@ def _unseen(verdict: Verdict) -> str:
     ends = dict.fromkeys(end(limits) for end in (min, max))
     texts = (f"{_percent(limit)} ({limits[limit]})" for limit in ends)
     return (
-        "Not detectable: a mistake that moves every number by less than its limit (of a perplexity "
-        f"{' to '.join(texts)})"
+        "Not detectable: a mistake that moves every number by less than its limit, such as "
+        f"{' to '.join(texts)} of a perplexity"
     )
 
 
@@ -587,7 +587,7 @@ def _nearest(verdict: Verdict, plan: str) -> Iterator[str]:
         if item.used:
             yield (
                 f"The number nearest to its limit used {100 * item.used:.0f} % of what is allowed "
-                f"({what}); all others used no more."
+                f"({what})."
             )
         return
     if math.isfinite(item.difference):

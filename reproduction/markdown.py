@@ -47,6 +47,7 @@ def with_half(value: float | str, half: float) -> str:
 
 def signed(change: float, half: float) -> str:
     """A change in percent with its sign: "−5.1", "+1.9 ± 0.8"."""
+    change = round(float(change), 1) + 0.0  # "−0.0" is 0
     text = f"{change:+.1f}" + (f" ± {half:.1f}" if half > 0 else "")
     return text.replace("-", "−")
 
