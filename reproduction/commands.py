@@ -47,7 +47,8 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     done = len(current_records(read_plan(plan, only)))
     others = ""
     if done > len(records):
-        others = f", {done - len(records)} only make tables (notebook 06)"
+        count = done - len(records)
+        others = f", {count} only make{'s' * (count == 1)} tables (notebook 06)"
     folder = os.path.relpath(results_dir(plan))
     claims = f"claims   {folder}/tables/claims.md (what these runs say of each)\n"
     if not (results_dir(plan) / "tables" / "claims.md").is_file():
