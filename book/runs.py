@@ -274,18 +274,15 @@ class Runs:
         record = [*found.values()][-1]  # the committed one if there is one
         notebook = f"[{record['notebook']}](/notebooks/{record['notebook']}.ipynb)"
         run = self.runs.get(run_id)
+        timed = "; its seconds are only rough"
+        if record.get("timed"):
+            timed = ", timed alone"
         parts = [
             FRONT,
             f"# {run_title(record)}",
             f"Run `{run_id}` of the [plan {self.plan}](#{self.plan}-records), made by "
             f"{notebook} on {record['created'][:10]}, in {minutes(record):.1f} minutes, on "
-            f"{processor_of(record) or 'an unknown processor'}"
-            + (
-                ", timed alone."
-                if record.get("timed")
-                else "; its seconds are only rough."
-            )
-            + " [All runs](/runs.md)",
+            f"{processor_of(record) or 'an unknown processor'}{timed}. [All runs](/runs.md)",
             metrics_table(found),
             "\n\n".join(self.code_note(whose, own) for whose, own in found.items()),
             "## Run it again",

@@ -46,8 +46,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     verdict = write_verdict(plan, only)
     done = len(current_records(read_plan(plan, only)))
     others = ""
-    if done > len(records):
-        count = done - len(records)
+    if count := done - len(records):
         others = f", {count} only make{'s' * (count == 1)} tables (notebook 06)"
     folder = os.path.relpath(results_dir(plan))
     claims = f"claims   {folder}/tables/claims.md (what these runs say of each)\n"
