@@ -76,10 +76,10 @@ WIDENED = "; it was widened when five samples were known"
 HERE = "for these windows only"
 LEGEND = (
     "*Measured* is one comparison: the smallest difference of a claim that holds, and otherwise "
-    "the one that p is of. ± is half of a 95 % interval over samples of the calibration text. "
-    "Negative means that the method that the claim names first is better (for right answers, "
-    "positive does). A claim **holds** if all its comparisons are on its side of the limit by more "
-    "than ±."
+    "the one that the verdict rests on. ± is half of a 95 % interval over samples of the "
+    "calibration text. Negative means that the method that the claim names first is better (for "
+    "right answers, positive does). A claim **holds** if all its comparisons are on its side of "
+    "the limit by more than ±."
 )
 ADDED_BY_US = "Added by us"
 FIRST = (11, 10, 12, 13, 14)  # what a reader of the paper asks; then by number
@@ -113,14 +113,16 @@ RULES = (
     "logarithms, so that a change in % is that of the geometric mean. Where samples answer the "
     "same questions, two standard errors over these are added in quadrature. ± covers these texts "
     "only: all samples are from one pool, and all runs share the evaluation windows.",
-    "**A verdict.** A claim *holds* if every column is on its side of the limit by more than ±, "
-    "and *does not hold* if one is on the other side by more than ±. Otherwise, or if p after "
-    f"correction (rule 5) is above {LEVEL:g}, it is *{OPEN}*. *Too few runs*, *no runs* and *not "
-    "timed alone* are reasons why it is not tested. *Measured* shows one column: if the claim "
-    "holds (and is of one quantity), the one nearest to its limit; if it is not tested, the one "
-    "furthest behind, or with most samples; else the one that p is of. Runs that decide nothing "
-    "*suggest* yes if all means are clear of the limit on the right side, and no if one is clear "
-    f"of it on the wrong side. Clear is by more than ±, or with fewer than {FEWEST} samples by "
+    "**A verdict**:\n"
+    "   - *holds*, if every column is on the claim's side of the limit by more than ±;\n"
+    "   - *does not hold*, if one is on the other side by more than ±;\n"
+    f"   - *{OPEN}* otherwise, and if p after correction (rule 5) is above {LEVEL:g};\n"
+    "   - *too few runs*, *no runs*, *not timed alone*: why a claim is not tested.\n\n"
+    "   *Measured* shows one column: if the claim holds (and is of one quantity), the one nearest "
+    "to its limit; if it is not tested, the one furthest behind, or with most samples; else the "
+    "one that p is of. Runs that decide nothing *suggest* yes if all means are clear of the limit "
+    "on the right side, and no if one is clear of it on the wrong side. Clear is by more than ±, "
+    f"or with fewer than {FEWEST} samples by "
     f"{100 * NEGLIGIBLE:.0f} % (for answers by ± over questions too).",
     "**p** is that of Student's t-test, two-sided. If all means are on the claim's side, it is the "
     "largest of the columns' (*measured* may show another column; the fold says which p is of). If "
@@ -268,6 +270,7 @@ class _Page:
             )
             return f"{few}\n\n{toy}"
         lines = [
+            count_sentence(self.verdicts, self.barely),
             self.kinds(),
             self.measured(),
             scope_sentence(self.verdicts),
@@ -277,8 +280,8 @@ class _Page:
         ]
         listing = "\n".join(f"- {line}" for line in lines if line)
         return (
-            f"**{count_sentence(self.verdicts, self.barely)}**\n\n{toy}\n\n{LEGEND}\n\n"
-            f"{_fold('More on verdicts, numbers and sources', listing)}"
+            f"**{headline(self.verdicts)}**\n\n{toy}\n\n{LEGEND}\n\n"
+            f"{_fold('Which ones; more on verdicts, numbers and sources', listing)}"
         )
 
     def groups(self) -> list[tuple[str, pd.Series]]:
@@ -327,9 +330,9 @@ class _Page:
             f" {_named(own).capitalize()} is about that code." if len(own) else ""
         )
         return (
-            "Wording and limits (2 %, 25 % ...) are ours: we had the paper's abstract, its method "
-            "and its released code, and know what its tables compare, but could not read their "
-            "numbers. The source of a claim is in brackets; only words in quotes are the paper's."
+            "We had the paper's abstract, its method and its released code, and know what its "
+            "tables compare, but could not read their numbers. The source of a claim is in "
+            "brackets; only words in quotes are the paper's."
             f"{released}"
         )
 
@@ -345,16 +348,16 @@ class _Page:
         )
 
     def kinds(self) -> str:
-        """What the verdicts mean."""
+        """What the verdicts mean, beyond what `LEGEND` says."""
         return (
-            "**Holds**: every number is on the claim's side of its limit by more than its ±. "
-            f"*{RESERVED.capitalize()}*: the claim itself is weaker than it sounds, and its remark "
+            f"**Holds**, *{RESERVED}*: the claim itself is weaker than it sounds, and its remark "
             "says why (a limit of ours, reworded, implied by another claim, or at odds with what "
-            "others found). Samples that were added after a look are no reservation; rule 5 lists "
-            f"them. *{JUST.capitalize()}*: {OPEN} once p is corrected for the claims of all pages. "
-            f"*{HERE.capitalize()}*: {OPEN} once ± over windows counts too. **Does not hold**: a "
-            f"number is on the other side by more than its ±. **{OPEN.capitalize()}**: a limit "
-            f"lies within ±, or p, corrected for this page's claims, is above {LEVEL:g}."
+            f"others found). *{JUST.capitalize()}*: {OPEN} once p is corrected for the claims of "
+            f"all pages. *{HERE.capitalize()}*: {OPEN} once ± over windows counts too. **Does not "
+            "hold**: a comparison is on the other side by more than ±. "
+            f"**{OPEN.capitalize()}**: a limit lies within ±, or p, corrected for this page's "
+            f"claims, is above {LEVEL:g}. Samples that were added after a look are no "
+            "reservation; rule 5 lists them."
         )
 
     def measured(self) -> str:
@@ -461,7 +464,8 @@ class _Page:
                     for each in (row.p, row.corrected, self.together[row.number])
                 )
                 (own,) = self.rows.loc[[row.surest]].itertuples()
-                p = [alone, f"{_number(own)} {_beside(own)} at {own.at}", *p]
+                of = f"{_number(own)} {_beside(own)}".strip()
+                p = [alone, f"{of} at {own.at}", *p]
             rows.append([str(row.number), *p, _overturned(row, self.of(row))])
         text = (
             "The last column has what was put in the method's place, or broken in it, so that the "
@@ -561,29 +565,32 @@ class _Page:
         shown = [n for n in self.shown["number"] if n in claims]
         if not shown:
             return ""
-        lines = []
+        margins = (NEGLIGIBLE, OLD_MARGIN)
+        lines, alike, others = [], [], []
         for number in shown:
             first = next(self.rows[self.rows["number"] == number].itertuples())
-            cells = [f"{number}", f"{_number(first)} ({first.n})"]
             (now,) = self.verdicts["verdict"][self.verdicts["number"] == number]
-            cells += [now, self.before.get(number, now)]
+            verdicts = [now, self.before.get(number, now)]
+            lines.append([f"{number}", f"{_number(first)} ({first.n})", *verdicts])
             if mean := first.together:
-                cells.append(f"{_show(first, mean)} ({mean.n})")
-                margins = (NEGLIGIBLE, OLD_MARGIN)
-                cells += [_alone(mean, claims[number], margin) for margin in margins]
-            lines.append([*cells, "–", "–", "–"][:7])
-        new, less = (f"at {100 * margin:.0f} %" for margin in (NEGLIGIBLE, OLD_MARGIN))
-        heads = ["#", "today's samples", new, less]
-        heads += ["all samples", f"all, {new}", f"all, {less}"]
+                all_say = [_alone(mean, claims[number], margin) for margin in margins]
+                alike += [number] * (all_say == verdicts)
+                if all_say != verdicts:
+                    text = f"{_show(first, mean)} ({_samples(mean.n)})"
+                    others.append(f"of claim {number} {text}: {', '.join(all_say)}")
+        heads = ["#", "today's samples", *(f"at {100 * m:.0f} %" for m in margins)]
+        together = "All samples, those of earlier releases with today's and without correction,"
+        sentences = [f"{together} say the same of {_named(alike)}."] if alike else []
+        if others:
+            sentences.append(f"{together} say {'; '.join(others)}.")
         return (
             f"The margin is {100 * NEGLIGIBLE:.0f} % since the rounding of another processor can "
             f"move a perplexity by as much: {_moved()}. Up to 0.10.0 it was "
             f"{100 * OLD_MARGIN:.0f} %. Of claims 6, 8 and 15, in order: 0.8.0 measured five "
             "samples; the margin was widened when these were known, so not blindly; eight samples "
             "were planned; the first five were measured again, with later code, and three more. "
-            "What the old margin would say, and what all samples would say, those of earlier "
-            "releases with today's and without correction:\n\n"
-            f"{text_table(heads, lines)}"
+            "Claim 25 came later. What the old margin would say:\n\n"
+            f"{text_table(heads, lines)}\n{' '.join(sentences)}"
         )
 
     # --- how a claim was tested ---------------------------------------------------------------
@@ -657,23 +664,43 @@ class _Page:
         return f"[{text}]({self.path(file)})"
 
 
+def by_kind(
+    verdicts: pd.DataFrame, ours: bool
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """The paper's claims or ours that have runs, and the same by a kind of `COUNTED`."""
+    own = verdicts[(verdicts["n"] > 0) & ((verdicts["source"] == OURS) == ours)]
+    # what was only not timed alone is a kind of its own
+    shared = (own["verdict"] == UNTESTED) & (own["lacks"] == ALONE)
+    kind = own["verdict"].mask(shared, ALONE)
+    return own, {each: own[kind == each] for each in COUNTED if (kind == each).any()}
+
+
+def headline(verdicts: pd.DataFrame) -> str:
+    """How many claims hold, and so on: "Of the paper's 14 claims 11 hold, 3 are undecided ..."."""
+    sentences = []
+    for owner, ours in ((THE_PAPERS, False), (ADDED, True)):
+        own, kinds = by_kind(verdicts, ours)
+        counts = {kind: len(these) for kind, these in kinds.items()}
+        parts = [f"{n} {COUNTED[kind][int(n > 1)]}" for kind, n in counts.items()]
+        if parts and FAILS not in counts:
+            parts.append("none is refuted")
+        if parts:
+            text = f"{owner.format(len(own))} {listed(parts)}."
+            sentences.append(f"{text[:1].upper()}{text[1:]}")
+    return " ".join(sentences)
+
+
 def count_sentence(verdicts: pd.DataFrame, barely: Sequence[int] = ()) -> str:
     """How many of the claims that the records say something of hold, and so on, and which.
 
     barely: those that are decided by a hair.
     """
-    verdicts = verdicts[verdicts["n"] > 0]
-    # what was only not timed alone is a kind of its own
-    shared = (verdicts["verdict"] == UNTESTED) & (verdicts["lacks"] == ALONE)
-    verdicts = verdicts.assign(kind=verdicts["verdict"].mask(shared, ALONE))
     sentences = []
     for owner, ours in ((THE_PAPERS, False), (ADDED, True)):
-        own = verdicts[(verdicts["source"] == OURS) == ours]
+        own, by_kinds = by_kind(verdicts, ours)
         kinds = []
-        for kind, words in COUNTED.items():
-            these = own[own["kind"] == kind]
-            if these.empty:
-                continue
+        for kind, these in by_kinds.items():
+            words = COUNTED[kind]
             text = f"{len(these)} {words[int(len(these) > 1)]}"
             how = how_sure(these, barely) if kind in (HOLDS, FAILS) else {}
             if len(how) > 1:
@@ -843,6 +870,7 @@ def _remarks(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     if row.verdict == FAILS and len(row.columns) > 1:
         yield _sides(row.columns)
     yield from _range(row, rows)
+    yield from _also(row, rows)
     yield from _shown_beside(row, rows)
     if row.near and len(row.columns) > 1:
         yield f"at {_columns(row.near)} {HERE}"
@@ -896,18 +924,43 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
 
 
 def _range(row: Any, rows: pd.DataFrame) -> Iterator[str]:
-    """What stands beside the smallest difference of a claim that holds: how large others are."""
+    """How far the differences of a decided claim reach, beside the one that is shown."""
     own = rows[rows["decides"] & (rows["lacks"] == "")]
     comparable = own["quantity"].nunique() == 1 and not own["limit"].any()
-    if row.verdict != HOLDS or not row.at or not comparable:
+    if row.verdict not in (HOLDS, FAILS) or not row.at or not comparable:
         return
-    (most,) = own.loc[[own["lead"].idxmax()]].itertuples()
-    if most.Index == row.main:
+    best, worst = (
+        next(own.loc[[index]].itertuples())
+        for index in (own["lead"].idxmax(), own["lead"].idxmin())
+    )
+    if best.Index == worst.Index:
         return
-    beside = _beside(most) if own["against"].nunique() > 1 else ""
-    number = f"{_number(most)} {beside}".strip()
-    yield f"the smallest of {len(own)} differences"
-    yield f"the largest {number}, at {most.at}"
+
+    def number(each: Any) -> str:
+        beside = _beside(each) if own["against"].nunique() > 1 else ""
+        return f"{_number(each)} {beside}".strip() + f", at {each.at}"
+
+    if row.verdict == FAILS:
+        yield f"from {number(best)}, to {number(worst)}"
+    else:
+        yield f"the smallest of {len(own)} differences"
+        yield f"the largest {number(best)}"
+
+
+def _also(row: Any, rows: pd.DataFrame) -> Iterator[str]:
+    """The other numbers that an undecided claim, or one of several quantities, rests on."""
+    own = rows[rows["decides"] & (rows["lacks"] == "")]
+    several = own["quantity"].nunique() > 1
+    if not row.at or row.verdict == UNTESTED or not (row.verdict == OPEN or several):
+        return
+    main = own.loc[row.main]
+    for each in own.drop(index=row.main).itertuples():
+        same = each.quantity == main["quantity"]
+        if same and (each.at, each.against) == (main["at"], main["against"]):
+            continue  # the other side of the same interval
+        words = "" if same else f"{QUANTITIES[each.quantity].words} "
+        number = f"{_number(each)} {_beside(each)}".strip()
+        yield f"also {words}{number}, at {each.at}"
 
 
 def _nowhere(row: Any) -> str:
