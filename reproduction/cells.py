@@ -22,7 +22,7 @@ Which records each number of these tables is made of. A record holds the paramet
 it measured, its processor, minutes and commit; all of them are in [records](../records), each under
 its full name `<notebook>--<name>.json`. One run again:
 `make reproduce PLAN={plan} ONLY='<notebook>--<name>'`. A perplexity is the mean of what stands
-beside its records.
+beside its records. [runs.csv](runs.csv) has all runs as one table, for pandas.
 """
 
 

@@ -383,11 +383,11 @@ class _Page:
         table = self.path(self.tables / "windows.md")
         return (
             f"± over samples does not contain the choice of the {windows} evaluation windows: "
-            f"others would move a ratio of two perplexities by about {middle} % ([{low} to {high} "
-            f"%]({table})). ± over windows does, from the samples whose records keep the loss of "
-            f"each window. *{HERE.capitalize()}* means that the two together, the root of the sum "
-            "of their squares, reach the limit: the verdict is still that of ± over samples, and "
-            "is counted apart."
+            f"others would move a ratio of two perplexities by {middle} % in the median of the "
+            f"methods and sparsities ([{low} to {high} %]({table})). ± over windows does, from the "
+            f"samples whose records keep the loss of each window. *{HERE.capitalize()}* means that "
+            "the two together, the root of the sum of their squares, reach the limit: the verdict "
+            "is still that of ± over samples, and is counted apart."
         )
 
     def scale(self) -> str:

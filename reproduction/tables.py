@@ -20,7 +20,7 @@ from reproduction.labels import TASK_NAMES, column_key, target_name
 from reproduction.markdown import Table
 from reproduction.pipelines import BASE, beyond_tables
 from reproduction.published import RATIO_CAPTION, ratio_cells, ratio_table
-from reproduction.records import Record, record_id
+from reproduction.records import Record, record_id, run_seconds
 from reproduction.runs import (
     PRUNE_NOTEBOOK,
     SECONDS,
@@ -652,8 +652,25 @@ def perplexity_tables(records: Iterable[Record]) -> list[Table]:
     ]
 
 
+def runs_csv(records: Iterable[Record]) -> str:
+    """A line for each run, for pandas: its parameters, what it measured, and where it ran."""
+    rows = [
+        {
+            "run": record_id(run),
+            "parameters": run["parameters"],
+            "metrics": {name: each["value"] for name, each in run["metrics"].items()},
+            "minutes": round(run_seconds(run) / 60, 2) if "seconds" in run else None,
+            "timed": run.get("timed", False),
+            "processor": processor_of(run),
+            "commit": (run.get("git") or {}).get("commit"),
+        }
+        for run in records
+    ]
+    return pd.json_normalize(rows).dropna(axis=1, how="all").to_csv(index=False)
+
+
 def write_tables(records: Iterable[Record], folder: str | Path) -> list[Path]:
-    """Write every table of `all_tables` as NAME.md, with records.md, and return the paths.
+    """Write all tables of `all_tables` as NAME.md, records.md and runs.csv; return the paths.
 
     Raises FileError if the folder cannot be written.
     """
@@ -671,6 +688,7 @@ def write_tables(records: Iterable[Record], folder: str | Path) -> list[Path]:
         plans = {str(run.get("plan")) for run in records}
         plan = plans.pop() if len(plans) == 1 else "<plan>"
         texts["records"] = records_page(tables, perplexities, plan)
-    return [
-        replace_file(Path(folder) / f"{name}.md", text) for name, text in texts.items()
-    ]
+    files = {f"{name}.md": text for name, text in texts.items()}
+    if tables:
+        files["runs.csv"] = runs_csv(records)
+    return [replace_file(Path(folder) / name, text) for name, text in files.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -15,7 +16,7 @@ from reproduction.claims_page import claims_heading, claims_markdown
 from reproduction.markdown import Table, beside, to_markdown, with_half
 from reproduction.records import read_records, record_id
 from reproduction.runs import by_model, runs_frame
-from reproduction.tables import all_tables, write_tables
+from reproduction.tables import all_tables, runs_csv, write_tables
 
 
 @pytest.fixture
@@ -95,6 +96,24 @@ def test_a_page_leads_from_a_cell_to_its_records(tmp_path):
     links = f"[wanda-60 %-0]({path}-0.json) 30.00 · [wanda-60 %-1]({path}-1.json) 40.00"
     assert f"| Wanda | 60 % | 35.00 | {links} |" in page
     assert "| ADMM1 | 60 % | 20.00 | [" in page and "| Dense | all | 10.00 | [" in page
+
+
+def test_all_runs_are_one_table_for_pandas():
+    """From which a cell of the table of perplexities is a line of pandas."""
+    records = read_records(reference_dir("full") / "records")
+    runs = pd.read_csv(io.StringIO(runs_csv(records)))
+    assert runs["run"].tolist() == [record_id(record) for record in records]
+    names = [f"04_prune_model--admm-grad-70{seed}" for seed in ("", "-seed1", "-seed2")]
+    own = runs[runs["run"].isin(names)]
+    assert set(own["parameters.sparsity"]) == {0.7} and own["minutes"].min() > 1
+    assert own["metrics.perplexity"].tolist() == pytest.approx(
+        [
+            record["metrics"]["perplexity"]["value"]
+            for record in records
+            if record_id(record) in names
+        ]
+    )
+    assert own["commit"].str.len().eq(40).all()
 
 
 def a_plan(runs):
