@@ -52,9 +52,9 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     claims = f"claims   {folder}/tables/claims.md (what these runs say of each)\n"
     if not (results_dir(plan) / "tables" / "claims.md").is_file():
         claims = ""
-    agree = ""
-    if verdict.compared:
-        agree = f"{verdict.reproduced} of {verdict.compared} runs agree with ours\n"
+    agree = f"{verdict.reproduced} of {verdict.compared} agree with ours"
+    if not verdict.compared:
+        agree = "we have none to compare them with"
     readme = ""
     if plan != "full" and "full" in plan_names():
         readme = (
@@ -62,14 +62,12 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
             f"      {column_minutes()} minutes on a slow laptop)"
         )
     write_line(
-        f"\n{done} runs done ({minutes:.0f} minutes in this call): {verdict.compared} compared"
-        f"{others}\n"
+        f"\n{done} runs done ({minutes:.0f} minutes in this call): {agree}{others}\n"
         f"tables   {folder}/tables (records.md: which records a number is made of)\n"
         f"{claims}"
         f"figures  {folder}/figures\n"
         f"records  {folder}/records\n"
         f"verdict  {folder}/verdict.txt (more, and every comparison)\n"
-        f"{agree}"
         "next: make lab (the notebooks; 07 is for a method of your own),\n"
         f"      make book (all of this as a site){readme}"
     )
@@ -77,7 +75,10 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
 
 
 def perplexities(records: Iterable[Any], committed: Iterable[Any]) -> str:
-    """The tables of perplexity in Markdown, with our numbers in brackets where digits differ."""
+    """The tables of perplexity in Markdown, with our numbers in brackets where digits differ.
+
+    What they were measured on stands below each.
+    """
     from reproduction.markdown import beside, to_markdown  # here: pandas takes a second
     from reproduction.tables import perplexity_tables
 
@@ -87,15 +88,17 @@ def perplexities(records: Iterable[Any], committed: Iterable[Any]) -> str:
     texts = []
     for table, other in zip(made, ours, strict=True):
         frame = beside(table, other)
-        own = "Our table is identical, digit for digit."
+        own = "ours is identical, digit for digit"
         if frame.map(lambda text: "(" in text).any(axis=None):
-            own = "In brackets: ours, where its digits differ."
-        note = textwrap.fill(f"{table.note} –: not run. {own}", 100)
+            own = "in brackets: ours, where its digits differ"
+        first = f"Perplexity (lower is better; –: not run; {own}):"
         below = lowest(table.frame)
         if below and not table.spread.gt(0).any(axis=None):
             below += " Fewer than three samples decide nothing."
-        below = textwrap.fill(below, 100)
-        texts.append(f"{note}\n\n{to_markdown(frame)}\n{below}".rstrip())
+        below = "\n".join(
+            textwrap.fill(each, 100) for each in (below, table.note) if each
+        )
+        texts.append(f"{first}\n\n{to_markdown(frame)}\n{below}")
     return "\n\n".join(texts)
 
 

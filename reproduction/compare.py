@@ -445,6 +445,8 @@ def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
         near = " and ".join(f"{n} {how}" for how, n in kinds.items() if n)
         what = f"Your runs of plan {plan} repeat ours: {near}."
     lines = [what]
+    if verdict.machines:
+        lines.append(" ".join(machine_lines(verdict)))
     if missing:
         names = [
             verdict.titles[run] for run in verdict.committed if run not in verdict.pairs
@@ -457,7 +459,6 @@ def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
         lines.append(f"Run here, without a committed record: {verdict.without}.")
     if verdict.machines:
         lines += _differences(verdict, plan)
-        lines.append(" ".join(machine_lines(verdict)))
     lines += [
         OF_README if plan == "full" else NOT_OF_README,
         f"{_unseen(verdict)}: docs/verdict.md.",
@@ -499,8 +500,8 @@ def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
         if worst.difference:
             text = (
                 f"Answers: {worst.reference - worst.here:,} of {worst.reference:,} differ in "
-                f"{titles[worst.run]} (limit: {math.floor(worst.limit * worst.reference):,}); "
-                "no more in other runs."
+                f"{titles[worst.run]} (up to {math.floor(worst.limit * worst.reference):,} may), "
+                "no more than that in any other run."
             )
         yield text
     if verdict.reproduced == len(verdict.pairs):
@@ -584,7 +585,7 @@ def _nearest(verdict: Verdict, plan: str) -> Iterator[str]:
     what = item.what.partition(",")[0]
     what = f"{verdict.titles[item.run]}: {IN_WORDS.get(what, what)}"
     if item.within:
-        if item.used:
+        if item.used and item.kind != "answers":  # which have a sentence of their own
             yield (
                 f"The number nearest to its limit used {100 * item.used:.0f} % of what is allowed "
                 f"({what})."
@@ -619,7 +620,11 @@ def _ranks(verdict: Verdict) -> Iterator[str]:
     }
     rows = [committed for _, committed in verdict.pairs.values()]
     if not any(ranks.values()):
-        if ranks:
+        moved = any(
+            item.difference and item.what.startswith("perplexity")
+            for item in verdict.comparisons
+        )
+        if ranks and moved:  # equal numbers stand in the same order
             yield "In every column the methods stand in the same order as ours."
         return
     runs = perplexity_runs(rows)

@@ -153,7 +153,9 @@ def test_methods_that_change_places_are_named():
     reference = [*runs(30.0, 31.0, 40.0), pruned("alps", "70 %", 50.0)]
     same = judge(reference, reference, reference)
     assert changed_places(same) == {"60 %": []}, "a column with one method has no ranks"
-    assert "in the same order as ours" in verdict_summary(same, "p")
+    assert "in the same order" not in verdict_summary(same, "p"), "equal numbers do"
+    moved = judge([*runs(30.3, 31.0, 40.0)], reference, reference)
+    assert "in the same order as ours" in verdict_summary(moved, "p")
     here = [*runs(31.2, 31.1, 40.0), pruned("alps", "70 %", 50.0)]
     one_machine = [[record | ONE for record in side] for side in (here, reference)]
     found = judge(*one_machine, reference)
