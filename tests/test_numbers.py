@@ -202,10 +202,14 @@ def beyond_the_paper():
     pair = re.findall(r"recipe − ADMM-Grad.*? \| (\+0.*?) \|", page)
     same_draw = mean("beyond", "08_beyond_the_paper--admm-grad-60-plain-seed0")
     return [
-        *shown(".1f", *table[[plain, layers, recipe, "dense", control]], same_draw),
+        *shown(".1f", *table[["dense", plain]]),
+        *(
+            text
+            for row in (layers, recipe, fast)
+            for text in (*shown(".1f", table[row]), *shown(".2f", times[row]))
+        ),
+        *shown(".1f", table[control], same_draw),
         *shown(".0%", at_60[control]),
-        *shown(".2f", *times[[layers, recipe, fast]]),
-        *shown(".1f", table[fast]),
         *shown(".0%", at_60[recipe], at_70[recipe], at_60[layers]),
         *shown(".0%", statistics.fmean(first), at_70[f"{plain}, owl"]),
         *shown(".3f", *right[tasks]),
