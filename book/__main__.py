@@ -38,6 +38,7 @@ from reproduction.pages import (
     on_shared_samples,
     one_column,
     plus_minus,
+    start,
 )
 from reproduction.plan import plan_names, read_plan
 
@@ -127,6 +128,9 @@ class Sources:
         def link(match: re.Match[str]) -> str:
             words, target = match.groups()
             path = os.path.normpath(os.path.join(os.path.dirname(page), target))
+            if path.endswith(".csv"):  # to be downloaded
+                self.copy(root() / path, path)
+                return match[0]
             if product := PRODUCT.fullmatch(path):
                 return f"[{words}](#{product[1]}-{product[2] or 'plan'})"
             if record := RECORD.fullmatch(path):
@@ -372,6 +376,8 @@ def main() -> int:
         sources.write("claims_line.txt", claims_line())
         sources.write("one_column.txt", sources.link_cells(one_column()))
         sources.write("in_short.txt", sources.localise(in_short(), "index.md"))
+        begin = start().replace("(#", "(README.md#")
+        sources.write("start.txt", sources.localise(begin, "index.md"))
         sources.write("column_setting.txt", column_setting())
         sources.write("plus_minus.txt", sources.localise(plus_minus(), "index.md"))
         sources.write("findings.txt", sources.localise(findings(), "results.md"))

@@ -73,6 +73,7 @@ TITLES = {
     "beyond": "Beyond the paper: what do allocation and distillation add?",
     "published_ratios": "Published ratios: do other papers find the same?",
 }
+VERSION_NAMES = {"pruning-reproduction": "this project, when it ran"}
 # in no list of pages, and not in the book's search: the page of all runs has one
 FRONT = "---\norphan: true\nnosearch: true\n---"
 SEVERAL = """\
@@ -355,7 +356,7 @@ class Runs:
                 "peak memory (GB)": f"{record['peak_memory_bytes'] / 1e9:.2f}",
                 "made": record["created"][:16].replace("T", " ") + " UTC",
                 "commit": commit + (" with changes" if git.get("dirty") else ""),
-                **record["versions"],
+                **{VERSION_NAMES.get(k, k): v for k, v in record["versions"].items()},
             }
         frame = pd.DataFrame(columns).fillna("–")
         heads = ["", *frame] if len(frame.columns) > 1 else ["", ""]

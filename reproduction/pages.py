@@ -278,7 +278,7 @@ def start() -> str:
             f"{plan}",
         ),
         (
-            "**check the table below**",
+            "**check the table of methods**",
             f"`{CHECKS_README}`: one of its calibration samples",
             f"{column_minutes()}",
         ),
@@ -289,7 +289,8 @@ def start() -> str:
         ),
         (
             "**try an idea**",
-            "your method, in [notebook 07](notebooks/07_your_own_method.ipynb)",
+            "your method, in [notebook 07](notebooks/07_your_own_method.ipynb); "
+            "then [evidence](book/method.md)",
             f"{told_minutes('07_your_own_method')} (one sample of a small plan)",
         ),
     ]
