@@ -777,10 +777,10 @@ def another_budget() -> str:
     must(errors[0] > errors[1], "its layers' errors are larger all the same")
     text = (
         f"With its zeros counted in each output ADMM-Grad has {own['perplexity']:.1f} at {AT} "
-        f"({change:.1f} ± {half:.1f} % less, {own['seeds']} samples), although the mean error of "
-        f"its layers is {100 * errors[0]:.1f} ± {100 * errors[1]:.1f} % larger. That is level with "
-        f"ALPS, which counts them in the matrix and was not run otherwise: {apart_from_it} in "
-        f"{pairs} pairs. The table keeps the paper's budget."
+        f"({change:.1f} ± {half:.1f} % less, {own['seeds']} samples). That is level with ALPS, "
+        f"which counts them in the matrix and was not run otherwise: {apart_from_it} in {pairs} "
+        f"pairs. The mean error of its layers is {100 * errors[0]:.1f} ± {100 * errors[1]:.1f} % "
+        "larger all the same. The table keeps the paper's budget."
     )
     return unbroken(textwrap.fill(text, 118))
 
