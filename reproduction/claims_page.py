@@ -132,8 +132,8 @@ RULES = (
     "samples and have four now, since three would hardly survive the correction (4:8 has three). "
     "Wanda, ADMM1 and ALPS at 60 % were seen after five and have eight, as many as their rivals. "
     "The options of claims 6, 8 and 15 were seen after four of today's samples, the exact fit of "
-    "claim 25 after two; they have the eight planned. Claim 20 is to have five samples; three were "
-    "seen. So these p are somewhat too small.",
+    "claim 25 after two; they have the eight planned. Claim 20 was seen after three and has the "
+    "five planned. So these p are somewhat too small.",
     f"**“No more than”** leaves a margin of {100 * NEGLIGIBLE:.0f} % of a perplexity. Pairs are of "
     "one processor, but the rounding of another can move a run by as much (the page of `full` "
     "has what was measured), so a smaller change is hardly a property of a method. A claim of "
