@@ -555,7 +555,7 @@ def _unseen(verdict: Verdict) -> str:
     ends = dict.fromkeys(end(limits) for end in (min, max))
     texts = (f"{_percent(limit)} ({limits[limit]})" for limit in ends)
     return (
-        "Not detectable: a mistake that moves every number by less than its limit, such as "
+        "A mistake that moves every number by less than its limit would not be noticed, such as "
         f"{' to '.join(texts)} of a perplexity"
     )
 
