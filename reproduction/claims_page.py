@@ -682,11 +682,12 @@ def headline(verdicts: pd.DataFrame) -> str:
         own, kinds = by_kind(verdicts, ours)
         counts = {kind: len(these) for kind, these in kinds.items()}
         parts = [f"{n} {COUNTED[kind][int(n > 1)]}" for kind, n in counts.items()]
-        if parts and FAILS not in counts:
+        if own.empty:
+            continue
+        if FAILS not in counts:
             parts.append("none is refuted")
-        if parts:
-            text = f"{owner.format(len(own))} {listed(parts)}."
-            sentences.append(f"{text[:1].upper()}{text[1:]}")
+        text = f"{owner.format(len(own))} {listed(parts)}."
+        sentences.append(f"{text[:1].upper()}{text[1:]}")
     return " ".join(sentences)
 
 
