@@ -61,7 +61,7 @@ THE_PAPERS, ADDED = "of the paper's {} claims", "of {} that we added"
 POINTS = {HOLDS: "yes", FAILS: "no"}
 SIDE = POINTS | {OPEN: OPEN}  # of one column
 TOO_CLOSE = "too close to call"
-ALONE_ONLY = "neither: not timed alone"
+ALONE_ONLY = "neither, since they were not timed alone"
 COUNTED = {  # a verdict on one claim, and on several
     HOLDS: ("holds", "hold"),
     FAILS: ("does not hold", "do not hold"),
@@ -75,11 +75,10 @@ FORMER = f"with the margin of {100 * OLD_MARGIN:.0f} % used until 0.10.0"
 WIDENED = "; it was widened when five samples were known"
 HERE = "for these windows only"
 LEGEND = (
-    "*Measured* is one comparison: the smallest difference of a claim that holds, and otherwise "
-    "the one that the verdict rests on. ± is half of a 95 % interval over samples of the "
-    "calibration text. Negative means that the method that the claim names first is better (for "
-    "right answers, positive does). A claim **holds** if all its comparisons are on its side of "
-    "the limit by more than ±."
+    "*Measured* shows one comparison: of a claim that holds the smallest difference, of any other "
+    "the one that decides. Below 0 the method that the claim names first is better (for right "
+    "answers, above 0). ± is half of a 95 % interval over samples of the calibration text. A claim "
+    "**holds** if all its comparisons are on its side of the limit by more than ±."
 )
 ADDED_BY_US = "Added by us"
 FIRST = (11, 10, 12, 13, 14)  # what a reader of the paper asks; then by number
@@ -198,7 +197,9 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         *here.sureness(),
         _fold(
             "How a claim is decided: seven rules",
-            "\n".join(f"{n}. {rule}" for n, rule in enumerate(RULES, 1)),
+            "\n".join(
+                f'{n}. <a id="rule-{n}"></a>{rule}' for n, rule in enumerate(RULES, 1)
+            ),
         ),
         here.part(
             "How each claim was tested, with all numbers",
@@ -280,7 +281,7 @@ class _Page:
         ]
         listing = "\n".join(f"- {line}" for line in lines if line)
         return (
-            f"**{headline(self.verdicts)}**\n\n{toy}\n\n{LEGEND}\n\n"
+            f"**{headline(self.verdicts, self.barely)}**\n\n{toy}\n\n{LEGEND}\n\n"
             f"{_fold('Which ones; more on verdicts, numbers and sources', listing)}"
         )
 
@@ -351,13 +352,14 @@ class _Page:
         """What the verdicts mean, beyond what `LEGEND` says."""
         return (
             f"**Holds**, *{RESERVED}*: the claim itself is weaker than it sounds, and its remark "
-            "says why (a limit of ours, reworded, implied by another claim, or at odds with what "
+            "says why (a limit of ours other than the margin of "
+            f"{100 * NEGLIGIBLE:.0f} %, reworded, implied by another claim, or at odds with what "
             f"others found). *{JUST.capitalize()}*: {OPEN} once p is corrected for the claims of "
             f"all pages. *{HERE.capitalize()}*: {OPEN} once ± over windows counts too. **Does not "
             "hold**: a comparison is on the other side by more than ±. "
             f"**{OPEN.capitalize()}**: a limit lies within ±, or p, corrected for this page's "
             f"claims, is above {LEVEL:g}. Samples that were added after a look are no "
-            "reservation; rule 5 lists them."
+            'reservation; <a href="#rule-5">rule 5</a> lists them.'
         )
 
     def measured(self) -> str:
@@ -579,13 +581,16 @@ class _Page:
                     text = f"{_show(first, mean)} ({_samples(mean.n)})"
                     others.append(f"of claim {number} {text}: {', '.join(all_say)}")
         heads = ["#", "today's samples", *(f"at {100 * m:.0f} %" for m in margins)]
-        together = "All samples, those of earlier releases with today's and without correction,"
-        sentences = [f"{together} say the same of {_named(alike)}."] if alike else []
+        sentences = []
+        pooled = "With the samples of earlier releases added to today's, and without correction,"
+        if alike:
+            sentences.append(f"{pooled} the verdicts on {_named(alike)} are the same.")
         if others:
-            sentences.append(f"{together} say {'; '.join(others)}.")
+            sentences.append(f"{pooled} the verdicts are others: {'; '.join(others)}.")
         return (
             f"The margin is {100 * NEGLIGIBLE:.0f} % since the rounding of another processor can "
-            f"move a perplexity by as much: {_moved()}. Up to 0.10.0 it was "
+            f"move a perplexity by as much: {_moved()}. So it does not cover every change of "
+            "processor. Up to 0.10.0 it was "
             f"{100 * OLD_MARGIN:.0f} %. Of claims 6, 8 and 15, in order: 0.8.0 measured five "
             "samples; the margin was widened when these were known, so not blindly; eight samples "
             "were planned; the first five were measured again, with later code, and three more. "
@@ -675,15 +680,21 @@ def by_kind(
     return own, {each: own[kind == each] for each in COUNTED if (kind == each).any()}
 
 
-def headline(verdicts: pd.DataFrame) -> str:
-    """How many claims hold, and so on: "Of the paper's 14 claims 11 hold, 3 are undecided ..."."""
+def headline(verdicts: pd.DataFrame, barely: Sequence[int] = ()) -> str:
+    """How many claims hold, and how firmly: "Of the paper's 14 claims 11 hold (3 plainly ..."."""
     sentences = []
     for owner, ours in ((THE_PAPERS, False), (ADDED, True)):
         own, kinds = by_kind(verdicts, ours)
-        counts = {kind: len(these) for kind, these in kinds.items()}
-        parts = [f"{n} {COUNTED[kind][int(n > 1)]}" for kind, n in counts.items()]
         if own.empty:
             continue
+        counts = {kind: len(these) for kind, these in kinds.items()}
+        parts = [f"{n} {COUNTED[kind][int(n > 1)]}" for kind, n in counts.items()]
+        if HOLDS in kinds:
+            firmly = how_firmly(kinds[HOLDS], barely)
+            ways = [f"{n} {way}" for way, n in firmly.items()]
+            if len(firmly) == 1:
+                ways = [way for way in firmly if way != PLAINLY]
+            parts[list(kinds).index(HOLDS)] += f" ({', '.join(ways)})" if ways else ""
         if FAILS not in counts:
             parts.append("none is refuted")
         text = f"{owner.format(len(own))} {listed(parts)}."
@@ -732,6 +743,21 @@ def how_sure(verdicts: pd.DataFrame, barely: Sequence[int]) -> dict[str, pd.Seri
         HERE: here & ~just,
     }
     return {way: verdicts["number"][own] for way, own in ways.items() if own.any()}
+
+
+def how_firmly(held: pd.DataFrame, barely: Sequence[int]) -> dict[str, int]:
+    """How many of the claims that hold do so plainly, with a reservation, and only just.
+
+    What holds for these windows only is counted as only just.
+    """
+    ways = how_sure(held, barely)
+    plainly, reserved = (len(ways.get(way, ())) for way in (PLAINLY, RESERVED))
+    firmly = {
+        PLAINLY: plainly,
+        RESERVED: reserved,
+        JUST: len(held) - plainly - reserved,
+    }
+    return {way: n for way, n in firmly.items() if n}
 
 
 def _numbers_of(numbers: Iterable[int]) -> str:
@@ -869,40 +895,53 @@ def _remarks(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     if row.verdict == UNTESTED:
         yield f"needs {_needs(rows)}"
     if row.verdict == FAILS and len(row.columns) > 1:
-        yield _sides(row.columns)
+        yield _sides(row.columns, row.near)
     yield from _range(row, rows)
     yield from _also(row, rows)
     yield from _shown_beside(row, rows)
-    if row.near and len(row.columns) > 1:
-        yield f"at {_columns(row.near)} {HERE}"
-    elif row.near:
+    if row.near and len(row.columns) == 1:
         yield "± over samples and over windows together reach the limit"
     if row.note:
         yield row.note
 
 
-def _sides(columns: dict[str, str]) -> str:
-    """What each column says: "yes at 50 %, no at 60 %"."""
-    sides = {}
+def _sides(columns: dict[str, str], near: Sequence[str]) -> str:
+    """What each column says, those apart that other windows may change.
+
+    "no at 60 %; for these windows only: yes at 50 %, no at 2:4"
+    """
+    sides = {False: {}, True: {}}
     for at, verdict in columns.items():
         if verdict in SIDE:  # or has too few runs
-            sides.setdefault(verdict, []).append(at)
-    return ", ".join(
-        f"{SIDE[verdict]} at {_columns(at)}" for verdict, at in sides.items()
+            sides[at in near].setdefault(verdict, []).append(at)
+    clear, close = (
+        ", ".join(f"{SIDE[verdict]} at {_columns(at)}" for verdict, at in own.items())
+        for own in sides.values()
     )
+    return "; ".join(filter(None, [clear, f"{HERE}: {close}" if close else ""]))
 
 
 def _shown_beside(row: Any, rows: pd.DataFrame) -> Iterator[str]:
-    """The first number that decides nothing, of the same column or of a contrast."""
+    """The first quantity that decides nothing, of the same column or of a contrast."""
     beside = rows[~rows["decides"] & (rows["control"] == "") & (rows["n"] > 0)]
     if row.at:
         beside = beside[(beside["at"] == row.at) & (beside["quantity"] != "layers")]
-        beside = beside[beside["against"] == rows.loc[row.main, "against"]]
+        rivals = set(rows["against"][rows["decides"]])
+        beside = beside[beside["against"].isin(rivals)]
     else:  # the same quantity of what it is contrasted with
         beside = beside[beside["quantity"].str.startswith(f"{row.quantity},")]
-    for each in itertools.islice(beside.itertuples(), 1):
-        number = f" {_number(each)}" if row.at else f": {_right(each)}"
-        yield f"{QUANTITIES[each.quantity].words}{number} (decides nothing)"
+    if beside.empty:
+        return
+    first = beside[beside["quantity"] == beside["quantity"].iloc[0]]
+    words = QUANTITIES[first["quantity"].iloc[0]].words
+    if not row.at:
+        numbers = f": {_right(next(first.itertuples()))}"
+    elif len(first) == 1:
+        numbers = f" {_number(next(first.itertuples()))}"
+    else:  # of several rivals, each by its name
+        texts = [f"{_number(each)} {_beside(each)}" for each in first.itertuples()]
+        numbers = f" {listed(texts)}"
+    yield f"{words}{numbers} (decides nothing)"
 
 
 def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
@@ -910,9 +949,10 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     if rows.loc[row.main, "verdict"] == OPEN:
         limit = rows.loc[row.main, "limit"]
         shown = QUANTITIES[row.quantity].show(limit) if limit else 0
-        yield f"the limit, {shown}, lies within ±"
+        within = f"the limit, {shown}, lies within ±"
         if abs(limit) == NEGLIGIBLE and abs(row.mean) > row.half:
-            yield "that there is a change is clear"
+            within = f"there is a change, but {within}"
+        yield within
     elif row.alone == OPEN:
         columns = (rows["decides"] & (rows["lacks"] == "")).sum()
         yield f"beyond the limit by its own ±, but not as one of {columns}"
@@ -943,9 +983,13 @@ def _range(row: Any, rows: pd.DataFrame) -> Iterator[str]:
 
     if row.verdict == FAILS:
         yield f"from {number(best)}, to {number(worst)}"
-    else:
-        yield f"the smallest of {len(own)} differences"
-        yield f"the largest {number(best)}"
+        return
+    yield f"the smallest of {len(own)} differences"
+    most = own[own["n"] == own["n"].max()]
+    if most["at"].nunique() == 1 and not {best.Index, worst.Index} & set(most.index):
+        texts = [f"{_number(each)} {_beside(each)}" for each in most.itertuples()]
+        yield f"{listed(texts)}, at {most['at'].iloc[0]} ({_samples(most['n'].iloc[0])})"
+    yield f"the largest {number(best)}"
 
 
 def _also(row: Any, rows: pd.DataFrame) -> Iterator[str]:

@@ -35,34 +35,37 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     run_plan(plan, only, jobs, scheduler)
     minutes = (time.monotonic() - began) / 60
     tables(plan)
-    from reproduction.compare import CHECKS_README  # here: pandas takes a second
+    from reproduction import compare  # here: pandas takes a second
     from reproduction.pages import column_minutes
 
     runs = without_tables(read_plan(plan, only))
     records = current_records(runs)
-    write_line(
-        f"\n{perplexities(records.values(), committed_records(runs).values())}\n"
-    )
     verdict = write_verdict(plan, only)
+    shown = [
+        compare.verdict_line(verdict),
+        perplexities(records.values(), committed_records(runs).values()),
+        compare.differences(verdict),
+        compare.verdict_notes(verdict, plan, details=False),
+    ]
+    write_line("\n" + "\n\n".join(filter(None, shown)))
     done = len(current_records(read_plan(plan, only)))
     others = ""
     if count := done - len(records):
-        others = f", {count} only make{'s' * (count == 1)} tables (notebook 06)"
+        others = (
+            f", of which {count} only make{'s' * (count == 1)} tables (notebook 06)"
+        )
     folder = os.path.relpath(results_dir(plan))
     claims = f"claims   {folder}/tables/claims.md (what these runs say of each)\n"
     if not (results_dir(plan) / "tables" / "claims.md").is_file():
         claims = ""
-    agree = f"{verdict.reproduced} of {verdict.compared} agree with ours"
-    if not verdict.compared:
-        agree = "we have none to compare them with"
     readme = ""
     if plan != "full" and "full" in plan_names():
         readme = (
-            f",\n      {CHECKS_README} (README's table, one sample:\n"
+            f",\n      {compare.CHECKS_README} (README's table, one sample:\n"
             f"      {column_minutes()} minutes on a slow laptop)"
         )
     write_line(
-        f"\n{done} runs done ({minutes:.0f} minutes in this call): {agree}{others}\n"
+        f"\n{done} runs done ({minutes:.0f} minutes in this call){others}\n"
         f"tables   {folder}/tables (records.md: which records a number is made of)\n"
         f"{claims}"
         f"figures  {folder}/figures\n"
@@ -150,8 +153,8 @@ def tables(plan: str) -> None:
 def write_verdict(plan: str, only: str = "*") -> Any:
     """Compare the current records on this machine with the committed ones of the same runs.
 
-    Prints the verdict and what differs, writes every comparison to results/<plan>/verdict.txt, and
-    returns the `reproduction.compare.Verdict`.
+    Writes every comparison to results/<plan>/verdict.txt, and returns the
+    `reproduction.compare.Verdict`.
     """
     from reproduction import compare  # here: pandas takes a second
 
@@ -161,16 +164,7 @@ def write_verdict(plan: str, only: str = "*") -> Any:
         committed_records(runs).values(),
         read_records(reference_dir(plan) / "records"),
     )
-    differing = [
-        item
-        for item in verdict.comparisons
-        if not item.within and item.what != "record"
-    ]
-    if differing:
-        lines = compare.comparison_lines(differing[:12], verdict.titles)
-        write_line("\n".join(lines) + "\n")
     replace_file(results_dir(plan) / "verdict.txt", compare.verdict_page(verdict, plan))
-    write_line(compare.verdict_summary(verdict, plan, details=False))
     return verdict
 
 

@@ -90,9 +90,7 @@ MAIN = {
 # the runs of README's column with its first calibration sample, and the command that makes them
 ONE_SAMPLE = "*-60"
 CHECKS_README = f"make reproduce PLAN=full ONLY='{ONE_SAMPLE}'"
-OF_README = (
-    "README's table is made of this plan's records at 60 %. No claim is decided here."
-)
+OF_README = "README's table is made of its records at 60 %. No claim is decided here."
 NOT_OF_README = (
     "Not checked: README's table, which is of the plan full "
     f"({CHECKS_README} checks one of its samples). No claim is decided here."
@@ -422,29 +420,33 @@ def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
     The first line says whether all is well; no line is longer than WIDTH. Without details it leaves
     out what is of interest only to who looks for a cause.
     """
+    parts = [verdict_line(verdict), verdict_notes(verdict, plan, details)]
+    return "\n".join(filter(None, parts))
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """Whether all is well: how many runs agree with the committed ones."""
     if not verdict.compared:
         return "nothing to compare: these runs have no committed record"
     made = len(verdict.machines)
     missing = verdict.compared - made
     apart = made - verdict.reproduced
-    what = f"This compares runs of plan {plan} with ours, which are committed."
     agree = f"{verdict.reproduced} of {verdict.compared} runs agree with the committed ones."
     if apart:
         verb = "is" if apart == 1 else "are"
         trouble = f"{apart} of {made} runs {verb} further apart than is allowed."
-        first = [f"NOT reproduced: {trouble}", agree]
-    elif missing:
-        first = [f"Incomplete: {missing} more runs belong to it.", agree]
-    else:
-        first = [f"Reproduced: {agree}"]
-        others = sum(map(bool, verdict.machines.values()))
-        kinds = {
-            f"to {100 * SAME:g} %": made - others,
-            "within the limits for another kind of machine, on which ours were made": others,
-        }
-        near = " and ".join(f"{n} {how}" for how, n in kinds.items() if n)
-        what = f"Your runs of plan {plan} repeat ours: {near}."
-    lines = [what]
+        return f"NOT reproduced: {trouble}\n{agree}"
+    if missing:
+        return f"Incomplete: {missing} more runs belong to it.\n{agree}"
+    return f"Reproduced: {agree}"
+
+
+def verdict_notes(verdict: Verdict, plan: str, details: bool = True) -> str:
+    """What stands below `verdict_line`, as a list: machines, numbers, what was not checked."""
+    if not verdict.compared:
+        return ""
+    missing = verdict.compared - len(verdict.machines)
+    lines = []
     if verdict.machines:
         lines.append(" ".join(machine_lines(verdict)))
     if missing:
@@ -460,14 +462,13 @@ def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
     if verdict.machines:
         lines += _differences(verdict, plan)
     lines += [
-        OF_README if plan == "full" else NOT_OF_README,
+        f"This was plan {plan}. {OF_README if plan == 'full' else NOT_OF_README}",
         f"{_unseen(verdict)}: docs/verdict.md.",
     ]
     if details:
         lines += _details(verdict)
     fill = functools.partial(textwrap.fill, width=WIDTH, break_on_hyphens=False)
-    items = (fill(f"- {line}", subsequent_indent="  ") for line in lines)
-    return "\n".join([*first, *items])
+    return "\n".join(fill(f"- {line}", subsequent_indent="  ") for line in lines)
 
 
 def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
@@ -486,7 +487,7 @@ def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
         if half < NO_DIGIT:  # "half within 0.0 %" would hide how many are equal
             equal = sum(abs(item.difference) < NO_DIGIT for item in own)
             most = f"{equal} of {len(own)} are equal to within 0.05 %"
-        text = f"All {len(own)} perplexities are equal."
+        text = f"All {len(own)} perplexities in the records are equal."
         if worst.difference:
             text = (
                 f"Perplexities: {most}, at most {_percent(worst.difference)} apart "
@@ -545,18 +546,17 @@ def _details(verdict: Verdict) -> Iterator[str]:
 
 def _unseen(verdict: Verdict) -> str:
     """How wrong a perplexity might be without being noticed."""
-    limits = {
-        item.limit: verdict.titles[item.run]
+    limits = [
+        item.limit
         for item in verdict.comparisons
         if item.what.startswith("perplexity") and item.limit > ROUNDING
-    }
+    ]
     if not limits:
         return "What could pass unnoticed is on record"
-    ends = dict.fromkeys(end(limits) for end in (min, max))
-    texts = (f"{_percent(limit)} ({limits[limit]})" for limit in ends)
+    ends = dict.fromkeys(_percent(end(limits)) for end in (min, max))
     return (
-        "A mistake that moves every number by less than its limit would not be noticed, such as "
-        f"{' to '.join(texts)} of a perplexity"
+        "A mistake that moves no number by more than is allowed would not be noticed "
+        f"({' to '.join(ends)} of a perplexity)"
     )
 
 
@@ -696,8 +696,8 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
     if not others:
         (here, _) = _processors(verdict.pairs.values())
         yield (
-            f"The same kind of machine as ours (processor, threads, versions; {here}): numbers "
-            f"must be equal to {100 * SAME:g} %."
+            f"You have the same kind of machine as ours ({here}; threads and versions, too): "
+            f"numbers must be equal to {100 * SAME:g} %."
         )
     elif all(key in COMPUTING for key, _ in reasons):
         yield (
@@ -710,7 +710,10 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
             here, ours = _processors(verdict.pairs[run] for run in apart)
             names = f"another kind of processor (yours: {here}; ours: {ours})"
             listed = "; ".join([names, *parts])
-        yield f"Your machine differs from ours{which}: {listed}. It may round differently."
+        yield (
+            f"Your machine differs from ours{which}: {listed}. It may round differently, so "
+            "numbers may be further apart."
+        )
 
 
 def _processors(pairs: Iterable[tuple[Record, Record]]) -> tuple[str, ...]:
@@ -747,6 +750,16 @@ def comparison_lines(
     rows = [HEADS, *(cells(item, titles) for item in comparisons)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def differences(verdict: Verdict) -> str:
+    """The first of the comparisons that do not agree, "" if all do."""
+    apart = [
+        item
+        for item in verdict.comparisons
+        if not item.within and item.what != "record"
+    ]
+    return "\n".join(comparison_lines(apart[:12], verdict.titles)) if apart else ""
 
 
 def verdict_page(verdict: Verdict, plan: str) -> str:

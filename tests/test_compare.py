@@ -177,7 +177,7 @@ def test_the_verdict_says_what_it_does_not_check():
     found = judge(reference, reference, reference)
     for plan in ("laptop", "full"):
         text = " ".join(verdict_page(found, plan).split())
-        assert f"runs of plan {plan}" in text and "claim" in text
+        assert f"This was plan {plan}. " in text and "claim" in text
         assert ("PLAN=full" in text) == (plan != "full")
         first, *statements = verdict_summary(found, plan).split("\n- ")
         assert first.startswith("Reproduced: 1 of 1 ")

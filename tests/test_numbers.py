@@ -27,6 +27,7 @@ PROMISED = {
         laptop 04_prune_model--wanda-50 perplexity .1f
         laptop 04_prune_model--admm-grad-50 perplexity .1f
         laptop 04_prune_model--wanda-60 perplexity .1f
+        laptop 04_prune_model--admm1-60 perplexity .1f
         laptop 04_prune_model--admm-grad-60 perplexity .1f
     """,
     "01": "massive_tokens",

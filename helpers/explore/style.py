@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from helpers.explore.names import display_name
 
 # of curves that have no look of their own: a user's methods, variants, benchmarks
-COLOURS = ("#332288", "#882255", "#000000", "#8B83C4", "#5E8CA8", "#999999")
+COLOURS = ("#332288", "#882255", "#661100", "#8B83C4", "#5E8CA8", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 DENSE_COLOUR = "#555555"  # the dense model, and notes on a figure
@@ -45,6 +45,7 @@ LOOKS = {
     "sparsegpt": ("#D55E00", "s", "--"),
     "admm1": ONE_SHOT,
     "admm-grad": GRADUAL,
+    "alps": ("#000000", "P", "--"),
     "one-shot": ONE_SHOT,
     "paper": GRADUAL,
     "released": RELEASED,
