@@ -86,7 +86,7 @@ CLAIMS_OF = """\
 {part}"""
 CLAIMS_TITLES = {"full": "On the paper", "beyond": "Beyond the paper"}
 TITLE = re.compile(r"^\*\*([^*.]+)\*\*$", re.MULTILINE)
-LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)\s]+)\)")
 # in a sentence; that of percent is no cell of a table
 SPREAD = re.compile(
     r"(?<![\w.,[+−-])\d[\d,.]*[ \xa0]±[ \xa0]\d+(?:\.\d+)?(?!\.?\d|\]|[ \xa0]%)"
@@ -130,6 +130,12 @@ class Sources:
             path = os.path.normpath(os.path.join(os.path.dirname(page), target))
             if path.endswith(".csv"):  # to be downloaded
                 self.copy(root() / path, path)
+                return match[0]
+            file, _, anchor = path.partition("#")
+            if anchor and file.endswith("/claims.md"):  # whose anchors are plain HTML
+                there = os.path.relpath("claims.html", os.path.dirname(page))
+                return f'<a href="{there}#{anchor}">{words}</a>'
+            if anchor:  # of a heading, which Sphinx finds
                 return match[0]
             if product := PRODUCT.fullmatch(path):
                 return f"[{words}](#{product[1]}-{product[2] or 'plan'})"

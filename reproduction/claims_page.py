@@ -443,7 +443,7 @@ class _Page:
         remarks = [*_remarks(row, rows)]
         if before := self.before.get(row.number):
             remarks.append(f"{before} {FORMER}")
-        return [*cells, verdict, number, "; ".join(remarks)]
+        return [*cells, verdict, number, "<br>".join(remarks)]
 
     def sureness(self) -> list[str]:
         """Folds with p, with what would overturn each claim, and with other margins."""
@@ -984,12 +984,13 @@ def _range(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     if row.verdict == FAILS:
         yield f"from {number(best)}, to {number(worst)}"
         return
-    yield f"the smallest of {len(own)} differences"
+    texts = [f"the smallest of {len(own)} differences"]
     most = own[own["n"] == own["n"].max()]
     if most["at"].nunique() == 1 and not {best.Index, worst.Index} & set(most.index):
-        texts = [f"{_number(each)} {_beside(each)}" for each in most.itertuples()]
-        yield f"{listed(texts)}, at {most['at'].iloc[0]} ({_samples(most['n'].iloc[0])})"
-    yield f"the largest {number(best)}"
+        middle = [f"{_number(each)} {_beside(each)}" for each in most.itertuples()]
+        at, n = most[["at", "n"]].iloc[0]
+        texts.append(f"{listed(middle)}, at {at} ({_samples(n)})")
+    yield "; ".join([*texts, f"the largest {number(best)}"])
 
 
 def _also(row: Any, rows: pd.DataFrame) -> Iterator[str]:

@@ -147,12 +147,14 @@ def test_it_says_how_many_records_are_of_earlier_code(tmp_path, monkeypatch):
 
 
 def anchors(page):
-    """The anchors of a page's headings, as GitHub makes them."""
-    heads = re.findall(r"(?m)^#+ (.+)$", page.read_text("utf-8"))
+    """The anchors of a page: of its headings, as GitHub makes them, and those it sets."""
+    text = page.read_text("utf-8")
+    heads = re.findall(r"(?m)^#+ (.+)$", text)
     words = (
         re.sub(r"[^\w\- ]", "", unicodedata.normalize("NFC", head)) for head in heads
     )
-    return {each.strip().lower().replace(" ", "-") for each in words}
+    made = {each.strip().lower().replace(" ", "-") for each in words}
+    return made | set(re.findall(r'<a id="([^"]+)">', text))
 
 
 def test_less_text_makes_admm_grad_cost_more_as_claim_12_says():
