@@ -443,7 +443,7 @@ class _Page:
         remarks = [*_remarks(row, rows)]
         if before := self.before.get(row.number):
             remarks.append(f"{before} {FORMER}")
-        return [*cells, verdict, number, "<br>".join(remarks)]
+        return [*cells, verdict, number, ";<br>".join(remarks)]
 
     def sureness(self) -> list[str]:
         """Folds with p, with what would overturn each claim, and with other margins."""

@@ -697,7 +697,7 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
         (here, _) = _processors(verdict.pairs.values())
         yield (
             f"You have the same kind of machine as ours ({here}; threads and versions, too): "
-            f"numbers must be equal to {100 * SAME:g} %."
+            f"numbers must agree to {100 * SAME:g} %."
         )
     elif all(key in COMPUTING for key, _ in reasons):
         yield (
