@@ -479,8 +479,8 @@ def test_of_a_claim_that_does_not_hold_each_column_says_what_it_does(
     _, _, verdict, _, remarks = rows_of(claims_markdown(runs, tmp_path))[10]
     assert verdict == "**does not hold**"
     assert remarks == (
-        "yes at 50, 60, 80 % and 4:8, no at 70 %, undecided at 2:4;<br>from −10.0 ± 2.2 %, at 50 %, "
-        "to +15.0 ± 2.9 %, at 70 %"
+        "yes at 50, 60, 80 % and 4:8, no at 70 %, undecided at 2:4;<br>from −10.0 ± 2.2 %, at "
+        "50 %, to +15.0 ± 2.9 %, at 70 %"
     )
 
 

@@ -274,10 +274,12 @@ def test_minutes_and_memory_are_one_figure_each(notebook):
     assert f"*Kernel > Shut Down Kernel* frees its {gigabytes} GB of mem" in text
     if notebook != NOTEBOOKS[0]:  # whose last table has the minutes of the others
         assert re.search(rf"{notebook}.ipynb.* \| {minutes} \|", text_of(NOTEBOOKS[0]))
-    for run in read_records(reference_dir("laptop") / "records"):
-        if run["notebook"] == notebook:
-            assert abs(run["peak_memory_bytes"] / 1e9 - gigabytes) < 0.6
-            assert run["run_seconds"] < 66 * minutes
+    records = read_records(reference_dir("laptop") / "records")
+    runs = [run for run in records if run["notebook"] == notebook]
+    assert all(run["run_seconds"] < 66 * minutes for run in runs)
+    # of the largest run; a notebook without a run in that plan has none
+    peaks = [run["peak_memory_bytes"] / 1e9 for run in runs]
+    assert abs(max(peaks, default=gigabytes) - gigabytes) < 0.6
 
 
 def test_layer_error_and_perplexity_disagree_where_06_says_so():
