@@ -75,10 +75,11 @@ FORMER = f"with the margin of {100 * OLD_MARGIN:.0f} % used until 0.10.0"
 WIDENED = "; it was widened when five samples were known"
 HERE = "for these windows only"
 LEGEND = (
-    "*Measured* shows one comparison: of a claim that holds the smallest difference, of any other "
-    "the one that decides. Below 0 the method that the claim names first is better (for right "
-    "answers, above 0). ± is half of a 95 % interval over samples of the calibration text. A claim "
-    "**holds** if all its comparisons are on its side of the limit by more than ±."
+    "*Measured* shows one comparison: of a claim that holds the one nearest to its limit, of any "
+    "other the one that decides. Below 0 the method that the claim names first is better (for "
+    "right answers, above 0). ± is half of a 95 % interval over samples of the calibration text. A "
+    "claim **holds** if all its comparisons are on its side of the limit by more than ±. The "
+    "numbers of claims are names, not ranks."
 )
 ADDED_BY_US = "Added by us"
 FIRST = (11, 10, 12, 13, 14)  # what a reader of the paper asks; then by number
@@ -118,17 +119,18 @@ RULES = (
     f"   - *{OPEN}* otherwise, and if p after correction (rule 5) is above {LEVEL:g};\n"
     "   - *too few runs*, *no runs*, *not timed alone*: why a claim is not tested.\n\n"
     "   *Measured* shows one column: if the claim holds (and is of one quantity), the one nearest "
-    "to its limit; if it is not tested, the one furthest behind, or with most samples; else the "
-    "one that p is of. Runs that decide nothing *suggest* yes if all means are clear of the limit "
-    "on the right side, and no if one is clear of it on the wrong side. Clear is by more than ±, "
-    f"or with fewer than {FEWEST} samples by "
-    f"{100 * NEGLIGIBLE:.0f} % (for answers by ± over questions too).",
+    "to its limit; if it is not tested, the one furthest behind, or with most samples; otherwise "
+    "the one that p belongs to. Runs that decide nothing *suggest* yes if all means are clear of "
+    "the limit on the right side, and no if one is clear of it on the wrong side. A mean is clear "
+    f"of it if it is further away than ±, or with fewer than {FEWEST} samples than "
+    f"{100 * NEGLIGIBLE:.0f} % (for answers than ± over questions, too).",
     "**p** is that of Student's t-test, two-sided. If all means are on the claim's side, it is the "
     "largest of the columns' (*measured* may show another column; the fold says which p is of). If "
     "not, it is the smallest of those on the other side, times the number of columns. Holm's "
-    "method corrects it for the interval claims of the page; ± is not corrected. Neither is "
-    "corrected for looking twice. The columns of `full` other than 60 % were seen after three "
-    "samples and have four now, since three would hardly survive the correction (4:8 has three). "
+    "method corrects it for the interval claims of the page; ± is not corrected. Neither p nor ± "
+    "accounts for having looked at the results and then added samples. The columns of `full` other "
+    "than 60 % were seen after three samples and have four now, since three would hardly survive "
+    "the correction (4:8 has three). "
     "Wanda, ADMM1 and ALPS at 60 % were seen after five and have eight, as many as their rivals. "
     "The options of claims 6, 8 and 15 were seen after four of today's samples, the exact fit of "
     "claim 25 after two; they have the eight planned. Claim 20 was seen after three and has the "
@@ -193,7 +195,7 @@ def claims_markdown(records: Records, tables: Path, page: Path | None = None) ->
         here.opening(),
         *here.lines(),
         here.notes(),
-        f"**These runs and the paper's**\n\n{here.scale()}",
+        here.scale(),
         *here.sureness(),
         _fold(
             "How a claim is decided: seven rules",
@@ -274,14 +276,15 @@ class _Page:
             count_sentence(self.verdicts, self.barely),
             self.kinds(),
             self.measured(),
-            scope_sentence(self.verdicts),
             barely_sentence(self.barely, self.before),
             self.dependence(),
             self.sources(),
         ]
         listing = "\n".join(f"- {line}" for line in lines if line)
+        scope = scope_sentence(self.verdicts, self.barely)
         return (
-            f"**{headline(self.verdicts, self.barely)}**\n\n{toy}\n\n{LEGEND}\n\n"
+            f"**{headline(self.verdicts, self.barely)}** {scope}".rstrip()
+            + f"\n\n{toy}\n\n{LEGEND}\n\n"
             f"{_fold('Which ones; more on verdicts, numbers and sources', listing)}"
         )
 
@@ -393,7 +396,9 @@ class _Page:
         )
 
     def scale(self) -> str:
-        """A table of these runs and the paper's, with hardware and minutes."""
+        """A table of these runs and the paper's, where a claim is the paper's."""
+        if (self.shown["source"] == OURS).all():
+            return ""
         every = dict.fromkeys(each for scale in self.rows["scale"] for each in scale)
         columns = zip(*every, strict=True)
         calibration, evaluation, processors = (
@@ -403,7 +408,8 @@ class _Page:
         own = [f"{_model(self.records)}, a toy", calibration, evaluation or "–"]
         own += [f"CPU: {processors}", f"{minutes:.0f}"]
         rows = [["**this reproduction**", *own], ["**the paper**", *PAPER]]
-        return text_table(["", *SCALE], rows)
+        table = text_table(["", *SCALE], rows)
+        return f"**These runs and the paper's**\n\n{table}"
 
     # --- the lines ----------------------------------------------------------------------------
 
@@ -441,6 +447,9 @@ class _Page:
         if row.verdict == UNTESTED:
             number = _points_to(row, rows)
         remarks = [*_remarks(row, rows)]
+        if row.number in self.barely:
+            p = self.together[row.number]
+            remarks.append(f"{OPEN} once p is corrected for all pages ({p:.2g})")
         if before := self.before.get(row.number):
             remarks.append(f"{before} {FORMER}")
         return [*cells, verdict, number, ";<br>".join(remarks)]
@@ -511,13 +520,13 @@ class _Page:
         notes = [self.windows(), *self.problems()]
         for plan, link in self.pages.items():
             if there := sorted(missing & self.elsewhere[plan]):
-                notes.append(f"{_claims(there)} no runs here: see {link}.")
+                notes.append(f"Claims {_numbers_of(there)}: see {link}.")
         if nowhere := sorted(missing.difference(*self.elsewhere.values())):
             sentences = [c.sentence.rstrip(".") for c in CLAIMS if c.number in nowhere]
             notes.append(
                 f"{_claims(nowhere)} no runs yet, here or elsewhere: {'; '.join(sentences)}."
             )
-        notes.append(f"Numbers are names, not ranks. {GONE}")
+        notes.append(GONE)
         if self.decides and self.shown["verdict"].eq(OPEN).any():
             notes.append(
                 "How many samples would decide is a guess: it supposes that mean and spread stay. "
@@ -788,19 +797,21 @@ def main_number(row: Any, rows: pd.DataFrame) -> str:
     return f"{', '.join(texts)}, at {row.at} ({_samples(row.n)}{over})"
 
 
-def scope_sentence(verdicts: pd.DataFrame) -> str:
+def scope_sentence(verdicts: pd.DataFrame, barely: Sequence[int] = ()) -> str:
     """How many of the paper's claims about the model hold, and of those about single layers."""
     own = verdicts[(verdicts["n"] > 0) & (verdicts["source"] != OURS)]
     scopes = {
         "the whole model": own["at"] != "",
         "single layers (a sample of them, no interval)": own["at"] == "",
     }
-    texts = [
-        f"of the {scope.sum()} about {what} {(own['verdict'][scope] == HOLDS).sum()}"
-        for what, scope in scopes.items()
-        if scope.any()
-    ]
-    text = "; ".join(f"{each} hold" for each in texts)
+    texts = []
+    for what, scope in scopes.items():
+        held = own[scope & (own["verdict"] == HOLDS)]
+        plainly = how_firmly(held, barely).get(PLAINLY, 0)
+        if scope.any():
+            hold = f"{len(held)} hold" + f", {plainly} {PLAINLY}" * bool(plainly)
+            texts.append(f"of the {scope.sum()} about {what} {hold}")
+    text = "; ".join(texts)
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
@@ -949,10 +960,11 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     if rows.loc[row.main, "verdict"] == OPEN:
         limit = rows.loc[row.main, "limit"]
         shown = QUANTITIES[row.quantity].show(limit) if limit else 0
-        within = f"the limit, {shown}, lies within ±"
         if abs(limit) == NEGLIGIBLE and abs(row.mean) > row.half:
-            within = f"there is a change, but {within}"
-        yield within
+            change = "rise" if row.mean > 0 else "fall"
+            yield f"it does {change}; whether by more than {shown}, our limit, is open"
+        else:
+            yield f"the limit, {shown}, lies within ±"
     elif row.alone == OPEN:
         columns = (rows["decides"] & (rows["lacks"] == "")).sum()
         yield f"beyond the limit by its own ±, but not as one of {columns}"
@@ -984,13 +996,14 @@ def _range(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     if row.verdict == FAILS:
         yield f"from {number(best)}, to {number(worst)}"
         return
-    texts = [f"the smallest of {len(own)} differences"]
+    few = f"the smallest of {len(own)} differences"
     most = own[own["n"] == own["n"].max()]
     if most["at"].nunique() == 1 and not {best.Index, worst.Index} & set(most.index):
         middle = [f"{_number(each)} {_beside(each)}" for each in most.itertuples()]
         at, n = most[["at", "n"]].iloc[0]
-        texts.append(f"{listed(middle)}, at {at} ({_samples(n)})")
-    yield "; ".join([*texts, f"the largest {number(best)}"])
+        yield f"{few}; at {at} {listed(middle)} ({_samples(n)})"
+    else:
+        yield f"{few}, the largest {number(best)}"
 
 
 def _also(row: Any, rows: pd.DataFrame) -> Iterator[str]:

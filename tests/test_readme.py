@@ -73,7 +73,7 @@ def test_a_row_is_the_mean_of_its_records(name):
         ("sparsegpt", "At 60 % its perplexity is {} below SparseGPT's"),
         ("wanda", "and {} below Wanda's"),
         ("admm1", "{} below that of ADMM1"),
-        ("alps", "ADMM-Grad's perplexity is {} above that of ALPS at 60 %"),
+        ("alps", "at 60 % ADMM-Grad's perplexity is {} above that of ALPS"),
     ],
 )
 def test_a_finding_is_the_mean_over_pairs_of_draws(rival, sentence):
