@@ -44,6 +44,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     shown = [
         compare.verdict_line(verdict),
         perplexities(records.values(), committed_records(runs).values()),
+        compare.beside_the_table(records.values()),
         compare.differences(verdict),
         compare.verdict_notes(verdict, plan, details=False),
     ]

@@ -41,8 +41,9 @@ import numpy as np
 from scipy import stats
 
 from helpers.explore.names import display_name
+from helpers.paths import ZERO_SHOT_NOTEBOOK
 from reproduction.labels import run_title
-from reproduction.markdown import format_number
+from reproduction.markdown import format_number, listed
 from reproduction.records import Record, Records, record_id
 from reproduction.runs import (
     PRUNE_NOTEBOOK,
@@ -51,6 +52,7 @@ from reproduction.runs import (
     perplexity_runs,
     processor_of,
 )
+from reproduction.tables import accuracy_table
 
 EQUAL = 1e-13  # Python 3.12 adds floats more exactly than 3.11
 NO_DIGIT = 5e-4  # is printed as 0.0 %
@@ -92,7 +94,7 @@ ONE_SAMPLE = "*-60"
 CHECKS_README = f"make reproduce PLAN=full ONLY='{ONE_SAMPLE}'"
 OF_README = "README's table is made of its records at 60 %. No claim is decided here."
 NOT_OF_README = (
-    "Not checked: README's table, which is of the plan full "
+    "It checks our records, not the paper's tables. Not checked: README's table, of the plan full "
     f"({CHECKS_README} checks one of its samples). No claim is decided here."
 )
 IN_WORDS = {  # metrics whose names say too little
@@ -471,6 +473,45 @@ def verdict_notes(verdict: Verdict, plan: str, details: bool = True) -> str:
     return "\n".join(fill(f"- {line}", subsequent_indent="  ") for line in lines)
 
 
+def beside_the_table(records: Iterable[Record]) -> str:
+    """How the numbers of other notebooks stand to the table of perplexity, "" where there are none.
+
+    Their windows may be others, and their questions too few to tell models apart.
+    """
+    records = list(records)
+    texts = []
+    own = set(map(_windows, perplexity_runs(records)["record"]))
+    others = sorted({
+        run["notebook"][:2]
+        for run in records
+        if any("perplexity" in name for name in run["metrics"])
+        and _windows(run) not in own
+    })  # fmt: skip
+    if own and others:
+        texts.append(
+            f"Perplexities of notebook{'s' * (len(others) > 1)} {listed(others)} are of other "
+            "windows: do not compare them with the table."
+        )
+    scored = of_notebook(records, ZERO_SHOT_NOTEBOOK)
+    if len(scored) > 1:
+        means, errors = (table["mean"].dropna() for table in accuracy_table(scored))
+        questions = {
+            sum(len(task["items"]) for task in run["series"]["zero_shot"].values())
+            for run in scored
+        }
+        if len(questions) == 1 and np.ptp(means) < 2 * math.hypot(*errors.nlargest(2)):
+            texts.append(
+                f"Right answers of notebook {ZERO_SHOT_NOTEBOOK[:2]} are of {questions.pop()} "
+                "questions: too few to tell these models apart."
+            )
+    return textwrap.fill(" ".join(texts), WIDTH)
+
+
+def _windows(run: Record) -> tuple[Any, ...]:
+    """The windows of a run's perplexity: how many, how long."""
+    return run["parameters"].get("windows"), run["parameters"].get("window")
+
+
 def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
     """Sentences about the numbers: what is beyond its limit, perplexities, answers, ranks."""
     nearest = list(_nearest(verdict, plan))
@@ -689,7 +730,7 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
         for (key, here), ours in reasons.items()
         if key != "processor"
     ]
-    listed = "; ".join(parts)
+    packages = "; ".join(parts)
     which = ""
     if len(others) < len(verdict.machines):
         which = f" for {len(others)} of {len(verdict.machines)} runs"
@@ -701,7 +742,7 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
         )
     elif all(key in COMPUTING for key, _ in reasons):
         yield (
-            f"The same kind of processor as ours, but with other packages{which}: {listed}. They "
+            f"The same kind of processor as ours, but with other packages{which}: {packages}. They "
             "may round differently; with ours, numbers must be equal."
         )
     else:
@@ -709,9 +750,9 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
             apart = [run for run, own in verdict.machines.items() if "processor" in own]
             here, ours = _processors(verdict.pairs[run] for run in apart)
             names = f"another kind of processor (yours: {here}; ours: {ours})"
-            listed = "; ".join([names, *parts])
+            packages = "; ".join([names, *parts])
         yield (
-            f"Your machine differs from ours{which}: {listed}. It may round differently, so "
+            f"Your machine differs from ours{which}: {packages}. It may round differently, so "
             "numbers may be further apart."
         )
 
@@ -774,11 +815,11 @@ def verdict_page(verdict: Verdict, plan: str) -> str:
         parts.append("\n".join(comparison_lines(shown, verdict.titles)))
     if near:
         kinds = Counter(KINDS[item.kind] for item in near)
-        listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+        by_kind = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
         text = (
             f"{len(near)} {'more' if shown else 'numbers'} are equal, or use less than "
             f"{100 * FOLDED:.0f} % of what is "
-            f"allowed: {listed}."
+            f"allowed: {by_kind}."
         )
         parts.append(textwrap.fill(text, WIDTH))
     return "\n\n".join(parts) + "\n"

@@ -525,7 +525,7 @@ def beyond() -> str:
         "half of what pruning adds to the loss (whether more or less is undecided): "
         f"{closed} % on Wikipedia windows that also helped to choose its parts, {web} % on new C4 "
         f"text, the kind that it is trained on. SparseGPT after the same has {theirs}: ADMM-Grad "
-        f"is {lead} below it in {pairs} pairs, so it is the better start for the repair, too."
+        f"is {lead} below it in {pairs} pairs, so it is also the better starting point for repair."
     )
     return unbroken(textwrap.fill(text, 118))
 
@@ -931,7 +931,7 @@ def answers_setting() -> str:
     parts = {run["parameters"].get("task_part", 0) for run in runs}
     others = ""
     if len(parts) > 1:
-        others = " Each calibration sample has its own, as far as a task has enough."
+        others = " Samples use different questions where a task has enough."
     text = (
         f"{total:,} questions of {len(tasks)} tasks, of which every model answers all.{others} "
         f"Answered on {listed(machines(runs))}. ± is two standard errors over questions."

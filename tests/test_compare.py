@@ -10,6 +10,7 @@ from handmade import metric, pruned, update_row
 from helpers.paths import reference_dir
 from reproduction.compare import (
     WIDTH,
+    beside_the_table,
     changed_places,
     comparison_lines,
     judge,
@@ -169,6 +170,21 @@ def test_methods_that_change_places_are_named():
     text = " ".join(verdict_summary(found, "p").split())
     assert "changed places" not in text
     assert "Wanda and ALPS at 60 % (ours are 3.3 % apart)" in text
+
+
+def test_numbers_of_other_notebooks_are_told_from_the_tables():
+    records = read_records(reference_dir("laptop") / "records")
+    text = " ".join(beside_the_table(records).split())
+    assert "of notebooks 00, 08 and 09 are of other windows" in text
+    assert "are of 36 questions: too few" in text
+    own = [run for run in records if run["notebook"].startswith("04")]
+    assert beside_the_table(own) == ""  # nothing else was run
+    # one pair of models that questions tell apart
+    scored = [run for run in records if run["notebook"].startswith("05")]
+    answers = scored[0]["series"]["zero_shot"].values()
+    for task in answers:
+        task["acc"] = [0.0] * len(task["items"])
+    assert "too few" not in beside_the_table(scored)
 
 
 def test_the_verdict_says_what_it_does_not_check():
