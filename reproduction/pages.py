@@ -1055,7 +1055,7 @@ def plans() -> str:
             "runs on record",
             "one at a time",
             "on two cores",
-            "by processor",
+            "processor",
         )
     ]
     for plan in ("full", "beyond", "second", "laptop"):
