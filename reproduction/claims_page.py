@@ -809,7 +809,8 @@ def scope_sentence(verdicts: pd.DataFrame, barely: Sequence[int] = ()) -> str:
         held = own[scope & (own["verdict"] == HOLDS)]
         plainly = how_firmly(held, barely).get(PLAINLY, 0)
         if scope.any():
-            hold = f"{len(held)} hold" + f", {plainly} {PLAINLY}" * bool(plainly)
+            hold = f"{len(held)} {COUNTED[HOLDS][int(len(held) != 1)]}"
+            hold += f", {plainly} {PLAINLY}" * bool(plainly)
             texts.append(f"of the {scope.sum()} about {what} {hold}")
     text = "; ".join(texts)
     return f"{text[:1].upper()}{text[1:]}." if text else ""

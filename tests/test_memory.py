@@ -77,7 +77,8 @@ def test_memory_is_that_of_the_committed_records(plan):
         size = model_size(given["model"])
         assert size.parameters == record["model"]["parameters"]
         _, estimated = memory_needed(**notebook_line(record["notebook"]), **given)
-        assert 0.9 < estimated / record["peak_memory_bytes"] < 1.1, record["name"]
+        # the peak of one short run was 1.33 to 1.48 GB when it was repeated
+        assert 0.9 < estimated / record["peak_memory_bytes"] < 1.15, record["name"]
 
 
 def test_memory_from_file_to_file_is_what_was_measured():
