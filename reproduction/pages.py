@@ -372,9 +372,9 @@ def in_short() -> str:
         f"model's perplexity (lower is better) from {numbers['dense']} to {numbers[BASE]} with the "
         f"paper's method, {numbers['sparsegpt']} with SparseGPT and {numbers['alps']} with ALPS "
         f"(published five months later). Of [{len(verdicts)} claims]({CLAIMS_PAGE}) that we read "
-        f"in the paper and its code {counts[HOLDS]} hold, {firmly[PLAINLY]} of them plainly, and "
-        f"{counts[OPEN]} are undecided; of the {len(model)} about a whole model {len(held)} hold, "
-        f"{how_firmly(held, barely())[PLAINLY]} plainly."
+        f"in the paper and its code, {counts[HOLDS]} hold, {firmly[PLAINLY]} of them plainly, and "
+        f"{counts[OPEN]} are undecided; of the {len(model)} about the whole model, {len(held)} "
+        f"hold, {how_firmly(held, barely())[PLAINLY]} plainly."
     )
     return unbroken(textwrap.fill(text, 118, break_on_hyphens=False))
 
