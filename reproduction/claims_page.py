@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,10 +77,9 @@ WIDENED = "; it was widened when five samples were known"
 HERE = "for these windows only"
 LEGEND = (
     "*Measured* shows one comparison: of a claim that holds the one nearest to its limit, of any "
-    "other the one that decides. Below 0 the method that the claim names first is better (for "
-    "right answers, above 0). ± is half of a 95 % interval over samples of the calibration text. A "
-    "claim **holds** if all its comparisons are on its side of the limit by more than ±. The "
-    "numbers of claims are names, not ranks."
+    "other the one that decides. ± is half of a 95 % interval over samples of the calibration "
+    "text. A claim **holds** if all its comparisons are on its side of the limit by more than ±. "
+    "The numbers of claims are names, not ranks."
 )
 ADDED_BY_US = "Added by us"
 FIRST = (11, 10, 12, 13, 14)  # what a reader of the paper asks; then by number
@@ -88,6 +88,7 @@ RESERVED = "with a reservation"
 JUST = "only just"
 MARKS = {HOLDS: " ✓", FAILS: " ✗"}  # of a number by its own ±, as SIDES says
 SIDES = (
+    "A number below 0 is one by which the method that the claim names first is below the other. "
     "The number of samples stands in brackets. ✓: on the claim's side of the limit by more than ±; "
     "✗: on the other side by more than ±; neither: the interval straddles it, or has too few "
     "samples. ∞: not reached in the iterations of the study; between two "
@@ -789,8 +790,7 @@ def main_number(row: Any, rows: pd.DataFrame) -> str:
     numbers = {}  # by their words; a dictionary keeps an order
     for each in own.itertuples():
         words = QUANTITIES[each.quantity].words
-        text = f"{_number(each)} {_beside(each)}".strip()
-        numbers.setdefault(words, {})[text] = None
+        numbers.setdefault(words, {})[_in_words(each)] = None
     texts = [f"{words} {' and '.join(found)}" for words, found in numbers.items()]
     windows = _windows(rows.loc[row.main])
     over = f"; {windows} over windows" if windows else ""
@@ -948,11 +948,8 @@ def _shown_beside(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     words = QUANTITIES[first["quantity"].iloc[0]].words
     if not row.at:
         numbers = f": {_right(next(first.itertuples()))}"
-    elif len(first) == 1:
-        numbers = f" {_number(next(first.itertuples()))}"
-    else:  # of several rivals, each by its name
-        texts = [f"{_number(each)} {_beside(each)}" for each in first.itertuples()]
-        numbers = f" {listed(texts)}"
+    else:
+        numbers = f" {listed([*map(_in_words, first.itertuples())])}"
     yield f"{words}{numbers} (decides nothing)"
 
 
@@ -991,8 +988,7 @@ def _range(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         return
 
     def number(each: Any) -> str:
-        beside = _beside(each) if own["against"].nunique() > 1 else ""
-        return f"{_number(each)} {beside}".strip() + f", at {each.at}"
+        return f"{_in_words(each)}, at {each.at}"
 
     if row.verdict == FAILS:
         yield f"from {number(best)}, to {number(worst)}"
@@ -1000,7 +996,7 @@ def _range(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     few = f"the smallest of {len(own)} differences"
     most = own[own["n"] == own["n"].max()]
     if most["at"].nunique() == 1 and not {best.Index, worst.Index} & set(most.index):
-        middle = [f"{_number(each)} {_beside(each)}" for each in most.itertuples()]
+        middle = [*map(_in_words, most.itertuples())]
         at, n = most[["at", "n"]].iloc[0]
         yield f"{few}; at {at} {listed(middle)} ({_samples(n)})"
     else:
@@ -1019,8 +1015,7 @@ def _also(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         if same and (each.at, each.against) == (main["at"], main["against"]):
             continue  # the other side of the same interval
         words = "" if same else f"{QUANTITIES[each.quantity].words} "
-        number = f"{_number(each)} {_beside(each)}".strip()
-        yield f"also {words}{number}, at {each.at}"
+        yield f"also {words}{_in_words(each)}, at {each.at}"
 
 
 def _nowhere(row: Any) -> str:
@@ -1145,7 +1140,7 @@ def _right(row: Any) -> str:
     text = f"{_limit(row)} on {row.right:.0f} of {row.n} problems"
     if row.unknown:
         text += f", not known on {row.unknown:.0f}"
-    return f"{text} (on a shared machine)" if row.lacks == ALONE else text
+    return text + _shared(row)
 
 
 def _beside(row: Any) -> str:
@@ -1160,8 +1155,33 @@ def _beside(row: Any) -> str:
 
 def _number(row: Any) -> str:
     """The number of a row of `evidence` about a model: "−28 ± 3 %"."""
-    text = QUANTITIES[row.quantity].show(row.mean, row.half)
-    return f"{text} (on a shared machine)" if row.lacks == ALONE else text
+    return QUANTITIES[row.quantity].show(row.mean, row.half) + _shared(row)
+
+
+def _shared(row: Any) -> str:
+    """What seconds that decide nothing for that reason are followed by."""
+    return " (on a shared machine)" if row.lacks == ALONE else ""
+
+
+def _in_words(row: Any) -> str:
+    """The number of a row of `evidence` with its side in words: "28 ± 3 % below SparseGPT's"."""
+    beside = _beside(row)
+    number = QUANTITIES[row.quantity].show(row.mean, row.half)
+    sign = re.compile(r"[+−](?=\d)")
+    signs = {*sign.findall(number)}
+    if (
+        not beside or len(signs) > 1
+    ):  # the latter: an interval that is given by its ends
+        return f"{_number(row)} {beside}".strip()
+    bare = sign.sub("", number)
+    if beside.startswith("against "):
+        rival = f"{beside.removeprefix('against ')}'s"
+        sides = {"−": f"{bare} below {rival}", "+": f"{bare} above {rival}"}
+        level = f"level with {rival} ({bare})"
+    else:  # with an option
+        sides = {"−": f"{bare} lower {beside}", "+": f"{bare} higher {beside}"}
+        level = f"the same ({bare}) {beside}"
+    return (sides[signs.pop()] if signs else level) + _shared(row)
 
 
 def _windows(row: Any) -> str:

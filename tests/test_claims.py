@@ -465,8 +465,10 @@ def test_of_a_claim_that_holds_the_smallest_difference_is_shown(committed, tmp_p
     assert verdict["p"] == rows["p"].max() == column(rows, "80 %")["p"]
     assert rows.loc[verdict["surest"], "at"] == "80 %"
     *_, number, remarks = rows_of(claims_markdown(runs, tmp_path))[10]
-    assert number.startswith("perplexity −5.0 ± 0.5 %")
-    assert remarks.startswith("the smallest of 6 differences, the largest −90")
+    assert number.startswith("perplexity 5.0 ± 0.5 % below ADMM1's, at 50 %")
+    assert remarks.startswith(
+        "the smallest of 6 differences, the largest 90.0 ± 5.0 % below ADMM1's"
+    )
     # two limits of one number, or one that is not 0, make no range
     page = claims_markdown(CASES[15][HOLDS], tmp_path)
     assert "smallest of" not in rows_of(page)[15][4]
@@ -479,8 +481,8 @@ def test_of_a_claim_that_does_not_hold_each_column_says_what_it_does(
     _, _, verdict, _, remarks = rows_of(claims_markdown(runs, tmp_path))[10]
     assert verdict == "**does not hold**"
     assert remarks == (
-        "yes at 50, 60, 80 % and 4:8, no at 70 %, undecided at 2:4;<br>from −10.0 ± 2.2 %, at "
-        "50 %, to +15.0 ± 2.9 %, at 70 %"
+        "yes at 50, 60, 80 % and 4:8, no at 70 %, undecided at 2:4;<br>from 10.0 ± 2.2 % below "
+        "ADMM1's, at 50 %, to 15.0 ± 2.9 % above ADMM1's, at 70 %"
     )
 
 
@@ -488,13 +490,38 @@ def test_an_undecided_claim_shows_all_numbers_that_it_rests_on(committed):
     """Which of two rivals is too close is no more than half of the answer."""
     runs = answers({"admm-grad": 70, "sparsegpt": 50, "wanda": [60, 70, 75]})
     remarks = remarks_of(13, runs).replace("\u00a0", " ")
-    assert "; also +0.200 ± " in remarks
-    assert remarks.count("against SparseGPT, at 50 %") == 1
+    assert "; also 0.200 ± " in remarks
+    assert remarks.count("above SparseGPT's, at 50 %") == 1
     # the two sides of one interval are one number
     assert "also" not in remarks_of(15, CASES[15][OPEN])
 
 
 # ------------------------------------------------------------------ answers
+
+
+def test_a_number_says_its_side_in_words():
+    def measured_with(factors):
+        runs = draws("admm-grad", "60 %", 20.0, factors)
+        return measured_of(10, runs + draws("admm1", "60 %", 20.0, [1.0, 1.0, 1.0]))
+
+    assert measured_with([0.9, 0.9, 0.9]).startswith(
+        "perplexity 10.0 ± 0.0 % below ADMM1's"
+    )
+    assert measured_with([0.9, 1.0, 1 / 0.9]).startswith(
+        "perplexity level with ADMM1's (0.0 ± "
+    )
+    same = option_cases({"iterations": 50}, 0.0, 0.1, 0.0)[OPEN]
+    assert measured_of(6, same).startswith(
+        "perplexity the same (0.0 ± 2.5 %) with `iterations=50`"
+    )
+    rises = option_cases({"iterations": 50}, 0.0, 0.1, 0.0)[FAILS]
+    assert "higher with `iterations=50`" in measured_of(6, rises)
+    # an interval on both sides, given by its ends, keeps its signs
+    wide = measured_with([0.05, 1.0, 8.0])
+    assert wide.startswith("perplexity −26.3 % (−99.9 % to +41573.0 %) against ADMM1")
+    # the machine is named last
+    slow = timed(117.0, 118.0, 119.0, alone=False)
+    assert "above SparseGPT's (on a shared machine), at 60 %" in measured_of(12, slow)
 
 
 def test_zero_shot_runs_at_two_targets_all_count():
@@ -811,7 +838,7 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     ]
     assert "needs runs at 50, 70, 80 %" in rows[10][4]
     assert rows[12][4].startswith(BY_NUMBER[12].remark)
-    assert "suggests yes: perplexity −10.0 ± 2.2 %" in rows[10][3]
+    assert "suggests yes: perplexity 10.0 ± 2.2 % below ADMM1's" in rows[10][3]
     assert "(5 samples)" in rows[10][3]
     assert rows[10][1].endswith(" *(tables of perplexity)*")
     assert rows[21][1] == BY_NUMBER[21].sentence.rstrip(".")
@@ -953,8 +980,8 @@ def test_runs_that_decide_nothing_have_no_verdict_beside_their_number(
     page = claims_markdown(one, tmp_path)
     row = rows_of(page)[10]
     assert row[2:5:2] == ["no", "**holds**"]
-    assert row[3].startswith("perplexity +30.0 %")
-    assert row[5].startswith("perplexity −10.0")
+    assert row[3].startswith("perplexity 30.0 % above ADMM1's")
+    assert row[5].startswith("perplexity 10.0 ± 2.2 % below ADMM1's")
     assert row[5].endswith("point the other way")
     assert "too few to decide" in page.splitlines()[0]
     # of another column than the one that speaks against it there
