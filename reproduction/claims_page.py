@@ -56,7 +56,7 @@ from reproduction.runs import (
     model_sentence,
     perplexity_runs,
 )
-from reproduction.tables import window_spread
+from reproduction.tables import middle_and_ends, window_spread
 
 THE_PAPERS, ADDED = "of the paper's {} claims", "of {} that we added"
 POINTS = {HOLDS: "yes", FAILS: "no"}
@@ -78,8 +78,8 @@ HERE = "for these windows only"
 LEGEND = (
     "*Measured* shows one comparison: of a claim that holds the one nearest to its limit, of any "
     "other the one that decides. ± is half of a 95 % interval over samples of the calibration "
-    "text. A claim **holds** if all its comparisons are on its side of the limit by more than ±. "
-    "The numbers of claims are names, not ranks."
+    "text; for answers, over questions, too. A claim **holds** if all its comparisons are on its "
+    "side of the limit by more than ±. The numbers of claims are names, not ranks."
 )
 ADDED_BY_US = "Added by us"
 FIRST = (11, 10, 12, 13, 14)  # what a reader of the paper asks; then by number
@@ -380,12 +380,9 @@ class _Page:
         if not self.decides:
             return ""
         _, ratios, windows = window_spread(perplexity_runs(self.records))
-        if ratios.empty:
+        if not (found := middle_and_ends(ratios)):
             return ""
-        low, middle, high = (
-            f"{100 * each:.0f}"
-            for each in np.nanquantile(ratios, (0, 0.5, 1), method="nearest")
-        )
+        low, middle, high = found
         table = self.path(self.tables / "windows.md")
         return (
             f"± over samples does not contain the choice of the {windows} evaluation windows: "

@@ -71,7 +71,7 @@ def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
         f"{claims}"
         f"figures  {folder}/figures\n"
         f"records  {folder}/records\n"
-        f"verdict  {folder}/verdict.txt (more, and every comparison)\n"
+        f"verdict  {folder}/verdict.txt (more, and the comparisons that differ most)\n"
         "next: make lab (the notebooks; 07 is for a method of your own),\n"
         f"      make book (all of this as a site){readme}"
     )

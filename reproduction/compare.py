@@ -743,7 +743,7 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
     elif all(key in COMPUTING for key, _ in reasons):
         yield (
             f"The same kind of processor as ours, but with other packages{which}: {packages}. They "
-            "may round differently; with ours, numbers must be equal."
+            f"may round differently; with ours, numbers must agree to {100 * SAME:g} %."
         )
     else:
         if any(key == "processor" for key, _ in reasons):

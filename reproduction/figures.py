@@ -146,7 +146,7 @@ def _perplexity_title(lines: pd.DataFrame) -> str:
         if len(names) < len(lines):
             verb = "has" if len(names) == 1 else "have"
             text = " and ".join(map(display_name, names))
-            return f"{text} {verb} the lowest perplexity at every sparsity"
+            return f"{text} {verb} the lowest perplexity of these methods at every sparsity"
     return "Perplexity of the model after pruning"
 
 

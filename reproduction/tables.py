@@ -149,16 +149,28 @@ def window_sentence(runs: pd.DataFrame) -> str:
         f" All share the {windows} evaluation windows, whose choice is not in ±: half of a 95 % "
         f"interval over windows is {100 * np.nanmedian(alone):.0f} % of a perplexity"
     )
-    if not ratios.empty:
-        low, middle, high = (
-            f"{100 * each:.0f}"
-            for each in np.nanquantile(ratios, (0, 0.5, 1), method="nearest")
-        )
+    if found := middle_and_ends(ratios):
+        low, middle, high = found
         span = f" ({low} to {high} %)" if low != high else ""
-        text += f", and {middle} %{span} of its ratio to ADMM-Grad's (windows.md)"
+        text += f", and {middle} %{span} of its ratio to ADMM-Grad's {WINDOWS_FILE}"
     return f"{text}. So compare within the table."
 
 
+def middle_and_ends(ratios: pd.DataFrame) -> tuple[str, str, str] | None:
+    """The least, the median and the largest of the ratios of `window_spread`, in percent.
+
+    Without magnitude pruning: it leaves no usable model, so no comparison rests on its ratio. None
+    where there is no other.
+    """
+    ratios = ratios.drop(index="magnitude", errors="ignore")
+    if ratios.empty:
+        return None
+    found = np.nanquantile(ratios, (0, 0.5, 1), method="nearest")
+    low, middle, high = (f"{100 * each:.0f}" for each in found)
+    return low, middle, high
+
+
+WINDOWS_FILE = "(windows.md)"  # what `window_sentence` refers to
 COST_CAPTION = (
     "Medians over runs, of all sparsities. Where some of a method's runs were timed alone, only "
     "these count; the seconds of others are only rough, for they may have shared the machine. "
@@ -685,6 +697,9 @@ def write_tables(records: Iterable[Record], folder: str | Path) -> list[Path]:
         name: "\n".join(table.markdown for table in own)
         for name, own in sorted(tables.items())
     }
+    if "perplexity" in texts:  # beside the file that it names, so a link leads there
+        link = WINDOWS_FILE.replace("windows.md", "[windows](windows.md)")
+        texts["perplexity"] = texts["perplexity"].replace(WINDOWS_FILE, link)
     if tables:
         perplexities = {
             record_id(run): run["metrics"]["perplexity"]["value"]

@@ -73,7 +73,9 @@ def test_perplexity_figure(records):
     places = {text.get_text(): text.xy for text in figure.axes[0].texts}
     assert places["ADMM1"] == (50.0, 38.0)  # its name is beside its only point
     figure = plots.perplexity_figure([*records, pruned("admm1", "60 %", 68.0)])
-    assert title(figure).startswith("ADMM-Grad has the lowest perplexity at every")
+    assert title(figure).startswith(
+        "ADMM-Grad has the lowest perplexity of these methods"
+    )
     # the axis ends above the methods that refit, and names do not overlap
     assert 80 < figure.axes[0].get_ylim()[1] < 500
     heights = sorted(text.xy[1] for text in figure.axes[0].texts)
