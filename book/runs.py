@@ -482,6 +482,9 @@ def printed_rows(
                 title, text = "all rows", ""
             elif len(set(unique) - {()}) == 1:
                 title, text = ", ".join(label), ""
+            elif (name, head) == ("variants", "default"):  # the same of all options
+                method = cells[0].partition(" (")[0]
+                title = ", ".join([method, *label[1:], "with its default options"])
             else:
                 title = ", ".join([*label, head])
             groups.append(Group(name, title, text.strip("*"), ids) if ids else None)
@@ -535,7 +538,10 @@ def layers_text(layers: list[dict[str, Any]]) -> str:
 
 def list_page(plans: list[Runs]) -> str:
     """The page of all runs: a table that a script sorts and searches."""
-    rows = [row for plan in plans for row in plan.rows()]
     heads = ["run", "plan", "perplexity", "minutes", "alone", "notebook"]
     heads += ["processor", "made"]
-    return LIST + text_table(heads, rows) + SCRIPT
+    frame = pd.DataFrame((row for plan in plans for row in plan.rows()), columns=heads)
+    note = ""
+    if frame["processor"].nunique() == 1:  # no reader needs it in each row
+        note = f"All were made on {frame.pop('processor')[0]}.\n\n"
+    return LIST + note + text_table([*frame], frame.to_numpy().tolist()) + SCRIPT

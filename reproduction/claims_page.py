@@ -86,6 +86,10 @@ FIRST = (11, 10, 12, 13, 14)  # what a reader of the paper asks; then by number
 PLAINLY = "plainly"
 RESERVED = "with a reservation"
 JUST = "only just"
+# parts of the table of a claim's numbers
+DECIDES = "decide the verdict"
+CONTROL = "in the method's place, as a control"
+SHOWN = "shown only, decide nothing"
 MARKS = {HOLDS: " ✓", FAILS: " ✗"}  # of a number by its own ±, as SIDES says
 SIDES = (
     "A number below 0 is one by which the method that the claim names first is below the other. "
@@ -336,8 +340,9 @@ class _Page:
         )
         return (
             "We had the paper's abstract, its method and its released code, and know what its "
-            "tables compare, but could not read their numbers. The source of a claim is in "
-            "brackets; only words in quotes are the paper's."
+            "tables compare, but could not read their numbers: of a claim with no other source, "
+            "we assumed the direction. The source of a claim is in brackets; only words in quotes "
+            "are the paper's."
             f"{released}"
         )
 
@@ -363,7 +368,7 @@ class _Page:
             "hold**: a comparison is on the other side by more than ±. "
             f"**{OPEN.capitalize()}**: a limit lies within ±, or p, corrected for this page's "
             f"claims, is above {LEVEL:g}. Samples that were added after a look are no "
-            'reservation; <a href="#rule-5">rule 5</a> lists them.'
+            "reservation; rule 5, further down, lists them."
         )
 
     def measured(self) -> str:
@@ -433,7 +438,7 @@ class _Page:
         """The cells of a claim."""
         rows = self.of(row)
         link = f'<a href="#claim-{row.number}">{row.number}</a>'
-        source = "" if row.source == OURS else f" *({row.source})*"
+        source = "" if row.source == OURS else f" *({row.source}{_unseen(row)})*"
         cells = [link, f"{row.sentence.rstrip('.')}{source}"]
         if not self.decides:
             pointing = POINTS.get(row.points) or _nowhere(row)
@@ -947,7 +952,7 @@ def _shown_beside(row: Any, rows: pd.DataFrame) -> Iterator[str]:
         numbers = f": {_right(next(first.itertuples()))}"
     else:
         numbers = f" {listed([*map(_in_words, first.itertuples())])}"
-    yield f"{words}{numbers} (decides nothing)"
+    yield f"{words}{numbers} (shown only)"
 
 
 def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
@@ -967,7 +972,7 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     about = f"about {needed}" if needed else f"more than {MANY}"
     decide = "refute it" if rows.loc[row.main, "lead"] < 0 else "decide"
     asked = QUANTITIES[row.quantity].notebook == ZERO_SHOT_NOTEBOOK
-    none = "; the tasks have too few questions for that" * asked
+    none = ", more than the tasks have questions for: it stays open" * asked
     yield f"{about} samples would {decide}{none}"
 
 
@@ -1013,6 +1018,11 @@ def _also(row: Any, rows: pd.DataFrame) -> Iterator[str]:
             continue  # the other side of the same interval
         words = "" if same else f"{QUANTITIES[each.quantity].words} "
         yield f"also {words}{_in_words(each)}, at {each.at}"
+
+
+def _unseen(row: Any) -> str:
+    """What to know of a claim whose only source is a table that we could not read."""
+    return "; direction assumed" if row.source.startswith("table") else ""
 
 
 def _nowhere(row: Any) -> str:
@@ -1085,7 +1095,7 @@ def _numbers(row: Any, rows: pd.DataFrame) -> str:
     heads = ["", "median", "worst", "how many"]
     if row.at:
         heads = ["", *sorted(set(rows["at"]), key=column_key)]
-    table = []
+    parts = {DECIDES: [], CONTROL: [], SHOWN: []}
     names = ["quantity", "of", "against", "limit", "side"]
     for _, own in rows.groupby(names, sort=False):
         first = next(own.itertuples())
@@ -1093,10 +1103,12 @@ def _numbers(row: Any, rows: pd.DataFrame) -> str:
             continue
         quantity = QUANTITIES[first.quantity]
         words = f"{quantity.words} {_beside(first)}".strip()
+        table = parts[DECIDES]
         if first.control:
-            words += f" (control: {first.control})"
+            words = f"{first.control}: {words}"
+            table = parts[CONTROL]
         elif not first.decides:
-            words += " (decides nothing)"
+            table = parts[SHOWN]
         elif row.at:
             words += f": {_limit(first)}"
         if row.at:
@@ -1121,7 +1133,12 @@ def _numbers(row: Any, rows: pd.DataFrame) -> str:
                 f"± over {own['windows'].max()} windows, of {' or '.join(kept)} samples"
             )
             table.append([f"– the same, {words}", *cells])
-    return text_table(heads, table)
+    rows = []
+    for title, own in parts.items():
+        if own and title != DECIDES:
+            rows.append([f"*{title}:*", *[""] * (len(heads) - 1)])
+        rows += own
+    return text_table(heads, rows)
 
 
 def _limit(row: Any) -> str:

@@ -751,19 +751,27 @@ def machines(records: Iterable[dict]) -> list[str]:
 
 
 def perplexities(plan: str) -> str:
-    """The table of perplexity, all columns; the last says how many samples each of them has."""
+    """The table of perplexity, all columns, and below it how many samples the cells have."""
     means, halves = perplexity_table(committed(plan))
     runs = perplexity_runs(committed(plan)).dropna(subset="perplexity")
     counts = samples_per_cell(runs)
-    samples = []
+    samples: dict[str, list[str]] = {}  # the methods, by how many they have
+    no_text = []
     for label in means.index:
         own = pd.Series({at: counts.get((at, label), 0) for at in means})
+        if label not in counts.index.unique("label"):
+            no_text.append(display_name(label))
+            continue
         most = own.mode()[0]
-        others = [f"{at}: {n}" for at, n in own.items() if n not in (0, most)]
-        text = f"{most} ({', '.join(others)})" if others else f"{most}"
-        read = label in counts.index.unique("label")
-        samples.append(text if read else "reads no text")
-    return to_markdown(means.assign(samples=samples), halves).rstrip()
+        others = [f"{n} at {at}" for at, n in own.items() if n not in (0, most)]
+        words = f"{most} ({', '.join(others)})" if others else f"{most}"
+        samples.setdefault(words, []).append(display_name(label))
+    texts = [f"{words} of {listed(names)}" for words, names in samples.items()]
+    caption = (
+        f"Samples behind each cell: {'; '.join(texts)}. {listed(no_text)} read no text."
+    )
+    table = to_markdown(means, halves).rstrip()
+    return f"{table}\n\n{textwrap.fill(caption, 118, break_on_hyphens=False)}"
 
 
 def methods() -> str:
@@ -1054,33 +1062,31 @@ def gemma_times() -> str:
 
 
 def plans() -> str:
-    """What the committed plans took, by the seconds of their runs."""
+    """What the committed plans took, by the seconds of their runs, and a slow laptop."""
     rows = [
-        (
-            "plan",
-            "runs on record",
-            "one at a time",
-            "on two cores",
-            "processor",
-        )
+        ["plan", "runs on record", "one at a time", "on two cores", "on a slow laptop"]
     ]
+    used: dict[
+        str, list[str]
+    ] = {}  # the plans, by the processors that their runs are of
     for plan in ("full", "beyond", "second", "laptop"):
-        by_machine = {}
-        for run in committed(plan):
-            by_machine.setdefault(processor_of(run), []).append(run)
-        parts = [
-            f"{len(runs)} runs, {taken(minutes(runs))} on {machine}"
-            for machine, runs in sorted(by_machine.items())
-        ]
         runs = committed(plan)
-        rows.append((
+        shares = pd.Series([*map(processor_of, runs)]).value_counts()
+        texts = [f"{n} on {machine}" for machine, n in shares.items()]
+        whose = shares.index[0] if len(shares) == 1 else listed(texts)
+        used.setdefault(whose, []).append(f"`{plan}`")
+        both = two_at_a_time(runs)
+        rows.append([
             f"`{plan}`",
             f"{len(runs)} of {len(read_plan(plan))}",
             taken(minutes(runs)),
-            taken(two_at_a_time(runs)),
-            "; ".join(parts) if len(parts) > 1 else next(iter(by_machine)),
-        ))  # fmt: skip
-    return grid(rows, "lrrrl")
+            taken(both),
+            taken(rounded_up(SLOW * both)),
+        ])  # fmt: skip
+    by = [f"{listed(names)} on {whose}" for whose, names in used.items()]
+    where = f"All on {[*used][0]}" if len(used) == 1 else "; ".join(by)
+    slow = f"For a slow laptop we reckon with {SLOW} times the hours on two cores."
+    return f"{grid(rows, 'lrrrr')}\n\n{textwrap.fill(f'{where}. {slow}', 118)}"
 
 
 def taken(minutes: float) -> str:
