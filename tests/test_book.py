@@ -12,6 +12,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -23,6 +24,7 @@ import book.__main__
 import book.executed
 import book.runs
 from book.conf import page_of
+from book.runs import list_page
 from helpers import __all__ as public_names
 from helpers.paths import notebooks_dir, reference_dir, root
 from reproduction.claims import CLAIMS
@@ -376,6 +378,17 @@ def test_one_page_lists_all_runs(built):
     links = {Path(link).stem for link in Page(built / "runs.html").links}
     for path in reference_dir("").glob("*/records/*.json"):
         assert path.stem in links
+
+
+@pytest.mark.parametrize("processors", [["AMD"], ["AMD", "Intel"]])
+def test_the_list_of_runs_names_a_processor_once(processors):
+    rows = [
+        ["run", "full", "16.0", "1", "yes", "", processor, "today"]
+        for processor in processors
+    ]
+    page = list_page([SimpleNamespace(rows=lambda: rows)])
+    assert ("All were made on AMD." in page) == (len(processors) == 1)
+    assert ("| processor |" in page) == (len(processors) > 1)
 
 
 def test_an_edited_notebook_is_shown_without_outputs(tmp_path, monkeypatch):

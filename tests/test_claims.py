@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from handmade import pruned, repaired, scored, update_row, with_series
 
-from helpers.paths import root
+from helpers.paths import reference_dir, root
 from reproduction import claim_draws, claims, claims_page, earlier
 from reproduction.claims import (
     CLAIMS,
@@ -840,7 +840,7 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     assert rows[12][4].startswith(BY_NUMBER[12].remark)
     assert "suggests yes: perplexity 10.0 ± 2.2 % below ADMM1's" in rows[10][3]
     assert "(5 samples)" in rows[10][3]
-    assert rows[10][1].endswith(" *(tables of perplexity)*")
+    assert rows[10][1].endswith(" *(tables of perplexity; direction assumed)*")
     assert rows[21][1] == BY_NUMBER[21].sentence.rstrip(".")
     assert "Table: [perplexity](tables/perplexity.md)." in page
     # what ± is made of, and the command that makes a pair of it again
@@ -1131,3 +1131,18 @@ def test_samples_of_earlier_releases_say_the_same_or_otherwise(committed, tmp_pa
     assert "the verdicts on claim 6 are the same." in said(range(5))
     other = "are others: of claim 6 −0.4 ± 0.6 % (10 samples): holds, undecided."
     assert other in said(range(5, 10))
+
+
+def test_numbers_that_decide_stand_before_a_control_and_what_is_only_shown():
+    page = (reference_dir("full") / "tables" / "claims.md").read_text("utf-8")
+    order = [f"*{title}:*" for title in (claims_page.CONTROL, claims_page.SHOWN)]
+    tables = re.findall(r"(?m)(?:^\|.*\n)+", page)
+    found = [[each for each in order if each in table] for table in tables]
+    assert order[:1] in found and order[1:] in found
+    for table in tables:
+        first = table.splitlines()[2]
+        assert not any(
+            each in first for each in order
+        )  # a table begins with what decides
+        places = [table.index(each) for each in order if each in table]
+        assert places == sorted(places)

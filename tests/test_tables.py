@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -466,3 +467,20 @@ def test_what_windows_add_is_said_where_records_keep_their_losses():
 
 def test_nothing_is_said_of_windows_where_no_record_keeps_them(runs):
     assert tables.window_sentence(tables.perplexity_runs(runs)) == ""
+
+
+def test_a_range_over_windows_leaves_magnitude_out():
+    """A model that magnitude ruined varies most, and no comparison rests on it."""
+    ratios = pd.DataFrame(
+        {"50 %": [0.3, 0.01, 0.02], "60 %": [0.4, 0.05, np.nan]},
+        index=["magnitude", "wanda", "sparsegpt"],
+    )
+    assert tables.middle_and_ends(ratios) == ("1", "2", "5")
+    assert tables.middle_and_ends(ratios.loc[["magnitude"]]) is None
+
+
+def test_the_caption_of_perplexity_leads_to_the_table_of_windows():
+    folder = reference_dir("full") / "tables"
+    text = (folder / "perplexity.md").read_text("utf-8")
+    (link,) = re.findall(r"\((\S+?)\)", text.partition("[windows]")[2])[:1]
+    assert (folder / link).exists()
