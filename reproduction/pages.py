@@ -385,8 +385,9 @@ def plus_minus() -> str:
     text = (
         f"±: half of a 95 % interval over {n} samples of the calibration text. Other evaluation "
         f"windows could move all rows together by about {alone}, and another kind of processor "
-        f"single rows by {processor_moves()}. So compare only within the table ([more on this](docs/numbers.md#perplexity)); notebooks read less text, so their "
-        "numbers differ. All methods were written here from their papers, and none was tuned."
+        f"single rows by {processor_moves()}. So compare only within the table ([more on "
+        "this](docs/numbers.md#perplexity)); notebooks read less text, so their numbers differ. "
+        "All methods were written here from their papers, and none was tuned."
     )
     return unbroken(textwrap.fill(text, 118, break_on_hyphens=False))
 
