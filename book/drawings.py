@@ -360,9 +360,9 @@ def two_inputs() -> str:
     """Draw why ADMM needs U: two panels whose iterations appear one after another."""
     drawing = Drawing("""
         ADMM on two correlated inputs, five iterations, one weight kept and one pruned. With U, the
-        pruned weight in W falls to zero, its value in Z, while U grows, and the kept weight reaches
-        the exact optimum. With U held at zero, W keeps a part of the pruned weight, so W and Z
-        never agree, and the kept weight stops short of the optimum.""")
+        pruned weight in W falls to zero, its value in Z, while U adds up the gap, and the kept
+        weight reaches the exact optimum. With U held at zero, W keeps a part of the pruned weight,
+        so W and Z never agree, and the kept weight stops short of the optimum.""")
     drawing.parts.append(element("style", UNCOVER))
     # least squares with the kept weight alone, and Z's zero
     top, zero = height(1 + 0.8 * 0.6 / 1.1), height(0)

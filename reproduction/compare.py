@@ -8,14 +8,16 @@ mask and the blocks that follow amplify. In the first blocks it is still tiny, a
 shows there, so their layers are held tightly. Later layers, and a perplexity, whose limit is a
 share of the damage ln(perplexity / dense), may differ by what rounding does, by method.
 
-Where the limits come from (tests/processors.json): 53 pairs of records that differ in rounding
-alone, 44 runs of `laptop` and `second` and nine of earlier code, on two kinds of x86 processor.
-They were chosen after these pairs were seen. The largest differences there are, of the damage,
-0.85 % (Wanda), 0.14 % (ADMM1), 2.6 % (SparseGPT), 2.2 % (ADMM-Grad), 4.8 % (ALPS) and 5.5 % (the
-recipe); of a layer's error 0.10 % in block 0 (0.17 % with a guide), 0.8 % in block 1, 5.3 % up to
-block 7 and 18 % after it; 1.3 % of the median and 1.2 % of the mean error. What moves block 0 by
-less may pass on another machine. Notebook 09, on two windows, moved by 2.4 % of the damage, and its
-int8 copy by 2.9 %; no record has their dense model, so UNKNOWN is their limit, of the perplexity.
+Where the limits come from (tests/processors.json): 78 pairs of records that differ in rounding
+alone. 53 are of two kinds of x86 processor, 44 runs of `laptop` and `second` and nine of earlier
+code; 25 are `laptop` with kernels for AVX2 beside those for AVX-512 on one processor. The limits
+were chosen after these pairs were seen. SparseGPT's was 4 % before the 25, of which one went beyond
+it. The largest differences there are, of the damage, 1.1 % (Wanda), 0.14 % (ADMM1), 4.5 %
+(SparseGPT), 2.2 % (ADMM-Grad), 4.8 % (ALPS) and 5.5 % (the recipe). Of a layer's error, in the 53,
+they are 0.10 % in block 0 (0.17 % with a guide), 0.8 % in block 1, 5.3 % up to block 7 and 18 %
+after it; 1.3 % of the median and 1.2 % of the mean error. What moves block 0 by less may pass on
+another machine. Notebook 09, on two windows, moved by 2.4 % of the damage, and its int8 copy by
+2.9 %; no record has their dense model, so UNKNOWN is their limit, of the perplexity.
 
 25 pairs of `laptop` were seen after the limits were set, and all are within them: an Intel Xeon of
 family 6, model 167, beside AMD EPYC of family 25. They are a weaker test than that sounds. In 20
@@ -375,10 +377,9 @@ RULES = (
     # notebooks 00 and 08 measure their dense model, and magnitude, too
     Rule("metrics/*_dense", "float32", ROUNDING),
     Rule("metrics/*_magnitude", "float32", ROUNDING),
-    # of the damage, by method; the last also of every run that is guided or trained
+    # of the damage, by method; the last is of SparseGPT, ALPS and what is guided or trained
     Rule("metrics/perplexity*", "wanda", 0.015, damage=True),
     Rule("metrics/perplexity*", "admm1", 0.005, damage=True),
-    Rule("metrics/perplexity*", "sparsegpt", 0.04, damage=True),
     Rule("metrics/perplexity*", "admm-grad", 0.04, damage=True),
     Rule("metrics/perplexity*", "", 0.075, damage=True),
     Rule("metrics/divergence*", "", 0.075),  # itself a kind of damage
@@ -596,7 +597,7 @@ def _unseen(verdict: Verdict) -> str:
         return "What could pass unnoticed is on record"
     ends = dict.fromkeys(_percent(end(limits)) for end in (min, max))
     return (
-        "A mistake that moves no number by more than is allowed would not be noticed "
+        "What moves a number by less than is allowed would not be noticed "
         f"({' to '.join(ends)} of a perplexity)"
     )
 
@@ -753,7 +754,7 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
             packages = "; ".join([names, *parts])
         yield (
             f"Your machine differs from ours{which}: {packages}. It may round differently, so "
-            "numbers may be further apart."
+            "numbers were allowed to be further apart."
         )
 
 

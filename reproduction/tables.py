@@ -152,7 +152,10 @@ def window_sentence(runs: pd.DataFrame) -> str:
     if found := middle_and_ends(ratios):
         low, middle, high = found
         span = f" ({low} to {high} %)" if low != high else ""
-        text += f", and {middle} %{span} of its ratio to ADMM-Grad's {WINDOWS_FILE}"
+        text += (
+            f", and {middle} %{span} of its ratio to ADMM-Grad's, magnitude's not counted "
+            f"{WINDOWS_FILE}"
+        )
     return f"{text}. So compare within the table."
 
 

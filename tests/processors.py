@@ -3,7 +3,10 @@
 processors.json holds pairs of records by one code each, in a compact form: of a pair the
 parameters, the numbers on either side, the perplexity of the dense model, how far the error of each
 layer is apart, in millionths, block by block, and of answers how many there are and how many
-turned. "pairs" are the 53 that the verdict's limits were chosen on. Seen after that: "later", the
+turned. "pairs" are the 78 that the verdict's limits were chosen on; the plan "avx2"
+among them is `laptop` on AMD EPYC of family 26, model 2, held to kernels for AVX2
+(ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2, MKL_ENABLE_INSTRUCTIONS=AVX2), beside the
+committed records, whose digits it has without that. Seen after the first 53: "later", the
 25 runs of `laptop` on an Intel Xeon of family 6, model 167, beside AMD EPYC of family 25, model 17
 (20 of them have the digits of the 20 pairs of `laptop`, on either side). "answers": 13 on AMD EPYC
 of family 25 beside an Intel Xeon of model 207.
@@ -24,7 +27,7 @@ DEPTHS = ((0, 1), (1, 2), (2, 8), (2, 8))
 
 @functools.cache
 def known() -> dict[str, Any]:
-    """The names of the two processors, and the pairs."""
+    """The names of two processors, which stand for either side, and the pairs."""
     return json.loads(Path(__file__).with_name("processors.json").read_text("utf-8"))
 
 
@@ -65,7 +68,7 @@ def records(name: str = "pairs") -> dict[str, tuple[list[Record], list[Record]]]
 def kind_of(parameters: dict[str, Any]) -> str:
     """By what a record's rounding goes: its method, or that a guide's gradients round too."""
     guided = parameters.get("allocation") or parameters.get("effort")
-    return "guided" if guided else parameters["method"]
+    return "guided" if guided else parameters.get("method", "")
 
 
 @functools.cache

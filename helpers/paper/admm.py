@@ -90,7 +90,7 @@ def admm(
     for t in range(1, iterations + 1):
         # Z step: minimise ‖W + U − Z‖² over the Z that are allowed, which is a projection
         Z = project(W + U, t)
-        # U step: the sum of all gaps W − Z so far. Where a weight is pruned Z is 0, and U grows
+        # U step: the sum of all gaps W − Z so far. Where a weight is pruned Z is 0, and U changes
         # until the W step below makes W nearly 0 there too
         U = U + W - Z  # add up what the projection removed
         # W step: minimise ½‖X(W − W₀)‖² + ρ/2 ‖W − Z + U‖². Its gradient is 0 where
