@@ -28,6 +28,7 @@ from helpers.explore import touch
 from helpers.paths import notebooks_dir, results_dir, root
 from reproduction.claims import DECIDING
 from reproduction.claims_page import claims_heading
+from reproduction.claims_tested import TESTED_HEADING
 from reproduction.figures import figure_alt
 from reproduction.pages import (
     against_rivals,
@@ -59,8 +60,12 @@ PLAN_TITLES = {
 PRODUCTS = (
     *("perplexity", "claims", "variants", "zero_shot", "weight_update"),
     *("convergence", "mask", "schedule", "cost", "beyond"),
-    *("published_ratios", "windows"),
+    *("published_ratios", "windows", "claims_tested"),
 )
+CLAIMS_PAGES = (
+    "claims",
+    "claims_tested",
+)  # pages of their own, of the plans that decide
 # the notebook's cell that draws a figure too: the id of the text above it
 DRAWN_IN = {
     "perplexity": ("06_tables_and_plots", "perplexity-text"),
@@ -71,16 +76,25 @@ DRAWN_IN = {
 YOURS = "`make reproduce` puts yours {} (runs made in JupyterLab are not shown)."
 NOTHING_RUN = f"The numbers in this book came with the repository; {YOURS.format('beside them')}\n"
 COPIES = "results/reference/notebooks"  # of which each is a page
-CLAIMS_PAGE = """\
+OPENINGS = {  # of the two pages about the claims
+    "claims": """\
 # The claims, one by one
 
 Code tests each claim on the committed records. A claim's number leads to how it was tested, and
 that to the pages of its runs. Plans too small to decide say where their runs point:
 [laptop](#laptop-claims) and, on another model, [second](#second-claims).
 
-"""
+""",
+    "claims_tested": """\
+# How each claim was tested
+
+What stands behind the verdicts on [the claims](claims.md): the words, p, the margin, the rules, and
+of each claim all numbers, runs and records.
+
+""",
+}
 CLAIMS_OF = """\
-({plan}-claims)=
+({plan}-{name})=
 ## {title}: plan {plan}
 
 {part}"""
@@ -104,7 +118,7 @@ class Sources:
         self.plans: dict[str, Runs] = {}  # those with records
         self.cells: dict[tuple[str, str], str] = {}  # where a number leads, by its row
         self.shown: dict[tuple[str, str], str] = {}  # the page of a run's notebook
-        self.claims = CLAIMS_PAGE
+        self.claims = dict(OPENINGS)  # the pages so far
 
     def write(self, name: str, text: str) -> None:
         """Write a page."""
@@ -132,8 +146,11 @@ class Sources:
                 self.copy(root() / path, path)
                 return match[0]
             file, _, anchor = path.partition("#")
-            if anchor and file.endswith("/claims.md"):  # whose anchors are plain HTML
-                there = os.path.relpath("claims.html", os.path.dirname(page))
+            if anchor and (
+                there := home_of_claims(file)
+            ):  # whose anchors are plain HTML
+                here = os.path.dirname(home_of_claims(page) or page)
+                there = os.path.relpath(there, here)
                 return f'<a href="{there}#{anchor}">{words}</a>'
             if anchor:  # of a heading, which Sphinx finds
                 return match[0]
@@ -211,16 +228,16 @@ class Sources:
             parts = ""
             for whose in shown:
                 part = self.exhibits(runs, whose, name)
-                if name == "claims" and plan in DECIDING and whose == COMMITTED:
-                    self.claims += CLAIMS_OF.format(
-                        title=CLAIMS_TITLES[plan], plan=plan, part=part
+                if name in self.claims and plan in DECIDING and whose == COMMITTED:
+                    self.claims[name] += CLAIMS_OF.format(
+                        title=CLAIMS_TITLES[plan], plan=plan, name=name, part=part
                     )
-                    part = (
-                        f"{claims(plan)} [The claims, one by one](#{plan}-claims)\n\n"
-                    )
+                    part = ""
+                    if name == "claims":
+                        part = f"{claims(plan)} [The claims, one by one](#{plan}-claims)\n\n"
                 parts += f"**{whose}**\n\n{part}" if part and len(shown) > 1 else part
             label = f"({plan}-{name})=\n"
-            if label in self.claims:
+            if label in self.claims.get(name, ""):
                 label = ""  # is that of the page of claims
             text += f"{label}## {table_title(name)}\n\n{parts}" if parts else ""
         if shown:
@@ -247,9 +264,10 @@ class Sources:
             page = f"{copies}/tables/{name}.md"
             made = table.read_text(encoding="utf-8")
             # it has a title of its own here, and contents that list its parts
-            if name == "claims":
-                made = made.removeprefix(claims_heading(table.parent))
-                made = TITLE.sub(r"### \1", made)
+            if name in CLAIMS_PAGES:
+                heading = claims_heading(table.parent)
+                made = made.removeprefix(heading).removeprefix(TESTED_HEADING)
+                made = TITLE.sub(r"### \1", made).replace("\n## ", "\n### ")
             made = self.localise(made, page)
             made, links = runs.link_table(whose, name, made)
             if (
@@ -360,6 +378,16 @@ def figure_caption(name: str) -> str:
     )
 
 
+def home_of_claims(file: str) -> str:
+    """The page of the book that a page of a plan's claims is part of, "" of any other file."""
+    found = PRODUCT.fullmatch(file)
+    if not found or found[2] not in CLAIMS_PAGES:
+        return ""
+    if found[1] in DECIDING and file.startswith("results/reference/"):
+        return f"{found[2]}.html"
+    return f"plans/{found[1]}.html"
+
+
 def claims_line() -> str:
     """Count the verdicts on the claims by the committed records of the plan full."""
     return (
@@ -394,7 +422,8 @@ def main() -> int:
         ]
         pages = "".join(f"plans/{name}\n" for name in shown)
         sources.write("plans.txt", f"```{{toctree}}\n:maxdepth: 1\n\n{pages}```\n")
-        sources.write("claims.md", sources.claims)
+        for name, page in sources.claims.items():
+            sources.write(f"{name}.md", page)
         sources.write("agreement.txt", "".join(openings) or NOTHING_RUN)
         lines = (opening.partition("\n\n")[0] for opening in openings)
         sources.write("agreement_line.txt", "\n\n".join(lines) or NOTHING_RUN)

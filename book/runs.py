@@ -19,8 +19,8 @@ from scipy import stats
 
 from helpers.explore.names import display_name
 from helpers.paths import reference_dir, results_dir, root
+from reproduction.claim_words import verdict_words
 from reproduction.claims import DECIDING
-from reproduction.claims_page import verdict_words
 from reproduction.fingerprint import fingerprint, is_current
 from reproduction.labels import pipeline_title
 from reproduction.markdown import (
@@ -63,6 +63,7 @@ TITLES = {
     "perplexity": "Perplexity: which method damages the model least?",
     "windows": "Windows: what would another evaluation text move?",
     "claims": "Claims: do the paper's statements hold?",
+    "claims_tested": "Claims: how was each tested?",
     "variants": "Variants: do a method's options matter?",
     "zero_shot": "Zero-shot: does the pruned model still answer questions?",
     "weight_update": "Weight update: which solver refits a layer best?",

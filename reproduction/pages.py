@@ -24,6 +24,15 @@ from helpers.errors import RunError
 from helpers.explore.names import display_name
 from helpers.paths import ZERO_SHOT_NOTEBOOK, notebooks_dir, reference_dir, root
 from reproduction.claim_draws import QUANTITIES, SEVEN, Draws
+from reproduction.claim_words import (
+    COUNTED,
+    PLAINLY,
+    barely_decided,
+    count_sentence,
+    how_firmly,
+    how_sure,
+    p_of_all_pages,
+)
 from reproduction.claims import (
     ALONE,
     DECIDING,
@@ -34,15 +43,6 @@ from reproduction.claims import (
     OURS,
     UNTESTED,
     judge_claims,
-)
-from reproduction.claims_page import (
-    COUNTED,
-    PLAINLY,
-    barely_decided,
-    count_sentence,
-    how_firmly,
-    how_sure,
-    p_of_all_pages,
 )
 from reproduction.compare import (
     CHECKS_README,

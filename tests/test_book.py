@@ -298,12 +298,20 @@ def test_a_claim_leads_to_how_it_was_tested_and_to_its_runs(built):
     page = parsed(built / "claims.html")
     shown = [a.get("href") for a in page.find_all("a") if a.get_text().isdigit()]
     numbers = {str(claim.number) for claim in CLAIMS}
-    assert {href.removeprefix("#claim-") for href in shown} == numbers
+    tested = "claims_tested.html"
+    assert {href.removeprefix(f"{tested}#tested-") for href in shown} == numbers
+    details = parsed(built / tested)
     for number in numbers:
-        (place,) = page.find_all(id=f"claim-{number}")
+        assert page.find(id=f"claim-{number}")  # other pages lead there
+        (place,) = details.find_all(id=f"tested-{number}")
         assert place.find_next("strong").get_text().startswith(f"{number}. ")
         runs = [a.get("href") for a in place.find_next("details").find_all("a")]
         assert runs and all(href.startswith("runs/") for href in runs)
+    # of a plan that decides nothing both are on its page
+    page = parsed(built / "plans" / "laptop.html")
+    links = [a.get("href") for a in page.find_all("a") if a.get_text().isdigit()]
+    places = [href.partition("#")[2] for href in links if "#tested-" in href]
+    assert places and all(page.find(id=place) for place in places)
 
 
 def test_a_run_has_a_page(built):

@@ -14,6 +14,7 @@ from handmade import metric, pruned, repaired, scored, update_row, with_series
 from helpers.paths import reference_dir
 from reproduction import tables
 from reproduction.claims_page import claims_heading, claims_markdown
+from reproduction.claims_tested import TESTED_HEADING, details_markdown
 from reproduction.markdown import Table, beside, to_markdown, with_half
 from reproduction.records import read_records, record_id
 from reproduction.runs import by_model, runs_frame
@@ -46,6 +47,8 @@ def test_committed_tables_are_what_this_code_makes_of_the_records(plan, tmp_path
     (runs,) = by_model(records).values()  # not those that make tables
     page = claims_heading(folder) + claims_markdown(runs, folder)  # links start there
     assert committed.pop("claims.md") == page
+    tested = TESTED_HEADING + details_markdown(runs, folder)
+    assert committed.pop("claims_tested.md") == tested
     paths = write_tables(records, tmp_path)
     assert {path.name: path.read_text("utf-8") for path in paths} == committed
 
