@@ -57,7 +57,7 @@ def use_figure(result: Mapping[str, Any]) -> bytes:
               "tokens a second, writing new text (generation)\n(dense float32 = 1)")  # fmt: skip
     for ax, title in zip(axes, titles, strict=True):
         ax.axhline(1, color=DENSE_COLOUR, linestyle="--", linewidth=1, label="Dense")
-        set_up_axes(ax, title, xlabel="weights set to zero (%)", ylim=(0, None))
+        set_up_axes(ax, title, xlabel="zeros in linear layers (%)", ylim=(0, None))
         label_line_ends(ax)
     title = "Zeros make a file smaller; products that skip them are faster than dense ones: "
     title += f"{gains[0]} in reading, {gains[1]} in writing"

@@ -97,7 +97,7 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
         ax,
         _perplexity_title(lines),
         log=True,
-        xlabel="weights set to zero (%)",
+        xlabel="weights of linear layers set to zero (%)",
         ylabel="perplexity (log scale, lower is better)",
         xticks=lines.columns,
         ylim=(means.min(axis=None) / 1.3, 2.5 * top),
@@ -125,7 +125,9 @@ def beyond_figure(records: Iterable[Record], target: str = "60 %") -> Figure | N
     look = {key: line_style("dense")[key] for key in ("color", "linestyle")}
     ax.axvline(dense, **look)
     ax.text(dense + 0.5, -0.65, f"Dense {dense:.1f}", color=look["color"])
-    top = f"Perplexity with {target} of the weights at zero (lower is better)"
+    top = (
+        f"Perplexity, {target} of the linear layers' weights at zero (lower is better)"
+    )
     widest = 1.15 * (values + bars.fillna(0)).max()
     set_up_axes(ax, "", xlabel=top, xlim=(0, widest), ylim=(len(STEPS) - 0.5, -1))
     return figure

@@ -1077,7 +1077,10 @@ def plans() -> str:
         ])  # fmt: skip
     by = [f"{listed(names)} on {whose}" for whose, names in used.items()]
     where = f"All on {[*used][0]}" if len(used) == 1 else "; ".join(by)
-    slow = f"For a slow laptop we reckon with {SLOW} times the hours on two cores."
+    slow = (
+        f"For a slow laptop we reckon with {SLOW} times the hours on two cores, rounded up to tens "
+        "of minutes."
+    )
     return f"{grid(rows, 'lrrrr')}\n\n{textwrap.fill(f'{where}. {slow}', 118)}"
 
 
