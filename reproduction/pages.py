@@ -276,15 +276,16 @@ def start() -> str:
     rows = [
         ("to", "do", "minutes (the first time 5 more)"),
         (
+            "**learn** (start here)",
+            "`make lab`, the [first notebook](notebooks/00_start_here.ipynb); then 02, 03, 04 and "
+            "07",
+            f"{told_minutes('00_start_here')} (first result: 1)",
+        ),
+        (
             "**touch it**",
             "`make book`, then open `results/book/touch_it.html`: drag a slider, and watch the "
             "weights that are left take over",
             "3",
-        ),
-        (
-            "**learn** (start here)",
-            "`make lab`, the [first notebook](notebooks/00_start_here.ipynb)",
-            f"{told_minutes('00_start_here')} (first result: 1)",
         ),
         (
             "**check**",
@@ -303,8 +304,8 @@ def start() -> str:
         ),
         (
             "**try an idea**",
-            "your method, in [notebook 07](notebooks/07_your_own_method.ipynb); "
-            "then [evidence](book/method.md)",
+            "your method, in [notebook 07](notebooks/07_your_own_method.ipynb); its end leads to "
+            "evidence",
             f"{told_minutes('07_your_own_method')} (one sample: a hint)",
         ),
     ]
@@ -428,6 +429,14 @@ def dense_numbers() -> str:
         value, given = run["metrics"][metric]["value"], run["parameters"]
         windows = f"{given['windows']} windows of {given['window']:,} tokens"
         texts.append(f"{value:.2f} on {windows} ({where})")
+    tried = (root() / "docs/tried.md").read_text("utf-8")
+    ((windows, window, value),) = re.findall(
+        r"(\d+) windows of (\d+), dense (.+)\)", tried
+    )
+    texts.append(
+        f"{value} on {windows} windows of {window} tokens (a prototype in notebook 09, on no "
+        "record)"
+    )
     text = f"The dense model is the same everywhere; what it reads is not: {listed(texts)}."
     return unbroken(textwrap.fill(text, 118))
 
@@ -439,8 +448,10 @@ def findings() -> str:
     for at in ("70 %", "80 %"):
         apart("above", "alps", at)
     per_output()
-    for rival in ("sparsegpt", "wanda"):
-        lead_in_answers(rival, "seven", clear=False)
+    over = [
+        f"{lead_in_answers(rival, 'seven', clear=False)} over {display_name(rival)}"
+        for rival in ("sparsegpt", "wanda")
+    ]
     bullets = [
         f"**The paper's method beats SparseGPT and Wanda** at {listed(columns)} (two of every "
         f"four weights stay). At {AT} its perplexity is {apart('below', 'sparsegpt')} below "
@@ -451,8 +462,8 @@ def findings() -> str:
         f"**ALPS, of the same year, is better from 60 % on**, in {alps_seconds()}: at {AT} "
         f"ADMM-Grad's perplexity is {apart('above', 'alps')} above that of ALPS. If ADMM-Grad "
         "counts its zeros in each output, which is not the paper's rule, the two are level.",
-        "**Whether ADMM-Grad also answers more questions is undecided**: its lead on the paper's "
-        "seven tasks is within ±.",
+        "**Whether ADMM-Grad also answers more questions is undecided**: on the paper's seven "
+        f"tasks its lead is within ± ({', '.join(over)}).",
         "**Two small models prove no rule.** On [the second](docs/numbers.md#another-model) "
         f"ADMM-Grad is only {apart('below', 'sparsegpt', plan='second')} below SparseGPT. [Others]"
         f"(results/reference/full/tables/published_ratios.md) report {listed(leads_elsewhere())} "
