@@ -56,6 +56,8 @@ PROMISED = {
         full 05_zero_shot--admm-grad-50 mean_acc .3f
         full 05_zero_shot--sparsegpt-50 mean_acc .3f
         full 05_zero_shot--wanda-50 mean_acc .3f
+        laptop 05_zero_shot--dense mean_acc .3f
+        laptop 05_zero_shot--admm-grad-50 mean_acc .3f
         full 05_zero_shot--dense sciq_acc .3f
         full 05_zero_shot--admm-grad-50 sciq_acc .3f
         full 05_zero_shot--sparsegpt-50 sciq_acc .3f
@@ -371,6 +373,26 @@ def test_errors_beside_published_ones_as_02_says():
     for row in ("ADMM (ρ = 1) | 20", "exact optimum | –", "exact optimum (damping 0) | –",
                 "ADMM (ρ = 10, not preconditioned) | 20"):  # fmt: skip
         assert table.split(f"| {row} | 32 | ")[1][:6] in text
+
+
+def test_few_questions_tell_the_dense_model_from_the_pruned_one_as_05_says():
+    right = []
+    for name in ("dense", "admm-grad-50"):
+        (run,) = runs("laptop", f"05_zero_shot--{name}")
+        tasks = run["series"]["zero_shot"]
+        right.append(
+            {
+                (task, item): answer
+                for task, answers in tasks.items()
+                for item, answer in zip(answers["items"], answers["acc"], strict=True)
+            }
+        )
+    dense, pruned = right
+    assert len(dense) == 36
+    apart = [dense[question] - pruned[question] for question in dense]
+    assert (apart.count(1), apart.count(-1)) == (2, 3)
+    said = "Only the dense model is right on two of them, only the pruned one on three"
+    assert said in text_of("05_zero_shot")
 
 
 def test_boolq_is_won_by_saying_yes_as_05_says():
