@@ -269,7 +269,8 @@ def against(
     """The change of a method's perplexity from each rival's, a row a rival: for one of your own.
 
     Over pairs of one calibration sample, setting and processor, among this machine's records of a
-    plan and the committed ones; ± is half of Student's 95 % interval, NaN below three pairs.
+    plan and the committed ones; ± is half of Student's 95 % interval, NaN below three pairs: the
+    last column says what is missing.
     """
     folders = (results_dir(plan), reference_dir(plan))
     records = [run for folder in folders for run in read_records(folder / "records")]
@@ -277,7 +278,29 @@ def against(
     for rival in rivals:
         change, half, pairs = draws.change("perplexity", method, rival, at)
         rows[rival] = {"change (%)": 100 * change, "±": 100 * half, "pairs": pairs}
-    return pd.DataFrame(rows).T.rename_axis("against").astype({"pairs": int})
+        rows[rival]["missing"] = _missing(draws, method, rival, at) if pairs < 3 else ""
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("against")
+
+
+def _missing(draws: Draws, method: str, rival: str, at: str) -> str:
+    """Why runs of two methods make fewer than three pairs, in words that fit into a column."""
+    runs = draws.own[
+        (draws.own["at"] == at) & (draws.own["notebook"] == PRUNE_NOTEBOOK)
+    ]
+    ours, theirs = (runs[runs["label"] == label] for label in (method, rival))
+    for label, own in ((method, ours), (rival, theirs)):
+        if own.empty:
+            return f"no run of {label} at {at}"
+    pairs = ours.merge(
+        theirs, on=[name for name in PAIR if name != "machine"], suffixes=("", "_")
+    )
+    same = pairs["machine"] == pairs["machine_"]
+    if not (elsewhere := set(pairs["draw"]) - set(pairs["draw"][same])):
+        return "± takes three samples that both have"
+    apart = pairs[pairs["draw"].isin(elsewhere)]
+    processors = (apart[name].str[0] for name in ("machine", "machine_"))
+    what = "processor" if np.not_equal(*processors).all() else "device"
+    return f"{len(elsewhere)} of another {what}: run {rival} here"
 
 
 def by_window(run: Record, other: Record) -> np.ndarray | None:

@@ -1,9 +1,13 @@
 """What notebook 07 sets one's own method beside: runs of this machine before committed ones."""
 
+import math
+
 import pytest
+from handmade import pruned
 
 import reproduction.baselines
 from helpers.paths import reference_dir, results_dir
+from reproduction import claim_draws
 from reproduction.baselines import baselines
 from reproduction.records import read_record, write_record
 
@@ -60,3 +64,32 @@ def test_an_earlier_run_of_the_method_itself_is_left_out(made_here):
     made_here("04_prune_model--admm1-60", 1.0)
     records, _ = baselines("laptop", "admm1")
     assert "admm1-60" not in perplexities(records)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "processor", "device", "pairs", "said"),
+    [
+        (3, "mine", "cpu, 1 thread", 3, ""),
+        (3, "ours", "cpu, 1 thread", 0, "3 of another processor: run alps here"),
+        (3, "mine", "cpu, 2 threads", 0, "3 of another device: run alps here"),
+        (2, "mine", "cpu, 1 thread", 2, "± takes three samples that both have"),
+        (0, "mine", "cpu, 1 thread", 0, "no run of alps at 60 %"),
+    ],
+)
+def test_a_comparison_without_pairs_says_why(
+    seeds, processor, device, pairs, said, monkeypatch
+):
+    def made(method, seeds, processor, device):
+        more = {"platform": {"processor": processor}, "device": device}
+        return [pruned(method, "60 %", 20.0 + n, n) | more for n in range(seeds)]
+
+    here = made("mine", 3, "mine", "cpu, 1 thread")
+    theirs = made("alps", seeds, processor, device)
+    monkeypatch.setattr(
+        claim_draws,
+        "read_records",
+        lambda folder: theirs if "reference" in folder.parts else here,
+    )
+    (row,) = claim_draws.against("mine", ["alps"]).to_dict("records")
+    assert (row["pairs"], row["missing"]) == (pairs, said)
+    assert math.isnan(row["±"]) == bool(said)
