@@ -40,6 +40,7 @@ from reproduction.pages import (
     one_column,
     plus_minus,
     start,
+    told_minutes,
 )
 from reproduction.plan import plan_names, read_plan
 
@@ -284,10 +285,12 @@ class Sources:
     def notebooks(self) -> None:
         """Write a page for each notebook: from a run here, its committed copy, or without outputs.
 
-        The list of notebooks has their numbers, which their titles lack.
+        The list of notebooks has their numbers, which their titles lack, and the minutes that each
+        says it takes.
         """
         yours = YOURS.format("in its place")
-        listed = "\n```{toctree}\n:maxdepth: 1\n\n"
+        rows = "\n| notebook | question | minutes |\n| :-- | :-- | --: |\n"
+        listed = "\n```{toctree}\n:hidden:\n\n"
         runs = [
             run for plan in PLANS if plan in plan_names() for run in read_plan(plan)
         ]
@@ -319,10 +322,12 @@ class Sources:
                     break
             title = page.cells[0].source.partition("\n")[0].removeprefix("# ")
             listed += f"{path.stem[:2]} {title} <{path.stem}>\n"
+            link = f"[{path.stem[:2]}]({path.name})"
+            rows += f"| {link} | {title} | {told_minutes(path.stem)} |\n"
         with (self.folder / "notebooks" / "index.md").open(
             "a", encoding="utf-8"
         ) as index:
-            index.write(listed + "```\n")
+            index.write(f"{rows}{listed}```\n")
 
     def notebook(self, page: NotebookNode, note: str, name: str) -> None:
         """Write a notebook's page, with links into the book and a text for each picture."""
@@ -355,6 +360,13 @@ def is_wide(output: NotebookNode) -> bool:
     png = output.get("data", {}).get("image/png")
     # the width stands in bytes 16 to 20 of the file
     return bool(png) and int.from_bytes(b64decode(png)[16:20]) > WIDE
+
+
+def table_first(page: str) -> str:
+    """A page of tables with its first table on top, above the words on it."""
+    parts = page.rstrip().split("\n\n")
+    (first, *_) = (at for at, part in enumerate(parts) if part.startswith("| "))
+    return "\n\n".join([parts.pop(first), *parts]) + "\n"
 
 
 def shared_line(plan: str) -> str:
@@ -415,6 +427,8 @@ def main() -> int:
         sources.write("column_setting.txt", column_setting())
         sources.write("plus_minus.txt", sources.localise(plus_minus(), "index.md"))
         sources.write("findings.txt", sources.localise(findings(), "results.md"))
+        table = sources.folder / "results/reference/full/tables/perplexity.md"
+        sources.write("perplexity.txt", table_first(table.read_text("utf-8")))
         sources.write("shared_line.txt", shared_line("full"))
         sources.write("pairs.txt", against_rivals("full"))
         shown = [

@@ -281,6 +281,24 @@ def test_the_start_page_leads_to_what_one_came_for(built):
     assert [Path(link).stem for link in dict.fromkeys(plans)][:4] == PLANS
 
 
+def test_the_results_begin_with_a_table_and_end_with_its_statistics(built):
+    text = parsed(built / "results.html").find("article").get_text(" ")
+    order = ["Read ADMM-Grad's row", "4,065,000", "whose choice is not in ±"]
+    places = [text.replace("’", "'").index(each) for each in order]
+    assert places == sorted(places)
+
+
+def test_the_list_of_notebooks_has_their_minutes_and_an_order(built):
+    page = parsed(built / "notebooks/index.html").find("article")
+    assert "00, 02, 03 and 04" in page.get_text()
+    rows = [[cell.get_text() for cell in row("td")] for row in page.select("tbody tr")]
+    assert [number for number, _, _ in rows] == [f"{n:02}" for n in range(10)]
+    first = (notebooks_dir() / "00_start_here.ipynb").read_text("utf-8")
+    for number, question, minutes in rows[1:]:  # notebook 00 lists the others
+        (said,) = re.findall(rf"\| \[{number}_.*?\| (.*?) \| (\d+) \|", first)
+        assert (question.replace("’", "'"), minutes) == said
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_number_of_a_table_leads_to_records(built, plan):
     """But for claims, chance, and what other papers have published."""
