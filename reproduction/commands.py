@@ -1,19 +1,17 @@
 """The verbs of plans: reproduce, tables, accept and list; `reproduction.schedule` has `run`.
 
-`reproduce` ends with the numbers, a verdict on them in a few lines and what to do next. Every
-comparison is in results/<plan>/verdict.txt.
+`reproduce` ends with what `reproduction.ending` has: a verdict, the numbers, and what to do next.
+Every comparison is in results/<plan>/verdict.txt.
 """
 
 import os
 import shutil
-import textwrap
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from helpers.errors import RunError
-from helpers.explore.names import display_name
 from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir
 from reproduction.fingerprint import is_current, is_done
 from reproduction.plan import Run, plan_names, read_plan
@@ -31,95 +29,39 @@ from reproduction.schedule import (
 
 def reproduce(plan: str, only: str, jobs: str, scheduler: str | None) -> int:
     """Run a plan, write its tables and figures, and compare; 1 if a result is not reproduced."""
+    chosen = read_plan(plan, only)
+    runs = without_tables(chosen)
+    kept = len(current_records(runs))
     began = time.monotonic()
     run_plan(plan, only, jobs, scheduler)
-    minutes = (time.monotonic() - began) / 60
+    seconds = time.monotonic() - began
     tables(plan)
-    from reproduction import compare  # here: pandas takes a second
-    from reproduction.pages import column_minutes
+    from reproduction.ending import ending  # here: pandas takes a second
 
-    runs = without_tables(read_plan(plan, only))
-    records = current_records(runs)
+    records = [*current_records(runs).values()]
+    done = len(current_records(chosen))
+    write_line(how_many_done(len(records), done - len(records), kept, seconds))
     verdict = write_verdict(plan, only)
-    shown = [
-        compare.verdict_line(verdict),
-        perplexities(records.values(), committed_records(runs).values()),
-        compare.beside_the_table(records.values()),
-        compare.differences(verdict),
-        compare.verdict_notes(verdict, plan, details=False),
-    ]
-    write_line("\n" + "\n\n".join(filter(None, shown)))
-    done = len(current_records(read_plan(plan, only)))
-    others = ""
-    if count := done - len(records):
-        others = (
-            f", of which {count} only make{'s' * (count == 1)} tables (notebook 06)"
-        )
-    folder = os.path.relpath(results_dir(plan))
-    claims = f"claims   {folder}/tables/claims.md (what these runs say of each)\n"
-    if not (results_dir(plan) / "tables" / "claims.md").is_file():
-        claims = ""
-    readme = ""
-    if plan != "full" and "full" in plan_names():
-        readme = (
-            f",\n      {compare.CHECKS_README} (README's table, one sample:\n"
-            f"      {column_minutes()} minutes on a slow laptop)"
-        )
-    write_line(
-        f"\n{done} runs done ({minutes:.0f} minutes in this call){others}\n"
-        f"tables   {folder}/tables (records.md: which records a number is made of)\n"
-        f"{claims}"
-        f"figures  {folder}/figures\n"
-        f"records  {folder}/records\n"
-        f"verdict  {folder}/verdict.txt (more, and the comparisons that differ most)\n"
-        "next: make lab (the notebooks; 07 is for a method of your own),\n"
-        f"      make book (all of this as a site){readme}"
-    )
+    committed = [*committed_records(runs).values()]
+    write_line(f"\n{ending(verdict, plan, records, committed)}")
     return int(verdict.reproduced < verdict.compared)
 
 
-def perplexities(records: Iterable[Any], committed: Iterable[Any]) -> str:
-    """The tables of perplexity in Markdown, with our numbers in brackets where digits differ.
+def how_many_done(measuring: int, only_tables: int, kept: int, seconds: float) -> str:
+    """How many runs are done, in a line above the verdict, which counts those that measure.
 
-    What they were measured on stands below each.
+    only_tables: runs of the notebook that measures nothing; kept: measuring runs that an earlier
+    call had done already.
     """
-    from reproduction.markdown import beside, to_markdown  # here: pandas takes a second
-    from reproduction.tables import perplexity_tables
-
-    made, ours = map(perplexity_tables, (records, committed))
-    if len(made) != len(ours):  # some models or windows have no committed record
-        return "\n".join(table.markdown for table in made)
-    texts = []
-    for table, other in zip(made, ours, strict=True):
-        frame = beside(table, other)
-        own = "ours is identical, digit for digit"
-        if frame.map(lambda text: "(" in text).any(axis=None):
-            own = "in brackets: ours, where its digits differ"
-        first = f"Perplexity (lower is better; –: not run; {own}):"
-        below = lowest(table.frame)
-        if below and not table.spread.gt(0).any(axis=None):
-            below += " Fewer than three samples decide nothing."
-        below = "\n".join(
-            textwrap.fill(each, 100) for each in (below, table.note) if each
-        )
-        texts.append(f"{first}\n\n{to_markdown(frame)}\n{below}")
-    return "\n\n".join(texts)
-
-
-def lowest(perplexities: Any) -> str:
-    """Which method has the lowest perplexity in each column of a table, in a sentence."""
-    pruned = perplexities.loc[
-        [not row.startswith("dense") for row in perplexities.index]
-    ]
-    pruned = pruned.loc[:, pruned.count() > 1]  # more than one method was run
-    if pruned.empty:
-        return ""
-    columns: dict[str, list[str]] = {}
-    for at, method in pruned.idxmin().items():
-        columns.setdefault(method, []).append(at)
-    parts = [f"{display_name(name)} at {', '.join(at)}" for name, at in columns.items()]
-    others = "" if "alps" in perplexities.index else " ALPS (in README) was not run."
-    return f"Lowest of these methods: {'; '.join(parts)}.{others}"
+    done = measuring + only_tables
+    runs = "1 run is" if done == 1 else f"{done} runs are"
+    text = f"{runs} done ({format_seconds(seconds)} in this call)"
+    parts = []
+    if only_tables:
+        parts.append(f"{measuring} measure something, {only_tables} only make tables")
+    if kept:
+        parts.append(f"{kept} kept from an earlier call")
+    return ": ".join([text, "; ".join(parts)]) if parts else text
 
 
 def tables(plan: str) -> None:
@@ -158,14 +100,17 @@ def write_verdict(plan: str, only: str = "*") -> Any:
     `reproduction.compare.Verdict`.
     """
     from reproduction import compare  # here: pandas takes a second
+    from reproduction.ending import how_to_read
 
     runs = without_tables(read_plan(plan, only))
+    records = current_records(runs).values()
     verdict = compare.judge(
-        current_records(runs).values(),
+        records,
         committed_records(runs).values(),
         read_records(reference_dir(plan) / "records"),
     )
-    replace_file(results_dir(plan) / "verdict.txt", compare.verdict_page(verdict, plan))
+    page = compare.verdict_page(verdict, plan, how_to_read(records))
+    replace_file(results_dir(plan) / "verdict.txt", page)
     return verdict
 
 

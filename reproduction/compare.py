@@ -99,6 +99,7 @@ NOT_OF_README = (
     "It checks our records, not the paper's tables. Not checked: README's table, of the plan full "
     f"({CHECKS_README} checks one of its samples). No claim is decided here."
 )
+NOT_THE_PAPER = "(This does not test the paper's own tables.)"
 IN_WORDS = {  # metrics whose names say too little
     "perplexity_int8": "the perplexity with 8-bit weights",
     "perplexity_read_back": "the perplexity of the saved model",
@@ -110,11 +111,13 @@ IN_WORDS = {  # metrics whose names say too little
 FOLDED = 0.01  # comparisons that use less of what is allowed are a line together
 WIDTH = 100  # of what is printed
 HEADS = ("run", "what", "here", "ours", "apart", "allowed", "used", "agrees")
+DAMAGE = " (damage)"  # behind a limit: the legend says what it means
 LEGEND = """\
 used: share of what is allowed, largest first. Where limits come from: docs/glossary.md, Verdict
 (damage): what is allowed was a share of ln(perplexity / dense), turned into % of the perplexity.
 error/B/L: of layer L in block B, the furthest of n. error, median: of here / ours over all layers.
 mask, answers, normalised (answers by length-normalised likelihood): how many are equal, of n."""
+BUT_CLOSE = "NO, but close: another kind of processor may do that."
 
 
 @dataclass(frozen=True)
@@ -415,63 +418,76 @@ def main_number(record: Record) -> tuple[str, float] | None:
     return None
 
 
-def verdict_summary(verdict: Verdict, plan: str, details: bool = True) -> str:
+def verdict_summary(verdict: Verdict, plan: str) -> str:
     """For a person: how many runs agree, how far numbers differ and where, and on which machine.
 
     And what that says of README's numbers and of claims: nothing, but for the plan full's numbers.
 
-    The first line says whether all is well; no line is longer than WIDTH. Without details it leaves
-    out what is of interest only to who looks for a cause.
+    The first line says whether all is well; no line is longer than WIDTH.
     """
-    parts = [verdict_line(verdict), verdict_notes(verdict, plan, details)]
+    parts = [verdict_line(verdict), as_list(verdict_notes(verdict, plan))]
     return "\n".join(filter(None, parts))
 
 
 def verdict_line(verdict: Verdict) -> str:
-    """Whether all is well: how many runs agree with the committed ones."""
+    """Whether all is well: how many runs reproduce the committed ones, in a line."""
     if not verdict.compared:
-        return "nothing to compare: these runs have no committed record"
-    made = len(verdict.machines)
+        return "Nothing to compare: we have no record of these runs."
+    made, agree = len(verdict.machines), verdict.reproduced
     missing = verdict.compared - made
-    apart = made - verdict.reproduced
-    agree = f"{verdict.reproduced} of {verdict.compared} runs agree with the committed ones."
-    if apart:
-        verb = "is" if apart == 1 else "are"
-        trouble = f"{apart} of {made} runs {verb} further apart than is allowed."
-        return f"NOT reproduced: {trouble}\n{agree}"
+    if apart := made - agree:
+        fails = "does NOT reproduce" if apart == 1 else "do NOT reproduce"
+        rest = f" {missing} more were not run." if missing else ""
+        return f"{apart} of your {made} runs {fails} ours; {agree or 'none'} {_do(agree)}.{rest}"
     if missing:
-        return f"Incomplete: {missing} more runs belong to it.\n{agree}"
-    return f"Reproduced: {agree}"
-
-
-def verdict_notes(verdict: Verdict, plan: str, details: bool = True) -> str:
-    """What stands below `verdict_line`, as a list: machines, numbers, what was not checked."""
-    if not verdict.compared:
-        return ""
-    missing = verdict.compared - len(verdict.machines)
-    lines = []
-    if verdict.machines:
-        lines.append(" ".join(machine_lines(verdict)))
-    if missing:
-        names = [
-            verdict.titles[run] for run in verdict.committed if run not in verdict.pairs
-        ]
-        more = ", ..." if len(names) > 3 else ""
-        lines.append(
-            f"Not run here with this code: {missing} ({', '.join(names[:3])}{more})."
+        return (
+            f"Incomplete: {missing} of {verdict.compared} runs left no record here. Of the others, "
+            f"{agree} of {made} reproduce ours."
         )
-    if verdict.without:
-        lines.append(f"Run here, without a committed record: {verdict.without}.")
+    if made == 1:
+        return f"Your run reproduces our record of it. {NOT_THE_PAPER}"
+    return f"Your {made} runs reproduce our records of them. {NOT_THE_PAPER}"
+
+
+def _do(count: int) -> str:
+    """The verb for so many runs."""
+    return "does" if count == 1 else "do"
+
+
+def verdict_notes(verdict: Verdict, plan: str) -> Iterator[str]:
+    """What stands below `verdict_line`: machines, numbers, what was not checked."""
+    if not verdict.compared:
+        return
+    yield from machine_and_numbers(verdict)
     if verdict.machines:
-        lines += _differences(verdict, plan)
-    lines += [
-        f"This was plan {plan}. {OF_README if plan == 'full' else NOT_OF_README}",
-        f"{_unseen(verdict)}: docs/verdict.md.",
-    ]
-    if details:
-        lines += _details(verdict)
+        yield from trouble(verdict, plan)
+        yield from _nearest(verdict)
+        yield from ranks(verdict)
+    yield from without_a_pair(verdict)
+    yield f"This was plan {plan}. {OF_README if plan == 'full' else NOT_OF_README}"
+    yield f"{_unseen(verdict)} (docs/verdict.md)."
+    yield from _details(verdict)
+
+
+def without_a_pair(verdict: Verdict) -> Iterator[str]:
+    """Which committed runs have no record here, and how many runs here have no committed one."""
+    names = [title for run, title in verdict.titles.items() if run not in verdict.pairs]
+    if names:
+        more = ", ..." if len(names) > 3 else ""
+        yield (
+            f"Not run here with this code: {len(names)} ({', '.join(names[:3])}{more})."
+        )
+    if (count := verdict.without) and verdict.compared:
+        yield (
+            f"{count} more {'run has' if count == 1 else 'runs have'} no record of ours to be "
+            "compared with."
+        )
+
+
+def as_list(sentences: Iterable[str]) -> str:
+    """Sentences as a list, no line of which is longer than WIDTH."""
     fill = functools.partial(textwrap.fill, width=WIDTH, break_on_hyphens=False)
-    return "\n".join(fill(f"- {line}", subsequent_indent="  ") for line in lines)
+    return "\n".join(fill(f"- {each}", subsequent_indent="  ") for each in sentences)
 
 
 def beside_the_table(records: Iterable[Record]) -> str:
@@ -513,43 +529,116 @@ def _windows(run: Record) -> tuple[Any, ...]:
     return run["parameters"].get("windows"), run["parameters"].get("window")
 
 
-def _differences(verdict: Verdict, plan: str) -> Iterator[str]:
-    """Sentences about the numbers: what is beyond its limit, perplexities, answers, ranks."""
-    nearest = list(_nearest(verdict, plan))
-    if verdict.reproduced < len(verdict.pairs):
-        yield from nearest
-    titles = verdict.titles
-    found = [item for item in verdict.comparisons if math.isfinite(item.difference)]
-    found.sort(key=lambda item: -abs(item.difference))
-    moving = [item for item in found if item.limit > ROUNDING]
-    if own := [item for item in moving if item.what.startswith("perplexity")]:
-        worst = own[0]
-        half = np.median([abs(item.difference) for item in own])
-        most = f"half within {_percent(half)}"
-        if half < NO_DIGIT:  # "half within 0.0 %" would hide how many are equal
-            equal = sum(abs(item.difference) < NO_DIGIT for item in own)
-            most = f"{equal} of {len(own)} are equal to within 0.05 %"
-        text = f"All {len(own)} perplexities in the records are equal."
-        if worst.difference:
-            text = (
-                f"Perplexities: {most}, at most {_percent(worst.difference)} apart "
-                f"({titles[worst.run]}: {format_number(worst.here)}, ours "
-                f"{format_number(worst.reference)}; {_percent(worst.limit)} allowed)."
-            )
-        yield text
-    if own := [item for item in found if item.kind == "answers"]:
-        worst = own[0]
-        text = f"Answers: all are equal, in each of {len(own)} runs that answered questions."
-        if worst.difference:
-            text = (
-                f"Answers: {worst.reference - worst.here:,} of {worst.reference:,} differ in "
-                f"{titles[worst.run]} (up to {math.floor(worst.limit * worst.reference):,} may), "
-                "no more than that in any other run."
-            )
-        yield text
-    if verdict.reproduced == len(verdict.pairs):
-        yield from nearest
-    yield from _ranks(verdict)
+def machine_and_numbers(verdict: Verdict) -> list[str]:
+    """On which machine the runs were made, and what of the numbers differs from ours.
+
+    If nothing does, that is one sentence with the first.
+    """
+    if not verdict.pairs:
+        return []
+    first = " ".join(machine_lines(verdict))
+    another = any(verdict.machines.values())
+    perplexities, answers, others = groups = _by_group(verdict)
+    if not any(map(_differing, itertools.chain(*groups))):
+        how = "That may move numbers; here it did not:" if another else "They do:"
+        return [f"{first} {how} {_all_equal(*groups)}."]
+    within = verdict.reproduced == len(verdict.pairs)
+    if another:
+        how = "That may move numbers; here it moved some, all within what is allowed:"
+        if not within:
+            how = "That may move numbers, but some are further apart than it should move them:"
+    else:
+        how = "They do:" if within else "Not all do:"
+    lines = [
+        _perplexities_apart(perplexities, verdict.titles),
+        _answers_apart(answers, verdict.titles),
+        _others_apart(others),
+    ]
+    return [f"{first} {how}", *filter(None, lines)]
+
+
+def _by_group(verdict: Verdict) -> tuple[list[Comparison], ...]:
+    """The perplexities, the answers and all other comparisons of the runs that are here."""
+    groups: tuple[list[Comparison], ...] = [], [], []
+    for item in verdict.comparisons:
+        if item.run in verdict.pairs:
+            place = 0 if item.what.startswith("perplexity") else 2
+            groups[1 if item.kind == "answers" else place].append(item)
+    return groups
+
+
+def _differing(item: Comparison) -> bool:
+    """Whether the two values are not equal; a sum in another order may end in another bit."""
+    return abs(item.difference) > EQUAL
+
+
+def _differ(count: int) -> str:
+    """The verb for so many numbers."""
+    return "differs" if count == 1 else "differ"
+
+
+def _all_equal(
+    perplexities: Sequence[Comparison],
+    answers: Sequence[Comparison],
+    others: Sequence[Comparison],
+) -> str:
+    """That nothing differs, in a clause that counts perplexities and answers."""
+    questions = sum(item.reference for item in answers)
+    parts = []
+    if count := len(perplexities):
+        parts.append(f"all {count} perplexities" if count > 1 else "the perplexity")
+    if questions:
+        parts.append(f"all {questions:,} answers")
+    if others:
+        parts.append("all other numbers" if parts else "all numbers")
+    verb = "is" if parts == ["the perplexity"] else "are"
+    return f"{listed(parts)} {verb} equal"
+
+
+def _perplexities_apart(items: Sequence[Comparison], titles: Mapping[str, str]) -> str:
+    """How many perplexities differ, and how far; "" if there are none at all."""
+    apart = [item for item in items if _differing(item)]
+    if not apart:
+        return f"All {len(items)} perplexities are equal." if items else ""
+    text = f"{len(apart)} of {len(items)} perplexities {_differ(len(apart))} from ours"
+    found = [item for item in apart if math.isfinite(item.difference)]
+    if not found:  # they are missing
+        return f"{text}."
+    worst = max(found, key=lambda item: abs(item.difference))
+    half = np.median([abs(item.difference) for item in found])
+    spread = f"; half of them by at most {_percent(half)}" if len(found) > 3 else ""
+    by = _percent(worst.difference)
+    if len(found) > 1:
+        by = f"at most {by}"
+    values = f"{format_number(worst.here)}, ours {format_number(worst.reference)}"
+    return (
+        f"{text}, by {by} ({titles[worst.run]}: {values}; up to {_percent(worst.limit)} allowed)"
+        f"{spread}."
+    )
+
+
+def _answers_apart(items: Sequence[Comparison], titles: Mapping[str, str]) -> str:
+    """How many answers to the tasks differ, and where most; "" if there are none at all."""
+    total = sum(item.reference for item in items)
+    apart = sum(item.reference - item.here for item in items)
+    if not apart:
+        return f"All {total:,} answers are equal." if items else ""
+    worst = max(items, key=lambda item: item.reference - item.here)
+    turned = worst.reference - worst.here
+    allowed = math.floor(worst.limit * worst.reference)
+    return (
+        f"{apart:,} of {total:,} answers {_differ(apart)}, at most {turned:,} of "
+        f"{worst.reference:,} in a run ({titles[worst.run]}; up to {allowed:,} allowed)."
+    )
+
+
+def _others_apart(items: Sequence[Comparison]) -> str:
+    """How many other comparisons differ, by their kinds; "" if there are none at all."""
+    kinds = Counter(KINDS[item.kind] for item in items if _differing(item))
+    if not kinds:
+        return "All other numbers are equal." if items else ""
+    names = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    return f"{kinds.total()} of {len(items)} other comparisons {_differ(kinds.total())} ({names})."
 
 
 def _details(verdict: Verdict) -> Iterator[str]:
@@ -588,18 +677,18 @@ def _details(verdict: Verdict) -> Iterator[str]:
 
 def _unseen(verdict: Verdict) -> str:
     """How wrong a perplexity might be without being noticed."""
-    limits = [
-        item.limit
-        for item in verdict.comparisons
-        if item.what.startswith("perplexity") and item.limit > ROUNDING
+    judged = [
+        item for item in verdict.comparisons if item.what.startswith("perplexity")
     ]
+    limits = [item.limit for item in judged if item.limit > ROUNDING]
     if not limits:
-        return "What could pass unnoticed is on record"
-    ends = dict.fromkeys(_percent(end(limits)) for end in (min, max))
-    return (
-        "What moves a number by less than is allowed would not be noticed "
-        f"({' to '.join(ends)} of a perplexity)"
-    )
+        return "What a comparison like this can see is on record"
+    ends = list(dict.fromkeys(_percent(end(limits)) for end in (min, max)))
+    allowed = f"between {listed(ends)}, by run" if len(ends) > 1 else ends[0]
+    text = f"Allowed for a perplexity: {allowed}"
+    if not any(map(_differing, judged)):
+        return f"{text}; none differs, so that was not needed"
+    return f"{text}; a mistake in the code that moves it by less goes unnoticed"
 
 
 def _continuations(verdict: Verdict) -> Iterator[str]:
@@ -617,22 +706,35 @@ def _continuations(verdict: Verdict) -> Iterator[str]:
         )
 
 
-def _nearest(verdict: Verdict, plan: str) -> Iterator[str]:
-    """What is nearest to its limit, or which runs are beyond theirs."""
+def _furthest(verdict: Verdict) -> tuple[Comparison, str] | None:
+    """What is nearest to its limit, or furthest beyond, with its name; None without a record."""
     for item in verdict.comparisons:
         if item.kind:  # the first that is no missing record
-            break
-    else:
-        return
-    what = item.what.partition(",")[0]
-    what = f"{verdict.titles[item.run]}: {IN_WORDS.get(what, what)}"
-    if item.within:
+            what = item.what.partition(",")[0]
+            return item, f"{verdict.titles[item.run]}: {IN_WORDS.get(what, what)}"
+    return None
+
+
+def _nearest(verdict: Verdict) -> Iterator[str]:
+    """What is nearest to its limit, where all is within."""
+    if (found := _furthest(verdict)) and found[0].within:
+        item, what = found
         if item.used and item.kind != "answers":  # which have a sentence of their own
             yield (
                 f"The number nearest to its limit used {100 * item.used:.0f} % of what is allowed "
                 f"({what})."
             )
+
+
+def trouble(verdict: Verdict, plan: str, most: int | None = None) -> Iterator[str]:
+    """Which runs are beyond their limits, and what to do about them; nothing if none is.
+
+    most: so many are named, and the others counted; None: all are named.
+    """
+    found = _furthest(verdict)
+    if not found or found[0].within:
         return
+    item, what = found
     if math.isfinite(item.difference):
         times = f"{item.used:.1f}" if item.used < 100 else "over 100"
         what += f", {times} times what is allowed"
@@ -641,7 +743,12 @@ def _nearest(verdict: Verdict, plan: str) -> Iterator[str]:
         for each in verdict.comparisons
         if each.kind and not each.within
     )
-    yield f"Further apart than is allowed: {', '.join(apart)} (furthest: {what})."
+    text = f"Further apart than is allowed: {what}."
+    if len(apart) > 1:
+        names = [*apart][:most]
+        more = f" and {len(apart) - len(names)} more" if len(names) < len(apart) else ""
+        text = f"Further apart than is allowed: {', '.join(names)}{more}. The furthest: {what}."
+    yield text
     if not item.same and item.used < CLOSE:
         yield "That is just outside, and another kind of processor may do it."
         return
@@ -652,21 +759,21 @@ def _nearest(verdict: Verdict, plan: str) -> Iterator[str]:
     )
 
 
-def _ranks(verdict: Verdict) -> Iterator[str]:
+def ranks(verdict: Verdict) -> Iterator[str]:
     """Which methods have changed places; those within their limits are as close as rounding."""
-    ranks = changed_places(verdict)
+    changed = changed_places(verdict)
     beyond = {
         item.run
         for item in verdict.comparisons
         if item.what.startswith("perplexity") and not item.within
     }
     rows = [committed for _, committed in verdict.pairs.values()]
-    if not any(ranks.values()):
+    if not any(changed.values()):
         moved = any(
             item.difference and item.what.startswith("perplexity")
             for item in verdict.comparisons
         )
-        if ranks and moved:  # equal numbers stand in the same order
+        if changed and moved:  # equal numbers stand in the same order
             yield "In every column the methods stand in the same order as ours."
         return
     runs = perplexity_runs(rows)
@@ -674,7 +781,7 @@ def _ranks(verdict: Verdict) -> Iterator[str]:
     cells = runs.groupby(["target", "label"])
     far, means = cells["beyond"].any(), cells["perplexity"].mean()
     close = []
-    for at, pairs in ranks.items():
+    for at, pairs in changed.items():
         for first, second in pairs:
             names = f"{display_name(first)} and {display_name(second)}"
             if far[at, first] or far[at, second]:
@@ -715,7 +822,9 @@ def changed_places(verdict: Verdict) -> dict[str, list[tuple[str, str]]]:
 
 
 def _percent(part: float) -> str:
-    """A part of one without its sign: "6.0 %"."""
+    """A part of one without its sign: "6.0 %"; one that is no digit as "0.05 %"."""
+    if 0 < abs(part) < NO_DIGIT:
+        return "less than 0.05 %"
     return f"{100 * abs(part):.1f} %"
 
 
@@ -726,36 +835,38 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
     for each in others:
         for key, (here, ours) in each.items():
             reasons[key, f"{here}"][f"{ours}"] = None
-    parts = [
+    parts = "; ".join(
         f"{key} {here} (ours: {' or '.join(ours)})"
         for (key, here), ours in reasons.items()
         if key != "processor"
-    ]
-    packages = "; ".join(parts)
-    which = ""
+    )
+    part = ""
     if len(others) < len(verdict.machines):
-        which = f" for {len(others)} of {len(verdict.machines)} runs"
+        part = f" (in {len(others)} of {len(verdict.machines)} runs)"
     if not others:
         (here, _) = _processors(verdict.pairs.values())
         yield (
             f"You have the same kind of machine as ours ({here}; threads and versions, too): "
             f"numbers must agree to {100 * SAME:g} %."
         )
+    elif any(key == "processor" for key, _ in reasons):
+        apart = [run for run, own in verdict.machines.items() if "processor" in own]
+        here, ours = _processors(verdict.pairs[run] for run in apart)
+        ours = _without_shared_start(ours, here)
+        known = "unknown" not in here and "unknown" not in ours
+        yield (
+            f"Your processor ({here}) {'is' if known else 'may be'} of another kind than ours "
+            f"({ours}){part}."
+        )
+        if parts:
+            yield f"And there are: {parts}."
     elif all(key in COMPUTING for key, _ in reasons):
         yield (
-            f"The same kind of processor as ours, but with other packages{which}: {packages}. They "
-            f"may round differently; with ours, numbers must agree to {100 * SAME:g} %."
+            f"Your processor is of the same kind as ours, but packages are not{part}: {parts}. "
+            f"With our packages, numbers must agree to {100 * SAME:g} %."
         )
     else:
-        if any(key == "processor" for key, _ in reasons):
-            apart = [run for run, own in verdict.machines.items() if "processor" in own]
-            here, ours = _processors(verdict.pairs[run] for run in apart)
-            names = f"another kind of processor (yours: {here}; ours: {ours})"
-            packages = "; ".join([names, *parts])
-        yield (
-            f"Your machine differs from ours{which}: {packages}. It may round differently, so "
-            "numbers were allowed to be further apart."
-        )
+        yield f"Your machine differs from ours{part}: {parts}."
 
 
 def _processors(pairs: Iterable[tuple[Record, Record]]) -> tuple[str, ...]:
@@ -766,6 +877,18 @@ def _processors(pairs: Iterable[tuple[Record, Record]]) -> tuple[str, ...]:
     )
 
 
+def _without_shared_start(name: str, other: str) -> str:
+    """A processor's name without the parts that stand in front of another's, too."""
+    parts = [each.split(", ") for each in (name, other)]
+    shared = sum(
+        1
+        for _ in itertools.takewhile(
+            lambda pair: len({*pair}) == 1, zip(*parts, strict=False)
+        )
+    )
+    return ", ".join(parts[0][shared:]) or name
+
+
 def cells(item: Comparison, titles: Mapping[str, str]) -> list[str]:
     """A comparison as a row of `comparison_lines`."""
     apart = f"{100 * item.difference:+.2f} %"
@@ -774,10 +897,10 @@ def cells(item: Comparison, titles: Mapping[str, str]) -> list[str]:
         apart = "missing" if item.here is None else "not equal"
         used = "–"
     limit = f"{100 * item.limit:.3g} %" if item.limit > EQUAL else "equal"
-    limit += " (damage)" if item.damage else ""
+    limit += DAMAGE if item.damage else ""
     within = "yes" if item.within else "NO"
     if not item.same and 1 < item.used < CLOSE:
-        within += ", but close: another kind of processor may do that"
+        within += ", but close"
     values = format_number(item.here), format_number(item.reference)
     return [titles[item.run], item.what, *values, apart, limit, used, within]
 
@@ -789,38 +912,53 @@ def comparison_lines(
 
     titles: of runs, as `Verdict.titles`.
     """
-    rows = [HEADS, *(cells(item, titles) for item in comparisons)]
+    return aligned([HEADS, *(cells(item, titles) for item in comparisons)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of texts as lines, whose columns stand below each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def differences(verdict: Verdict) -> str:
-    """The first of the comparisons that do not agree, "" if all do."""
+def differences(verdict: Verdict, most: int = 12) -> str:
+    """The first of the comparisons that do not agree, for the screen; "" if all do."""
     apart = [
         item
         for item in verdict.comparisons
         if not item.within and item.what != "record"
     ]
-    return "\n".join(comparison_lines(apart[:12], verdict.titles)) if apart else ""
+    if not apart:
+        return ""
+    rows = [HEADS, *(cells(item, verdict.titles) for item in apart[:most])]
+    # without what a legend would have to explain
+    rows = [[*row[:5], row[5].removesuffix(DAMAGE)] for row in rows]
+    lines = aligned(rows)
+    if len(apart) > most:
+        lines.append(f"and {len(apart) - most} more, in verdict.txt")
+    return "\n".join(lines)
 
 
-def verdict_page(verdict: Verdict, plan: str) -> str:
-    """The text of verdict.txt: the summary, a legend and every comparison.
+def verdict_page(verdict: Verdict, plan: str, reading: str = "") -> str:
+    """The text of verdict.txt: the summary, how to read the numbers, and every comparison.
 
-    Those that are equal, or nearly so, are counted in the last lines.
+    Those that are equal, or nearly so, are counted in the last lines; a legend explains the others,
+    if there are any.
     """
     near = [item for item in verdict.comparisons if item.used < FOLDED]
     shown = [item for item in verdict.comparisons if item.used >= FOLDED]
-    parts = [verdict_summary(verdict, plan), LEGEND]
+    parts = [verdict_summary(verdict, plan), reading]
     if shown:
-        parts.append("\n".join(comparison_lines(shown, verdict.titles)))
+        lines = "\n".join(comparison_lines(shown, verdict.titles))
+        parts += [LEGEND, lines, BUT_CLOSE if lines.count(", but close") else ""]
     if near:
         kinds = Counter(KINDS[item.kind] for item in near)
         by_kind = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-        text = (
-            f"{len(near)} {'more' if shown else 'numbers'} are equal, or use less than "
-            f"{100 * FOLDED:.0f} % of what is "
-            f"allowed: {by_kind}."
+        which = (
+            f"{len(near)} more comparisons" if shown else f"All {len(near)} comparisons"
         )
-        parts.append(textwrap.fill(text, WIDTH))
-    return "\n\n".join(parts) + "\n"
+        how = f"are equal, or use less than {100 * FOLDED:.0f} % of what is allowed"
+        if not any(map(_differing, near)):
+            how = "are equal"
+        parts.append(textwrap.fill(f"{which} {how}: {by_kind}.", WIDTH))
+    return "\n\n".join(filter(None, parts)) + "\n"

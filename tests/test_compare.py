@@ -14,6 +14,7 @@ from reproduction.compare import (
     changed_places,
     comparison_lines,
     judge,
+    trouble,
     verdict_page,
     verdict_summary,
 )
@@ -88,11 +89,13 @@ def test_a_run_is_reproduced_within_its_limit():
     assert (apart.run, apart.what, gone.what) == ("04--b-0", "perplexity", "record")
     assert apart.difference == pytest.approx(-0.6 / 10.6)
     text = " ".join(verdict_summary(found, "p").split())
-    assert text.startswith("NOT reproduced: ") and " 1 of 3 runs agree" in text
-    assert "Not run here" in text and "without a committed record" in text
+    first = "1 of your 2 runs does NOT reproduce ours; 1 does. 1 more were not run."
+    assert text.startswith(first)
+    assert "Not run here" in text and "1 more run has no record of ours" in text
     # 5.7 % of 10.6, where 0.1 % is allowed
     title = found.titles["04--b-0"]
-    assert f"{title} (furthest: {title}: perplexity, 56.6 times" in text
+    assert f"Further apart than is allowed: {title}: perplexity, 56.6 times" in text
+    assert "Here it did not" not in text and "They do" not in text
 
 
 def test_what_a_person_reads():
@@ -106,20 +109,24 @@ def test_what_a_person_reads():
     assert summary == verdict_summary(found, "p")
     assert max(map(len, f"{summary}\n{legend}".splitlines())) <= WIDTH
     text = " ".join(summary.split())
-    assert text.startswith("Reproduced: 4 of 4 runs agree ")
+    assert text.startswith("Your 4 runs reproduce our records of them. ")
     title = found.titles["04--alps-0"]
-    # the perplexities 20.1, 20.8 of 20
-    assert f"half within 2.3 %, at most 4.0 % apart ({title}: 20.80, ours 20.00" in text
-    assert "; 5.3 % allowed)" in text
-    assert "1 of 100 differ in" in text
+    # the perplexities 20.1, 20.8 of 20, beside the dense model's
+    assert (
+        f"2 of 3 perplexities differ from ours, by at most 4.0 % ({title}: 20.80, ours 20.00; "
+        "up to 5.3 % allowed)."
+    ) in text
+    assert "1 of 100 answers differs, at most 1 of 100 in a run" in text
     assert f"used 75 % of what is allowed ({title}: perplexity)" in text
     assert (
         "the processor (texts, sparsities, runs that read no calibration text) is equal."
         in text
     )
-    assert "another kind of processor (yours: another; ours: one)." in text
+    assert "Your processor (another) is of another kind than ours (one)." in text
+    assert "here it moved some, all within what is allowed:" in text
     # perplexities first, then answers, then what is nearest to its limit
-    order = [text.index(words) for words in ("half within", "1 of 100", "used 75 %")]
+    words = ("2 of 3", "1 of 100", "used 75 %")
+    order = [text.index(each) for each in words]
     assert order == sorted(order)
     assert len(legend.splitlines()) <= 4
     heads, *rows = table.splitlines()
@@ -128,7 +135,48 @@ def test_what_a_person_reads():
     used = [item.used for item in found.comparisons]
     assert used == sorted(used, reverse=True)
     assert len(rows) == sum(part >= 0.01 for part in used)
-    assert folded.startswith(f"{len(used) - len(rows)} more are equal")
+    assert folded.startswith(f"{len(used) - len(rows)} more comparisons are equal")
+
+
+def test_where_all_is_equal_nothing_alarms():
+    """On another processor, too: no limit that was not needed, and no legend of an empty table."""
+    reference = [run(10.0, method="dense"), run(20.0), scored(*[0] * 100)]
+    for machine in (ONE, OTHER):
+        here = [record | machine for record in reference]
+        page = verdict_page(judge(here, reference, reference), "p")
+        text = " ".join(page.split())
+        how = "They do" if machine == ONE else "here it did not"
+        equal = "all 2 perplexities, all 100 answers and all other numbers are equal"
+        assert f"{how}: {equal}." in text
+        assert "used: share" not in text and "unnoticed" not in text
+        assert "comparisons are equal: " in text
+
+
+@pytest.mark.parametrize(
+    "here, other, said",
+    [
+        ("perplexity", 20.001, "1 of 1 perplexities differs from ours, by less than"),
+        ("mean_layer_error", 0.2001, "1 of 3 other comparisons differs (results of"),
+    ],
+)
+def test_a_number_that_differs_is_not_called_equal(here, other, said):
+    """However little it is, and whether it is a perplexity or not."""
+    values = {"perplexity": 20.0, "mean_layer_error": 0.2}
+    found = one(numbers(**(values | {here: other})) | OTHER, numbers(**values))
+    text = " ".join(verdict_page(found, "p").split())
+    assert found.reproduced == 1
+    assert said in text and "here it did not" not in text
+
+
+def test_all_runs_apart_are_named_or_counted():
+    reference = [run(10.0, method=f"m{number}") for number in range(12)]
+    here = [run(20.0, method=f"m{number}") for number in range(12)]
+    found = judge(here, reference, reference)
+    first, *_ = verdict_summary(found, "p").splitlines()
+    assert first == "12 of your 12 runs do NOT reproduce ours; none do."
+    every, short = (next(trouble(found, "p", most)) for most in (None, 5))
+    assert all(title in every for title in found.titles.values())
+    assert "and 7 more" in short and "more" not in every
 
 
 def test_a_processor_is_named_once():
@@ -136,9 +184,17 @@ def test_a_processor_is_named_once():
     here, there = (side[-5:] for side in processors.records("later")["laptop"])
     there = [run | {"metrics": run["metrics"] | {"x": metric(1.0)}} for run in there]
     text = " ".join(verdict_summary(judge(here, there, there), "p").split())
-    assert "0 of 5 runs agree" in text
+    assert text.startswith("5 of your 5 runs do NOT reproduce ours; none do.")
     for record in (here[0], there[0]):
         assert text.count(record["platform"]["processor"]) == 1
+
+
+def test_what_the_names_of_two_processors_share_is_said_once():
+    here, there = (
+        {"platform": {"processor": f"AMD EPYC, family {number}"}} for number in (26, 25)
+    )
+    text = verdict_summary(one(run(10.0) | here, run(10.0) | there), "p")
+    assert "(AMD EPYC, family 26) is of another kind than ours (family 25)" in text
 
 
 def test_methods_that_change_places_are_named():
@@ -196,7 +252,8 @@ def test_the_verdict_says_what_it_does_not_check():
         assert f"This was plan {plan}. " in text and "claim" in text
         assert ("PLAN=full" in text) == (plan != "full")
         first, *statements = verdict_summary(found, plan).split("\n- ")
-        assert first.startswith("Reproduced: 1 of 1 ")
+        assert first.startswith("Your run reproduces our record of it. ")
+        assert "not test the paper's own tables" in first
         # whole sentences, none of which is said twice
         assert all(each[0].isupper() and each.endswith(".") for each in statements)
         assert text.count("claim") == 1
@@ -229,17 +286,20 @@ def test_two_kinds_of_processor_agree_and_are_not_one(name, runs):
     "change, said",
     [
         ({}, ["same kind of machine"]),
-        (OTHER, ["differs from ours", "(yours: another; ours: one)"]),
+        (OTHER, ["(another) is of another kind than ours (one)"]),
         ({"device": "cpu, 2 threads"}, ["differs from ours", "2 threads", "1 thread"]),
-        ({"versions": {"torch": "2.14"}}, ["same kind of processor", "torch 2.14"]),
+        (
+            {"versions": {"torch": "2.14"}},
+            ["of the same kind as ours, but", "torch 2.14"],
+        ),
         (
             OTHER | {"versions": {"torch": "2.14"}},
-            ["differs from ours", "torch", "one"],
+            ["is of another kind", "there are: torch 2.14 (ours: 2.13)", "one"],
         ),
         # another label
         ({"versions": {"torch": "2.13+cpu"}}, ["same kind of machine"]),
         ({"series": {"batch": 2}}, ["same kind of machine"]),  # not always written
-        ({"platform": {}}, ["differs from ours", "unknown"]),
+        ({"platform": {}}, ["(unknown) may be of another kind than ours (one)"]),
     ],
 )
 def test_the_level_and_why(change, said):

@@ -273,9 +273,10 @@ def test_what_reproduce_ends_with(project, made):
         stamped(project, name, value, True)
     code, out, err = project.call("reproduce", "--only", "a")
     assert (code, err) == (0, "")
-    assert "1 of 1 runs agree" in out
-    for name in ("tables", "figures", "records", "verdict.txt"):
-        assert f"results/p/{name}" in out
+    assert "\n1 run is done (0 s in this call): 1 kept from an earlier call\n" in out
+    assert "\nYour run reproduces our record of it." in out
+    assert "results/p/tables, figures, records\n" in out
+    assert "results/p/verdict.txt" in out
     assert made == [[20.0, 10.0]]
     # tables are made of records of today's code alone, and say so
     made.clear()
@@ -284,6 +285,8 @@ def test_what_reproduce_ends_with(project, made):
     write_record(path, read_record(path) | {"fingerprint": "earlier"})
     code, out, _ = project.call("reproduce", "--only", "a")
     assert (code, made) == (1, [[11.0]])
+    assert "\n1 of your 1 runs does NOT reproduce ours; none do.\n" in out
+    assert "Further apart than is allowed: notebook 01, a: perplexity, " in out
     assert "1 of earlier code" in out
     # without any: what is missing, and the command
     project.result("records/01_work--a.json").unlink()
