@@ -22,7 +22,15 @@ from sphinx.cmd.build import build_main
 
 from book.conf import page_of, public_names
 from book.executed import COPIED_PLAN, annotate, as_it_ran, copy_path, nearness
-from book.runs import COMMITTED, FOLDERS, Runs, list_page, record_folder, table_title
+from book.runs import (
+    COMMITTED,
+    FOLDERS,
+    HERE,
+    Runs,
+    list_page,
+    record_folder,
+    table_title,
+)
 from helpers.errors import HelpersError
 from helpers.explore import touch
 from helpers.paths import notebooks_dir, results_dir, root
@@ -43,6 +51,8 @@ from reproduction.pages import (
     told_minutes,
 )
 from reproduction.plan import plan_names, read_plan
+from reproduction.runs import perplexity_runs
+from reproduction.tables import window_sentence
 
 COPIED = (
     *("README.md", "CHANGES.md", "CONTRIBUTING.md", "docs", "helpers/own"),
@@ -219,8 +229,10 @@ class Sources:
             summary, _, lines = path.read_text(encoding="utf-8").partition("\n\n")
             verdict, _, notes = summary.partition("\n")
             opening = f"**Plan {plan}, made here: {verdict}**\n\n{notes}\n\n"
-            every = f"<details><summary>Every comparison</summary>\n\n```text\n{lines}```\n\n"
-            every += "</details>\n\n"
+            every = (
+                "<details><summary>What the numbers are of, and every comparison</summary>\n\n"
+                f"```text\n{lines}```\n\n</details>\n\n"
+            )
         title = PLAN_TITLES.get(plan, f"Results: plan `{plan}`")
         text = f"({plan}-plan)=\n# {title}\n\n{opening}{every}"
         if runs.ids:
@@ -279,7 +291,7 @@ class Sources:
             self.write(page, made)
             text += f"```{{include}} /{page}\n```\n\n"
             if whose == COMMITTED and name == "perplexity":
-                text += shared_line(runs.plan)
+                text += windows_line(runs) + shared_line(runs.plan)
         return text
 
     def notebooks(self) -> None:
@@ -367,6 +379,20 @@ def table_first(page: str) -> str:
     parts = page.rstrip().split("\n\n")
     (first, *_) = (at for at, part in enumerate(parts) if part.startswith("| "))
     return "\n\n".join([parts.pop(first), *parts]) + "\n"
+
+
+def windows_line(runs: Runs) -> str:
+    """Why the committed table's caption does not tell of windows, where that of yours does."""
+    yours, ours = (
+        bool(window_sentence(perplexity_runs(runs.records[whose].values())))
+        for whose in (HERE, COMMITTED)
+    )
+    if ours or not yours:
+        return ""
+    return (
+        "This caption does not say what other windows would move, because the committed records "
+        "are of before runs kept the loss of each window.\n\n"
+    )
 
 
 def shared_line(plan: str) -> str:

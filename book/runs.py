@@ -8,6 +8,7 @@ its plan. One page lists all runs.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from helpers.explore.names import display_name
 from helpers.paths import reference_dir, results_dir, root
 from reproduction.claim_words import verdict_words
 from reproduction.claims import DECIDING
+from reproduction.compare import main_number
 from reproduction.fingerprint import fingerprint, is_current
 from reproduction.labels import pipeline_title
 from reproduction.markdown import (
@@ -375,7 +377,7 @@ class Runs:
             yield [
                 f"[{run_title(record)}](/runs/{self.plan}/{run_id}.md)",
                 self.plan,
-                format_number(metric(record, "perplexity")),
+                format_number(main_perplexity(record)),
                 f"{minutes(record):.1f}",
                 "yes" if record.get("timed") else "",
                 record["notebook"][:2],
@@ -395,6 +397,9 @@ def run_title(record: Record) -> str:
     if not {"method", "pattern"} <= parameters.keys():
         return f"notebook {record['notebook'][:2]}, {record['name']}"
     title = display_name(pipeline_title(parameters))
+    if parameters.get("allocation") and parameters.get("repair"):
+        name, _, at = title.rpartition(" at ")
+        title = f"recipe ({name}) at {at}"  # `make reproduce` calls it a recipe
     if parameters["model"] != "embedded":
         title += f", {parameters['model']}"
     if not (record["data"] or {}).get("calibration"):  # it read no text
@@ -456,6 +461,15 @@ def mean_formula(draws: pd.Series) -> str:
 def metric(record: Record, name: str) -> float:
     """A metric's value, NaN where a record has none of that name."""
     return record["metrics"].get(name, {"value": float("nan")})["value"]
+
+
+def main_perplexity(record: Record) -> float:
+    """The perplexity that `make reproduce` prints of a run, NaN where it has none.
+
+    That of notebook 00 is one of three, and named after its method.
+    """
+    name, value = main_number(record) or ("", math.nan)
+    return value if name == "perplexity" else math.nan
 
 
 def minutes(record: Record) -> float:

@@ -1,6 +1,7 @@
 """The book: built whole, without a warning; it needs no network, and its links lead somewhere."""
 
 import base64
+import copy
 import functools
 import json
 import math
@@ -23,8 +24,9 @@ from nbformat.v4 import new_code_cell, new_output
 import book.__main__
 import book.executed
 import book.runs
+from book.__main__ import windows_line
 from book.conf import page_of
-from book.runs import list_page
+from book.runs import COMMITTED, HERE, Runs, list_page
 from helpers import __all__ as public_names
 from helpers.paths import notebooks_dir, reference_dir, root
 from reproduction.claims import CLAIMS
@@ -415,6 +417,32 @@ def test_the_list_of_runs_names_a_processor_once(processors):
     page = list_page([SimpleNamespace(rows=lambda: rows)])
     assert ("All were made on AMD." in page) == (len(processors) == 1)
     assert ("| processor |" in page) == (len(processors) > 1)
+
+
+def test_the_list_of_runs_calls_them_as_make_reproduce_does():
+    """The recipe by both of its names, and notebook 00 with the perplexity that is printed."""
+    rows = {row[0].rpartition("/")[2]: row for row in Runs("laptop").rows()}
+    title, _, perplexity, *_ = rows["08_beyond_the_paper--recipe-60.md)"]
+    assert title.startswith("[recipe (ADMM-Grad, guide") and ") at 60 %" in title
+    assert perplexity == "33.87"
+    assert rows["00_start_here--tour.md)"][2] == "33.76"
+    assert rows["01_calibration_capture--default.md)"][2] == "–"
+    assert rows["05_zero_shot--dense.md)"][2] == "–"
+
+
+def test_captions_of_one_table_that_differ_say_why():
+    """Committed records of laptop lack the losses of windows, which a run here keeps."""
+    committed = Runs("laptop").records[COMMITTED]
+    kept = copy.deepcopy(committed)
+    for run_id, record in kept.items():
+        if run_id.startswith("04"):
+            record["series"] = {"window_losses": {"perplexity": [3.0, 3.5, 3.2, 2.9]}}
+
+    def line(here, ours):
+        return windows_line(SimpleNamespace(records={HERE: here, COMMITTED: ours}))
+
+    assert "before runs kept the loss of each window" in line(kept, committed)
+    assert line(kept, kept) == line({}, committed) == line(committed, committed) == ""
 
 
 def test_an_edited_notebook_is_shown_without_outputs(tmp_path, monkeypatch):
