@@ -437,7 +437,11 @@ def verdict_line(verdict: Verdict) -> str:
     missing = verdict.compared - made
     if apart := made - agree:
         fails = "does NOT reproduce" if apart == 1 else "do NOT reproduce"
-        rest = f" {missing} more were not run." if missing else ""
+        rest = (
+            f" {missing} more {'was' if missing == 1 else 'were'} not run."
+            if missing
+            else ""
+        )
         return f"{apart} of your {made} runs {fails} ours; {agree or 'none'} {_do(agree)}.{rest}"
     if missing:
         return (
@@ -458,8 +462,8 @@ def verdict_notes(verdict: Verdict, plan: str) -> Iterator[str]:
     """What stands below `verdict_line`: machines, numbers, what was not checked."""
     if not verdict.compared:
         return
-    yield from machine_and_numbers(verdict)
     if verdict.machines:
+        yield " ".join(machine_and_numbers(verdict))
         yield from trouble(verdict, plan)
         yield from _nearest(verdict)
         yield from ranks(verdict)

@@ -41,6 +41,7 @@ from reproduction.tables import (
     window_spread,
 )
 
+COMPARE = "Compare rows, not single numbers"
 MOST = 8  # runs that are named if they do not agree; verdict.txt names all
 
 
@@ -141,24 +142,23 @@ def reading(table: Table, records: Sequence[Record], plan: str) -> str:
     windows = common["windows"]
     text = (
         f"{model} on {windows or 'all'} window{'s' * (windows != 1)} of text, "
-        f"{_samples(runs, table)}: compare rows, not single numbers."
+        f"{_samples(runs, table)}."
     )
     lines = filter(None, [text, _other_windows(runs, plan)])
     return "\n".join(textwrap.fill(line, WIDTH) for line in lines)
 
 
 def _samples(runs: pd.DataFrame, table: Table) -> str:
-    """On how many samples of calibration text a table's methods were pruned."""
+    """On how many samples of calibration text methods were pruned, and what that allows."""
     counts = samples_per_cell(runs)
     if counts.empty:
-        return "no calibration text"
+        return f"no calibration text. {COMPARE}"
     ends = sorted({counts.min(), counts.max()})
-    text = f"{' to '.join(map(str, ends))} calibration samples"
-    if ends == [1]:
-        text = "1 calibration sample"
+    text = f"{' to '.join(map(str, ends))} calibration sample{'s' * (ends != [1])}"
     if table.spread.gt(0).any(axis=None):
-        text += " (±: half of a 95 % interval over them)"
-    return text
+        return f"{text} (±: half of a 95 % interval over them). {COMPARE}"
+    decide = "one sample decides" if ends == [1] else "fewer than three samples decide"
+    return f"{text}. {COMPARE}; {decide} nothing"
 
 
 def _other_windows(runs: pd.DataFrame, plan: str) -> str:

@@ -89,7 +89,7 @@ def test_a_run_is_reproduced_within_its_limit():
     assert (apart.run, apart.what, gone.what) == ("04--b-0", "perplexity", "record")
     assert apart.difference == pytest.approx(-0.6 / 10.6)
     text = " ".join(verdict_summary(found, "p").split())
-    first = "1 of your 2 runs does NOT reproduce ours; 1 does. 1 more were not run."
+    first = "1 of your 2 runs does NOT reproduce ours; 1 does. 1 more was not run."
     assert text.startswith(first)
     assert "Not run here" in text and "1 more run has no record of ours" in text
     # 5.7 % of 10.6, where 0.1 % is allowed

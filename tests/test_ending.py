@@ -155,7 +155,8 @@ def test_the_lowest_method_of_each_column(ours):
 
 def test_windows_are_told_where_records_keep_their_losses(ours):
     _, text = shown(ours, ours)
-    assert "4 windows of text, 1 calibration sample: compare rows" in text
+    assert "4 windows of text, 1 calibration sample. Compare rows, not" in text
+    assert "one sample decides nothing." in text
     here = made(ours)
     for place, record in enumerate(of_notebook(here, "04_prune_model")):
         losses = [2.0 + place / 10, 3.0, 4.0 + place / 20, 3.5]
