@@ -311,7 +311,7 @@ class Runs:
         if claims := self.claims.get(run_id):
             parts += ["## Claims that it is evidence for or against", "\n".join(claims)]
         parts += ["## Parameters", parameters_table(record["parameters"], run)]
-        parts += ["## Machine and code", self.provenance(found)]
+        parts += ["## Machine, code and data", self.provenance(found)]
         if layers := record["layers"]:
             parts.append(layers_text(layers))
         return "\n\n".join(parts) + "\n"
@@ -321,7 +321,11 @@ class Runs:
         if run is None:
             return "The plan has this run no longer; its parameters are below."
         text = "```{code-block} text\n:class: again\n\n"
-        return f"{text}make reproduce PLAN={self.plan} ONLY={run_id}\n```"
+        return (
+            f"{text}make reproduce PLAN={self.plan} ONLY={run_id}\n```\n\n"
+            "On the same kind of processor all digits of its results should be the same. On "
+            "another they may differ: [by how much](/docs/verdict.md) depends on the method."
+        )
 
     def code_note(self, whose: str, record: Record) -> str:
         """A sentence: the record's file, and whether it is of today's code."""
@@ -360,6 +364,7 @@ class Runs:
                 "made": record["created"][:16].replace("T", " ") + " UTC",
                 "commit": commit + (" with changes" if git.get("dirty") else ""),
                 **{VERSION_NAMES.get(k, k): v for k, v in record["versions"].items()},
+                **hashes(record),
             }
         frame = pd.DataFrame(columns).fillna("–")
         heads = ["", *frame] if len(frame.columns) > 1 else ["", ""]
@@ -539,12 +544,28 @@ def parameters_table(parameters: Mapping[str, Any], run: Run | None) -> str:
     return note + text_table(["parameter", "value"], rows)
 
 
+def hashes(record: Record) -> dict[str, str]:
+    """What a record knows of its model and texts: packages, and how hashes begin."""
+    known = [("model", record["model"] or {}), *(record["data"] or {}).items()]
+    found = {}
+    for name, own in known:
+        if not isinstance(own, Mapping):
+            continue
+        if own.get("package"):
+            found[f"{name} text"] = own["package"]
+        if own.get("sha256"):
+            found[f"{name}, sha256 begins"] = f"`{own['sha256'][:16]}`"
+        if own.get("tokens"):
+            found[f"{name}, its tokens' hash"] = f"`{own['tokens']}`"
+    return found
+
+
 def layers_text(layers: list[dict[str, Any]]) -> str:
     """The relative error of each pruned layer, a row for each block, in a fold."""
     frame = pd.DataFrame(layers)
     frame["layer"] = frame["name"].str.rpartition(".")[2]
     errors = frame.pivot_table("error", "block", "layer", sort=False)
-    text = errors.to_string(float_format="{:.4f}".format)
+    text = errors.to_string(float_format="{:#.2g}".format)
     return (
         f"<details><summary>The error of each of {len(layers)} layers</summary>\n\n"
         f"```text\n{text}\n```\n\n</details>"

@@ -366,13 +366,18 @@ def in_short() -> str:
     must(set(counts.index) == {HOLDS, OPEN}, "the paper's claims hold or are undecided")
     firmly = how_firmly(verdicts[verdicts["verdict"] == HOLDS], barely())
     must(len(firmly) == 3, "claims hold plainly, with a reservation, just")
+    model = verdicts[verdicts["at"] != ""]
+    held = (model["verdict"] == HOLDS).sum()
+    layers = counts[HOLDS] - held
+    must(layers == len(verdicts) - len(model), "all claims about layers hold")
     text = (
         f"**In short**: setting {AT} of the weights in its linear layers to zero raises the "
         f"model's perplexity (lower is better) from {numbers['dense']} to {numbers[BASE]} with the "
         f"paper's method, {numbers['sparsegpt']} with SparseGPT and {numbers['alps']} with ALPS "
         f"(published five months later). Of [{len(verdicts)} claims]({CLAIMS_PAGE}) that we drew "
-        f"from the paper and its code, {counts[HOLDS]} hold, {firmly[PLAINLY]} of them without "
-        f"reservation, and {counts[OPEN]} are undecided."
+        f"from the paper and its code, {held} of {len(model)} about the whole model hold and "
+        f"{counts[OPEN]} are undecided; all {layers} about single layers hold. Only "
+        f"{firmly[PLAINLY]} of the {len(verdicts)} hold without any reservation."
     )
     return unbroken(textwrap.fill(text, 118, break_on_hyphens=False))
 

@@ -349,6 +349,11 @@ def test_a_run_has_a_page(built):
         assert word in text
     for parameter in record["parameters"]:
         assert parameter in text
+    assert record["model"]["sha256"][:16] in text  # and of the texts
+    for own in record["data"].values():
+        assert own["sha256"][:16] in text and own["tokens"] in text
+    smallest = min(layer["error"] for layer in record["layers"])
+    assert f"{smallest:#.2g}" in text and "0.0000" not in text
     page = parsed(built / "runs" / "laptop" / f"{name}.html")
     links = [link for link in page.select("article a") if link["href"].endswith("json")]
     files = [built / "runs" / "laptop" / unquote(link["href"]) for link in links]
