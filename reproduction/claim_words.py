@@ -365,7 +365,8 @@ def _on_layers(row: Any, rows: pd.DataFrame) -> str:
     for each in contrast.itertuples():
         text += f"; {each.met} on {each.right:.0f}"
     if main.middle:
-        text += f"; in the median {main.middle.format(quantity.show(main.median))}"
+        middle = "in the median " * (main.n > 1)
+        text += f"; {middle}{main.middle.format(quantity.show(main.median))}"
     return text
 
 
@@ -384,7 +385,8 @@ def limit_in_words(row: Any) -> str:
 
 def count_in_words(row: Any) -> str:
     """On how many layer problems a condition is met: "above 1 on 32 of 32 problems"."""
-    text = f"{row.met or limit_in_words(row)} on {row.right:.0f} of {row.n} problems"
+    text = f"{row.met or limit_in_words(row)} on {row.right:.0f} of {row.n} problem"
+    text += "s" * (row.n != 1)
     if row.unknown:
         text += f", not known on {row.unknown:.0f}"
     return text + _shared(row)

@@ -243,7 +243,7 @@ class _Page(Judgement):
             notes.append(
                 f"{_claims(nowhere)} no runs yet, here or elsewhere: {'; '.join(sentences)}."
             )
-        return "\n".join(f"- {note}" for note in [*notes, GONE])
+        return " ".join([*notes, GONE])
 
     def scale(self) -> str:
         """A table of these runs and the paper's, where a claim is the paper's."""
@@ -297,9 +297,9 @@ def _verdict_there(
 
 
 def _only_at(row: Any, rows: pd.DataFrame) -> str:
-    """Which of the columns that a claim rests on have runs, if not all of them have."""
+    """Which of the columns that a claim rests on have runs, if not all of them have any."""
     needed = rows[rows["needed"] & rows["decides"]]
-    columns = needed.groupby("at", sort=False)["n"].min()
+    columns = needed.groupby("at", sort=False)["n"].max()
     have = [*columns.index[columns > 0]]
     if not row.at or len(have) == len(columns) or not have:
         return ""

@@ -106,7 +106,7 @@ RULES = (
     f"of it if it is further away than ±, or with fewer than {FEWEST} samples than "
     f"{100 * NEGLIGIBLE:.0f} % (for answers than ± over questions, too).",
     "**p** is that of Student's t-test, two-sided. If all means are on the claim's side, it is the "
-    "largest of the columns' (*measured* may show another column; the fold says which p is of). If "
+    "largest of the columns' (*measured* may show another column; the table of p says which). If "
     "not, it is the smallest of those on the other side, times the number of columns. Holm's "
     "method corrects it for the interval claims of the page; ± is not corrected. Neither p nor ± "
     "accounts for having looked at the results and then added samples. The columns of `full` other "
