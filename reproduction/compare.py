@@ -609,16 +609,11 @@ def _perplexities_apart(items: Sequence[Comparison], titles: Mapping[str, str]) 
     if not found:  # they are missing
         return f"{text}."
     worst = max(found, key=lambda item: abs(item.difference))
-    half = np.median([abs(item.difference) for item in found])
-    spread = f"; half of them by at most {_percent(half)}" if len(found) > 3 else ""
     by = _percent(worst.difference)
     if len(found) > 1:
         by = f"at most {by}"
     values = f"{format_number(worst.here)}, ours {format_number(worst.reference)}"
-    return (
-        f"{text}, by {by} ({titles[worst.run]}: {values}; up to {_percent(worst.limit)} allowed)"
-        f"{spread}."
-    )
+    return f"{text}, by {by} ({titles[worst.run]}: {values}; up to {_percent(worst.limit)} allowed)."
 
 
 def _answers_apart(items: Sequence[Comparison], titles: Mapping[str, str]) -> str:
@@ -641,7 +636,7 @@ def _others_apart(items: Sequence[Comparison]) -> str:
     kinds = Counter(KINDS[item.kind] for item in items if _differing(item))
     if not kinds:
         return "All other numbers are equal." if items else ""
-    names = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    names = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     return f"{kinds.total()} of {len(items)} other comparisons {_differ(kinds.total())} ({names})."
 
 
@@ -863,7 +858,7 @@ def machine_lines(verdict: Verdict) -> Iterator[str]:
             f"({ours}){part}."
         )
         if parts:
-            yield f"And there are: {parts}."
+            yield f"Also different: {parts}."
     elif all(key in COMPUTING for key, _ in reasons):
         yield (
             f"Your processor is of the same kind as ours, but packages are not{part}: {parts}. "
@@ -957,7 +952,7 @@ def verdict_page(verdict: Verdict, plan: str, reading: str = "") -> str:
         parts += [LEGEND, lines, BUT_CLOSE if lines.count(", but close") else ""]
     if near:
         kinds = Counter(KINDS[item.kind] for item in near)
-        by_kind = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+        by_kind = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         which = (
             f"{len(near)} more comparisons" if shown else f"All {len(near)} comparisons"
         )
