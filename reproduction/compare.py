@@ -613,7 +613,8 @@ def _perplexities_apart(items: Sequence[Comparison], titles: Mapping[str, str]) 
     if len(found) > 1:
         by = f"at most {by}"
     values = f"{format_number(worst.here)}, ours {format_number(worst.reference)}"
-    return f"{text}, by {by} ({titles[worst.run]}: {values}; up to {_percent(worst.limit)} allowed)."
+    allowed = f"up to {_percent(worst.limit)} allowed"
+    return f"{text}, by {by} ({titles[worst.run]}: {values}; {allowed})."
 
 
 def _answers_apart(items: Sequence[Comparison], titles: Mapping[str, str]) -> str:
