@@ -637,7 +637,7 @@ def _others_apart(items: Sequence[Comparison]) -> str:
     kinds = Counter(KINDS[item.kind] for item in items if _differing(item))
     if not kinds:
         return "All other numbers are equal." if items else ""
-    names = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    names = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
     return f"{kinds.total()} of {len(items)} other comparisons {_differ(kinds.total())} ({names})."
 
 
@@ -953,7 +953,7 @@ def verdict_page(verdict: Verdict, plan: str, reading: str = "") -> str:
         parts += [LEGEND, lines, BUT_CLOSE if lines.count(", but close") else ""]
     if near:
         kinds = Counter(KINDS[item.kind] for item in near)
-        by_kind = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        by_kind = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
         which = (
             f"{len(near)} more comparisons" if shown else f"All {len(near)} comparisons"
         )

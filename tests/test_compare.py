@@ -156,7 +156,11 @@ def test_where_all_is_equal_nothing_alarms():
     "here, other, said",
     [
         ("perplexity", 20.001, "1 of 1 perplexities differs from ours, by less than"),
-        ("mean_layer_error", 0.2001, "1 of 3 other comparisons differs (1 results"),
+        (
+            "mean_layer_error",
+            0.2001,
+            "1 of 3 other comparisons differs (results of runs: ",
+        ),
     ],
 )
 def test_a_number_that_differs_is_not_called_equal(here, other, said):
@@ -294,7 +298,7 @@ def test_two_kinds_of_processor_agree_and_are_not_one(name, runs):
         ),
         (
             OTHER | {"versions": {"torch": "2.14"}},
-            ["is of another kind", "Also different: torch 2.14 (ours: 2.13)", "one"],
+            ["is of another kind", "also different: torch 2.14 (ours: 2.13)", "one"],
         ),
         # another label
         ({"versions": {"torch": "2.13+cpu"}}, ["same kind of machine"]),
