@@ -34,16 +34,17 @@ from book.runs import (
 from helpers.errors import HelpersError
 from helpers.explore import touch
 from helpers.paths import notebooks_dir, results_dir, root
+from reproduction.claim_words import headline
 from reproduction.claims import DECIDING
 from reproduction.claims_page import claims_heading
 from reproduction.claims_tested import TESTED_HEADING
 from reproduction.figures import figure_alt
 from reproduction.pages import (
     against_rivals,
-    claims,
     column_setting,
     findings,
     in_short,
+    judged,
     on_shared_samples,
     one_column,
     plus_minus,
@@ -242,12 +243,7 @@ class Sources:
             for whose in shown:
                 part = self.exhibits(runs, whose, name)
                 if name in self.claims and plan in DECIDING and whose == COMMITTED:
-                    self.claims[name] += CLAIMS_OF.format(
-                        title=CLAIMS_TITLES[plan], plan=plan, name=name, part=part
-                    )
-                    part = ""
-                    if name == "claims":
-                        part = f"{claims(plan)} [The claims, one by one](#{plan}-claims)\n\n"
+                    part = self.apart(plan, name, part)
                 parts += f"**{whose}**\n\n{part}" if part and len(shown) > 1 else part
             label = f"({plan}-{name})=\n"
             if label in self.claims.get(name, ""):
@@ -256,6 +252,16 @@ class Sources:
         if shown:
             self.write(f"plans/{plan}.md", text)
         return opening
+
+    def apart(self, plan: str, name: str, part: str) -> str:
+        """Move claims to a page of their own; return what stands on the plan's page instead."""
+        self.claims[name] += CLAIMS_OF.format(
+            title=CLAIMS_TITLES[plan], plan=plan, name=name, part=part
+        )
+        if name != "claims":
+            return ""
+        counts = headline(judged(plan)[0])
+        return f"{counts} [The claims, one by one](#{plan}-claims)\n\n"
 
     def exhibits(self, runs: Runs, whose: str, name: str) -> str:
         """Include a figure by its table's name, or one for each model, and the table; Markdown."""
@@ -430,7 +436,7 @@ def claims_line() -> str:
     """Count the verdicts on the claims by the committed records of the plan full."""
     return (
         "Code tests [claims](#full-claims) on the records of the plan `full`. "
-        f"{claims('full')}\n"
+        f"{headline(judged('full')[0])}\n"
     )
 
 
