@@ -323,8 +323,9 @@ class Runs:
         text = "```{code-block} text\n:class: again\n\n"
         return (
             f"{text}make reproduce PLAN={self.plan} ONLY={run_id}\n```\n\n"
-            "On the same kind of processor all digits of its results should be the same. On "
-            "another they may differ: [by how much](/docs/verdict.md) depends on the method."
+            "On the same kind of processor, with the same packages and number of threads, all "
+            "digits of its results should be the same. On "
+            "others they may differ: [by how much](/docs/verdict.md) depends on the method."
         )
 
     def code_note(self, whose: str, record: Record) -> str:

@@ -237,6 +237,11 @@ def columns_in_words(columns: Sequence[str]) -> str:
     return " and ".join([*words, *(at for at in columns if ":" in at)])
 
 
+def is_assumed(source: str) -> bool:
+    """Whether a claim's direction is ours: its only source is a table that we could not read."""
+    return source.startswith("table")
+
+
 def remarks(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     """What a reader of a claim's number should know: reservations, reasons, and other numbers."""
     if row.verdict == OPEN:
@@ -248,6 +253,8 @@ def remarks(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     if row.verdict in (FAILS, OPEN) and len(row.columns) > 1:
         yield _sides(row)
     yield from _also(row, rows)
+    if is_assumed(row.source):
+        yield "its direction is assumed"
     if row.windows_only:
         yield "other evaluation windows might change the verdict"
     if row.note:

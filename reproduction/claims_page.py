@@ -66,11 +66,12 @@ ADDED_BY_US = "Added by us"
 TOPICS = {
     11: "has a lower perplexity than SparseGPT and Wanda",
     10: "gains from its gradual mask",
-    12: "takes at most 25 % longer than SparseGPT",
+    12: "takes at most 25 % longer than SparseGPT with this much text",
     5: "solves a layer to within 1 % of its optimum in 20 iterations",
     4: "leaves a smaller layer error than SparseGPT's update",
     1: "needs fewer iterations than Adam and SGD",
     2: "takes less time than these",
+    17: "has a lower perplexity than ALPS, a method of the same year",
     8: "needs preconditioning",
     13: "answers more questions than SparseGPT and Wanda",
 }

@@ -19,6 +19,7 @@ from reproduction.claim_words import (
     RESERVED,
     barely_decided,
     count_in_words,
+    is_assumed,
     limit_in_words,
     named,
     needs_in_words,
@@ -178,7 +179,7 @@ class Judgement:
     @property
     def assumed(self) -> list[int]:
         """The claims whose only source is a table that we could not read."""
-        return [*self.shown["number"][self.shown["source"].str.startswith("table")]]
+        return [*self.shown["number"][self.shown["source"].map(is_assumed)]]
 
     def problems(self) -> str:
         """What a layer problem is, and how many of them a plan that decides has."""

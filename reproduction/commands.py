@@ -173,7 +173,8 @@ def list_runs(plan: str, only: str) -> None:
         write_line(line)
     if records:
         write_line(
-            f"{len(records) - len(earlier)} of {len(records)} committed records are of today's code"
+            f"{len(records) - len(earlier)} of {len(records)} committed records are of today's "
+            "code, or of code that make same found equal to it"
         )
     here, there = (
         os.path.relpath(folder(plan) / "records")

@@ -216,8 +216,8 @@ def where_and_next(plan: str) -> str:
         "make book": "all of this as a site",
     }
     if plan != "full" and "full" in plan_names():
-        minutes = f"{column_minutes()} min on a slow laptop"
-        commands[CHECKS_README] = f"README's table, one sample: {minutes}"
+        minutes = f"at most {column_minutes()} min"
+        commands[CHECKS_README] = f"README's table, one sample ({minutes})"
     names = ["next", *[""] * (len(commands) - 1)]
     lines += [
         (name, f"{command}: {what}")

@@ -98,9 +98,14 @@ def pipeline_title(parameters: Mapping[str, Any]) -> str:
 
 
 def recipe_title(parameters: Mapping[str, Any]) -> str:
-    """A run with sparsity allocation and repair: "recipe at 60 %", "SparseGPT + recipe at 60 %"."""
+    """A run with sparsity allocation and repair: "recipe (08) at 60 %", "Wanda + recipe (08) ...".
+
+    08 is the notebook that explains it.
+    """
     method = parameters["method"]
-    title = "recipe" if method == "admm-grad" else f"{display_name(method)} + recipe"
+    title = "recipe (08)"
+    if method != "admm-grad":
+        title = f"{display_name(method)} + {title}"
     precision = parameters.get("precision", "float32")
     if precision != "float32":
         title += f" in {precision}"
@@ -108,7 +113,7 @@ def recipe_title(parameters: Mapping[str, Any]) -> str:
 
 
 def run_title(run_id: str, parameters: Mapping[str, Any]) -> str:
-    """A run in words: "ADMM-Grad at 60 %, seed 1", "recipe at 60 %" or "notebook 02, default"."""
+    """In words: "ADMM-Grad at 60 %, seed 1", "recipe (08) at 60 %", "notebook 02, default"."""
     notebook, _, name = run_id.partition("--")
     if parameters.get("allocation") and parameters.get("repair"):
         title = recipe_title(parameters)

@@ -153,11 +153,14 @@ def test_runs_are_called_by_what_they_prune(plan):
             "zero-shot, Wanda at 50 %, seed 1",
         },
         "laptop": {
-            "recipe at 60 %",
+            "recipe (08) at 60 %",
             "zero-shot, ADMM-Grad at 50 %",
             "notebook 02, default",
         },
-        "beyond": {"recipe in bfloat16 at 60 %, seed 1", "SparseGPT + recipe at 60 %"},
+        "beyond": {
+            "recipe (08) in bfloat16 at 60 %, seed 1",
+            "SparseGPT + recipe (08) at 60 %",
+        },
     }
     assert some.get(plan, set()) <= titles
 
