@@ -47,6 +47,10 @@ html_theme = "sphinx_book_theme"
 html_theme_options = {
     "footer_content_items": [],
     "navbar_persistent": [],  # the search field is in the sidebar
+    "secondary_sidebar_items": {
+        "**": ["page-toc.html"],
+        "claims": [],  # its tables need the width
+    },
     "show_navbar_depth": 1,
     "use_download_button": False,
     "use_fullscreen_button": False,
@@ -54,6 +58,9 @@ html_theme_options = {
 html_context = {"default_mode": "auto"}  # dark where the reader's system is
 html_static_path = ["static"]
 html_css_files = ["book.css"]
+smartquotes_action = (
+    "De"  # dashes and dots: quotes in a command are to be copied as they are
+)
 # the tree of all pages would be drawn again for each of these, and take half of the build's time
 html_sidebars = {
     pages: ["navbar-logo.html", "search-button-field.html", "short-nav.html"]

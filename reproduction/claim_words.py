@@ -295,7 +295,7 @@ def _undecided(row: Any, rows: pd.DataFrame) -> Iterator[str]:
     about = f"about {needed}" if needed else f"more than {MANY}"
     decide = "refute it" if rows.loc[row.main, "lead"] < 0 else "decide"
     asked = QUANTITIES[row.quantity].notebook == ZERO_SHOT_NOTEBOOK
-    none = ", more than the tasks have questions for: it stays open" * asked
+    none = ", but the tasks have too few questions for them: it stays open" * asked
     yield f"{about} samples would {decide}{none}"
 
 
@@ -436,7 +436,7 @@ def number_in_words(row: Any) -> str:
         level = f"level with {rival} ({bare})"
     else:  # with an option
         sides = {"−": f"{bare} lower {beside}", "+": f"{bare} higher {beside}"}
-        level = f"the same ({bare}) {beside}"
+        level = f"unchanged ({bare}) {beside}"
     return (sides[signs.pop()] if signs else level) + _shared(row)
 
 

@@ -144,8 +144,8 @@ def _closes(
 
 PLANNED = "Eight samples were planned when five were known."
 HARD_TASKS = (
-    "Four of the seven tasks are at chance for this model or, pruned, below it, and BoolQ shows "
-    "how often it says yes (notebook 05)."
+    "Four of the seven tasks are too hard for this model: its means are below chance or within two "
+    "standard errors of it. BoolQ shows how often it says yes (notebook 05)."
 )
 A_FOURTH = (
     "Except at 60 % and 4:8, the fourth sample was added when three had been seen."
@@ -231,7 +231,7 @@ CLAIMS = (
             Condition("heldout", -1, 1.0, decides=False, strict=True),
         ),
         ("fitted to the pruned weights",),
-        "nearly follows from 5",
+        "hardly evidence of its own: it nearly follows from 5",
     ),
     Claim(
         5,
@@ -310,7 +310,7 @@ CLAIMS = (
             Condition("one rho, unscaled", -1, 2.0, decides=False, met=UNSCALED),
         ),
         ("no preconditioning", "damping 0", "U not updated"),
-        "follows from 7",
+        "no evidence of its own: it follows from 7",
     ),
     Claim(
         10,
@@ -340,8 +340,8 @@ CLAIMS = (
     ),
     Claim(
         12,
-        "ADMM-Grad takes about as long as SparseGPT: at most "
-        f"{100 * OVERHEAD:.0f} % longer, at 60 % and with this much text.",
+        f"ADMM-Grad takes at most {100 * OVERHEAD:.0f} % longer than SparseGPT, at 60 % and with "
+        "this much text.",
         "abstract (“fast”), table of overhead",
         "Seconds for pruning a model, forward passes and Gram matrices included. Solving alone is "
         "shown, and decides nothing: more calibration text brings the whole nearer to 0. With a "

@@ -52,10 +52,11 @@ from reproduction.records import Records, run_seconds
 from reproduction.runs import by_model, common_parameters, model_sentence
 
 LEGEND = (
-    "± is half of a 95 % interval over samples of the calibration text. A claim **holds** if all "
-    "its comparisons are on its side of the limit by more than ±, *only just* if the correction "
-    "for all our claims would leave it open, and *with a reservation* if it says less than it "
-    "seems to (see its remark). It is **undecided** if a limit lies within ±. *Measured* shows the "
+    "± is half of a 95 % interval over samples of the calibration text; for answers, over samples "
+    "and questions. A claim **holds** if all its comparisons are on its side of the limit by more "
+    "than ±, and p, corrected for this page's claims, is at most 0.05: *only just* if correction "
+    "for all our pages would leave it open, and *with a reservation* if it says less than it seems "
+    "to (see its remark). It is **undecided** if a limit lies within ±. *Measured* shows the "
     "comparison that is nearest to the limit, or that decides. A claim's number, which is a name "
     "and no rank, leads to all comparisons, p, its source in the paper, and the runs."
 )
@@ -72,6 +73,8 @@ TOPICS = {
     1: "needs fewer iterations than Adam and SGD",
     2: "takes less time than these",
     17: "has a lower perplexity than ALPS, a method of the same year",
+    21: "beats SparseGPT at every sparsity without its gradual mask",
+    3: "needs fewer iterations than conjugate gradients on a fixed mask",
     8: "needs preconditioning",
     13: "answers more questions than SparseGPT and Wanda",
 }
@@ -273,7 +276,7 @@ def take_away(verdicts: pd.DataFrame) -> str:
             by_verdict[verdict] = listed(topics)
     says = {
         HOLDS: "On this model the paper's method {}.",
-        FAILS: "It is not so that it {}.",
+        FAILS: "Not so: that it {}.",
         OPEN: "Whether it {} is undecided.",
     }
     texts = [says[verdict].format(topics) for verdict, topics in by_verdict.items()]

@@ -187,6 +187,7 @@ class Judgement:
         if self.decides:
             number = self.shown["n"][self.shown["at"] == ""].max()
             text += f" There are {number}, on 29 of the model's 210 layers; a count has no ±."
+            text += " ρ is ADMM's penalty; *preconditioning* gives a layer's inputs unit norm."
         return text
 
     def of(self, row: Any) -> pd.DataFrame:

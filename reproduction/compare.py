@@ -494,6 +494,24 @@ def as_list(sentences: Iterable[str]) -> str:
     return "\n".join(fill(f"- {each}", subsequent_indent="  ") for each in sentences)
 
 
+def few_questions(records: Iterable[Record]) -> str:
+    """That models answered too few questions to be told apart, "" where they did not."""
+    scored = of_notebook(records, ZERO_SHOT_NOTEBOOK)
+    if len(scored) < 2:
+        return ""
+    means, errors = (table["mean"].dropna() for table in accuracy_table(scored))
+    questions = {
+        sum(len(task["items"]) for task in run["series"]["zero_shot"].values())
+        for run in scored
+    }
+    if len(questions) > 1 or np.ptp(means) >= 2 * math.hypot(*errors.nlargest(2)):
+        return ""
+    return (
+        f"Right answers of notebook {ZERO_SHOT_NOTEBOOK[:2]} are of {questions.pop()} questions: "
+        "too few to tell these models apart."
+    )
+
+
 def beside_the_table(records: Iterable[Record]) -> str:
     """How the numbers of other notebooks stand to the table of perplexity, "" where there are none.
 
@@ -513,19 +531,8 @@ def beside_the_table(records: Iterable[Record]) -> str:
             f"Perplexities of notebook{'s' * (len(others) > 1)} {listed(others)} are of other "
             "windows: do not compare them with the table."
         )
-    scored = of_notebook(records, ZERO_SHOT_NOTEBOOK)
-    if len(scored) > 1:
-        means, errors = (table["mean"].dropna() for table in accuracy_table(scored))
-        questions = {
-            sum(len(task["items"]) for task in run["series"]["zero_shot"].values())
-            for run in scored
-        }
-        if len(questions) == 1 and np.ptp(means) < 2 * math.hypot(*errors.nlargest(2)):
-            texts.append(
-                f"Right answers of notebook {ZERO_SHOT_NOTEBOOK[:2]} are of {questions.pop()} "
-                "questions: too few to tell these models apart."
-            )
-    return textwrap.fill(" ".join(texts), WIDTH)
+    texts.append(few_questions(records))
+    return textwrap.fill(" ".join(filter(None, texts)), WIDTH)
 
 
 def _windows(run: Record) -> tuple[Any, ...]:
@@ -604,7 +611,8 @@ def _perplexities_apart(items: Sequence[Comparison], titles: Mapping[str, str]) 
     apart = [item for item in items if _differing(item)]
     if not apart:
         return f"All {len(items)} perplexities are equal." if items else ""
-    text = f"{len(apart)} of {len(items)} perplexities {_differ(len(apart))} from ours"
+    shown = ", of which tables show some," * (len(items) > 1)
+    text = f"{len(apart)} of {len(items)} perplexities{shown} {_differ(len(apart))} from ours"
     found = [item for item in apart if math.isfinite(item.difference)]
     if not found:  # they are missing
         return f"{text}."

@@ -22,6 +22,7 @@ from reproduction.compare import (
     as_list,
     beside_the_table,
     differences,
+    few_questions,
     machine_and_numbers,
     ranks,
     trouble,
@@ -60,6 +61,7 @@ def ending(
         as_list([*trouble(verdict, plan, MOST), *without_a_pair(verdict)]),
         differences(verdict),
         perplexities(records, committed, plan),
+        few_questions(records),
         machine_paragraph(verdict),
         where_and_next(plan),
     ]

@@ -273,13 +273,18 @@ def start() -> str:
     cells = perplexity_runs(committed("full"))
     prune = cells.query("label == @BASE and target == @AT")["record"]
     plan = rounded_up(SLOW * two_at_a_time(committed("laptop")))
+    five = sum(
+        told_minutes(path.stem)
+        for number in ("00", "02", "03", "04", "07")
+        for path in notebooks_dir().glob(f"{number}_*.ipynb")
+    )
     rows = [
         ("to", "do", "minutes (the first time 5 more)"),
         (
             "**learn** (start here)",
             "`make lab`, the [first notebook](notebooks/00_start_here.ipynb); then 02, 03, 04 and "
             "07",
-            f"{told_minutes('00_start_here')} (first result: 1)",
+            f"{told_minutes('00_start_here')} (first result: 1; all five: {five})",
         ),
         (
             "**touch it**",
@@ -381,8 +386,8 @@ def in_short() -> str:
         "(published five months later). Of "
         f"[{len(verdicts)} claims]({CLAIMS_PAGE}) that we drew from the paper's text and code, not "
         f"from its tables, {held} of {len(model)} about the whole model hold and {counts[OPEN]} "
-        f"are undecided; all {layers} about single layers hold. Only {firmly[PLAINLY]} of the "
-        f"{len(verdicts)} hold without any reservation."
+        f"are undecided; all {layers} about single layers hold, though two follow from others. "
+        f"Only {firmly[PLAINLY]} of the {len(verdicts)} hold without any reservation."
     )
     return unbroken(textwrap.fill(text, 118, break_on_hyphens=False))
 
@@ -472,7 +477,7 @@ def findings() -> str:
         f"{apart('below', 'admm1')} below that of ADMM1, which chooses it once.",
         f"**ALPS, of the same year, is better from 60 % on**, in {alps_seconds()}: at {AT} "
         f"ADMM-Grad's perplexity is {apart('above', 'alps')} above that of ALPS. If ADMM-Grad "
-        "counts its zeros in each output, which is not the paper's rule, the two are level.",
+        "takes as many weights from each output, which is not the paper's rule, the two are level.",
         "**Whether ADMM-Grad also answers more questions is undecided**: on the paper's seven "
         f"tasks its lead is within ± ({', '.join(over)}).",
         "**Two small models prove no rule.** On [the second](docs/numbers.md#another-model) "
