@@ -118,6 +118,7 @@ SPREAD = re.compile(
     r"(?<![\w.,[+−-])\d[\d,.]*[ \xa0]±[ \xa0]\d+(?:\.\d+)?(?!\.?\d|\]|[ \xa0]%)"
 )
 WIDE = 720  # pixels
+COMMAND = re.compile(r"make reproduce\s+PLAN=\w+(?:\s+ONLY='[^']*')?")  # in a sentence
 RECORD = re.compile(r"results/(?:reference/)?(\w+)/records/([^/]+)\.json")
 PRODUCT = re.compile(r"results/(?:reference/)?(\w+)/(?:tables|figures)(?:/(\w+)\.\w+)?")
 
@@ -229,6 +230,7 @@ class Sources:
         if (path := results_dir(plan) / "verdict.txt").is_file():
             summary, _, lines = path.read_text(encoding="utf-8").partition("\n\n")
             verdict, _, notes = summary.partition("\n")
+            notes = COMMAND.sub(r"`\g<0>`", notes)
             opening = f"**Plan {plan}, made here: {verdict}**\n\n{notes}\n\n"
             every = (
                 "<details><summary>What the numbers are of, and every comparison</summary>\n\n"

@@ -71,7 +71,8 @@ def headline(verdicts: pd.DataFrame) -> str:
         ]
         if FAILS not in kinds:
             parts.append("none is refuted")
-        text = f"{owner.format(len(own))} {listed(parts)}."
+        read = "" if ours else ", as we read them,"
+        text = f"{owner.format(len(own))}{read} {listed(parts)}."
         sentences.append(f"{text[:1].upper()}{text[1:]}")
     return " ".join(sentences)
 

@@ -884,8 +884,9 @@ def test_a_page_shows_what_its_records_say(committed, tmp_path):
     for number in rows:
         assert f'<a id="tested-{number}"></a>**{number}. ' in page
     assert short.splitlines()[0] == (
-        "**Of the paper's 4 claims 1 holds, 2 have too few runs, 1 lacks runs that were timed "
-        "alone and none is refuted. Of 1 that we added 1 has too few runs and none is refuted.**"
+        "**Of the paper's 4 claims, as we read them, 1 holds, 2 have too few runs, 1 lacks runs "
+        "that were timed alone and none is refuted. Of 1 that we added 1 has too few runs and none "
+        "is refuted.**"
     )
     assert [
         line for line in short.splitlines() if line.startswith(("| the p", "| our"))
